@@ -1,0 +1,52 @@
+# `make` alone lists the targets. Everything happens in .venv and .state, inside this folder.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# One place for every cache, pip's included; point PIP_CACHE_DIR at a shared one to save downloads.
+export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help setup run test ui serve lint lock clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is newer than both files once their contents are installed.
+.venv/installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { echo "Python 3.11 is needed: put python3.11 on PATH or set PYTHON=/path/to/python" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/installed  ## Create .venv with the locked dependencies and this package
+
+run: setup  ## Run the whole job on data/ and end with the comparison table
+	@tumorseg run
+
+test: setup  ## Check everything, the end-to-end run included
+	@python -m pytest
+
+ui: setup  ## Open MLflow on port 5000 and Prefect on port 4200
+	@tumorseg ui
+
+serve: setup  ## Serve the packaged champion on port 3000
+	@tumorseg serve
+
+lint: setup  ## Format, lint and check types
+	@ruff format .
+	@ruff check --fix .
+	@mypy
+
+lock:  ## Resolve the dependencies of pyproject.toml anew into requirements.lock
+	rm -rf .state/lock && $(PYTHON) -m venv .state/lock
+	.state/lock/bin/pip install --quiet torch==2.13.0
+	.state/lock/bin/pip install --quiet --editable '.[dev]'
+	@{ echo "# Written by 'make lock'. torch carries no build suffix, so that pip takes the build"; \
+	   echo "# that its index offers: CPU or CUDA."; \
+	   .state/lock/bin/pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; \
+	} > requirements.lock.new && mv requirements.lock.new requirements.lock
+	rm -rf .state/lock
+
+clean:  ## Remove what a run made; data/ and DVC's cache of it stay
+	rm -rf artifacts reports .state/prefect .state/mlflow* .state/bentoml .state/matplotlib .state/run

@@ -1,0 +1,69 @@
+"""Where state lies and what must stay silent; set before Prefect, MLflow or BentoML are imported.
+
+Every variable is only a default: one that is already set (a shared MLflow server, a Prefect API,
+a bento store) wins.
+"""
+
+import os
+import urllib.request
+from pathlib import Path
+
+STATE = Path(".state")
+PREFECT_URL_FILE = STATE / "prefect" / "url"
+
+# The scans are patients': no component may report to its maker or look for updates.
+SILENT = {
+    "BENTOML_DO_NOT_TRACK": "True",
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "ITERATIVE_DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+}
+
+
+def defaults(root: Path) -> dict[str, str]:
+    """The environment of a run in the repository `root`, as variable → value."""
+    state = (root / STATE).resolve()
+    return SILENT | {
+        "BENTOML_HOME": str(state / "bentoml"),
+        "DVC_SITE_CACHE_DIR": str(state / "dvc-site"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": str(state / "matplotlib"),
+        "PREFECT_HOME": str(state / "prefect"),
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    }
+
+
+def set_up(root: Path | None = None) -> None:
+    """Puts the defaults into this process's environment, for it and its children.
+
+    Args:
+        root: The repository; by default the current directory.
+    """
+    root = root or Path.cwd()
+    for name, value in defaults(root).items():
+        os.environ.setdefault(name, value)
+    if (root / "dvc.yaml").exists():
+        (root / STATE).mkdir(exist_ok=True)
+    # A server that `tumorseg run` or `tumorseg ui` started; without one Prefect starts its own for
+    # each flow, which works but costs seconds.
+    url_file = root / PREFECT_URL_FILE
+    if "PREFECT_API_URL" not in os.environ and url_file.exists():
+        url = url_file.read_text().strip()
+        if answers(url):
+            os.environ["PREFECT_API_URL"] = url
+
+
+def answers(prefect_url: str) -> bool:
+    """Whether a Prefect API answers at that address, such as `http://127.0.0.1:4200/api`."""
+    try:
+        with urllib.request.urlopen(f"{prefect_url}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False

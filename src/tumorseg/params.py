@@ -1,0 +1,181 @@
+"""params.yaml, checked: one class a section, and a wrong key or value is an error that names it."""
+
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from tumorseg.errors import InputError
+
+Fraction = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A section of params.yaml; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    section: ClassVar[str]
+
+
+class ValidateParams(Section):
+    """What an acceptable image is."""
+
+    section = "validate"
+    min_side: PositiveInt
+    max_side: PositiveInt
+    max_tumour_fraction: float = Fraction
+
+
+class AugmentParams(Section):
+    """The grid of the arrays and the strength of each random transformation."""
+
+    section = "augment"
+    image_size: PositiveInt = Field(multiple_of=16)  # four poolings
+    rotation_degrees: float = Field(ge=0, le=180)
+    shift: float = Fraction  # of the side
+    shear_degrees: float = Field(ge=0, le=45)
+    zoom: float = Field(ge=0, lt=1)  # 0.2 is a scale of 0.8 to 1.2
+    affine_probability: float = Fraction
+    horizontal_flip_probability: float = Fraction
+    vertical_flip_probability: float = Fraction
+    brightness: float = Fraction
+    contrast: float = Fraction
+    gamma: float = Field(ge=0, lt=1)  # 0.2 is an exponent of 0.8 to 1.2
+    noise: float = Fraction  # standard deviation, of full scale
+    intensity_probability: float = Fraction
+
+
+class CommonTrainParams(Section):
+    """What both networks share, so that only their architecture differs."""
+
+    section = "train"
+    seed: int = Field(ge=0)
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    bce_weight: float = Field(ge=0)
+    dice_weight: float = Field(ge=0)
+    plateau_factor: float = Field(gt=0, lt=1)
+    plateau_patience: PositiveInt
+    minimum_learning_rate: float = Field(ge=0)
+    early_stopping_patience: PositiveInt
+    workers: int = Field(ge=0)
+    deterministic: bool
+
+
+class NetworkParams(Section):
+    """One network: channels a level, from full resolution to the bottom."""
+
+    section = "train"
+    channels: list[PositiveInt] = Field(min_length=2, max_length=5)
+    batch_norm: bool
+
+
+class TrainParams(Section):
+    """The training of both networks."""
+
+    section = "train"
+    common: CommonTrainParams
+    unet: NetworkParams
+    attention_unet: NetworkParams
+
+    def network(self, name: str) -> NetworkParams:
+        """The section of one network, `unet` or `attention_unet`."""
+        if name not in NETWORKS:
+            raise InputError(f"no network is called {name!r}: choose one of {', '.join(NETWORKS)}")
+        return getattr(self, name)
+
+
+NETWORKS = ("unet", "attention_unet")
+
+
+class EvaluateParams(Section):
+    """How masks are cut and intervals drawn."""
+
+    section = "evaluate"
+    threshold: float = Field(gt=0, lt=1)
+    bootstrap_samples: PositiveInt
+    seed: int = Field(ge=0)
+
+
+class RegisterParams(Section):
+    """Where the winner goes, and by how much it must beat the champion to replace it."""
+
+    section = "register"
+    experiment: str = Field(min_length=1)
+    model_name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    min_gain: float = Field(ge=0)  # of mean Dice on the validation split
+    parity_tolerance: PositiveFloat  # of probabilities, ONNX against PyTorch
+
+
+class PackageParams(Section):
+    """The bento: the packages of requirements.lock that the service imports."""
+
+    section = "package"
+    requirements: list[str] = Field(min_length=1)
+
+
+class RetrainParams(Section):
+    """The retraining flow."""
+
+    section = "retrain"
+    retries: int = Field(ge=0)
+    retry_delay_seconds: float = Field(ge=0)
+
+
+SECTIONS: tuple[type[Section], ...] = (
+    ValidateParams,
+    AugmentParams,
+    TrainParams,
+    EvaluateParams,
+    RegisterParams,
+    PackageParams,
+    RetrainParams,
+)
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def load_params(kind: type[SectionT], path: Path = Path("params.yaml")) -> SectionT:
+    """Reads params.yaml, checks all of it, and returns one section.
+
+    Args:
+        kind: The section's class, such as `TrainParams`.
+        path: The file.
+
+    Raises:
+        InputError: The file is missing or is no YAML mapping, or a section or key is unknown,
+            missing or wrong; the message names each as `section.key`.
+    """
+    try:
+        document: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); run in the repository's root"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must hold sections of keys, such as 'train:'")
+    known = {section.section: section for section in SECTIONS}
+    problems = [f"{name}: unknown section" for name in document if name not in known]
+    parsed: dict[str, Section] = {}
+    for name, section in known.items():
+        try:
+            parsed[name] = section.model_validate(document.get(name))
+        except ValidationError as error:
+            problems += [_sentence(name, problem) for problem in error.errors()]
+    if problems:
+        raise InputError(f"{path}: " + "; ".join(problems))
+    asked = parsed[kind.section]
+    assert isinstance(asked, kind)
+    return asked
+
+
+def _sentence(section: str, problem: Any) -> str:
+    key = ".".join([section, *map(str, problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {problem['msg'].lower()} (got {problem['input']!r})"

@@ -1,0 +1,129 @@
+"""Fixtures that several tests share. Every test runs in an environment of its own."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tumorseg import environment
+
+# Before any test imports Prefect or MLflow: they read these when they are imported.
+for name, value in environment.SILENT.items():
+    os.environ[name] = value
+for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "BENTOML_HOME", "PREFECT_HOME"):
+    os.environ.pop(name, None)
+os.environ["MPLBACKEND"] = "Agg"
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefect, MLflow and BentoML keep their state in a temporary folder."""
+    folder = tmp_path_factory.mktemp("state")
+    for key, value in environment.defaults(folder).items():
+        os.environ[key] = value
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small phantom set: 12 train, 5 valid and 5 test slices of 96²."""
+    from tumorseg.phantom import make_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "data"
+    make_phantom(folder, counts={"train": 12, "valid": 5, "test": 5}, size=96)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real data set of boxes, where it is at hand."""
+    root = Path(os.environ.get("TUMORSEG_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    folder = root / "brain-tumor-boxes"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is missing; set TUMORSEG_REAL_DATA to its parent")
+    return folder
+
+
+class CocoFolder:
+    """Builds a data set by hand: `add` images with annotations, then `write`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.documents = {
+            split: {"categories": [{"id": 1, "name": "tumour"}], "images": [], "annotations": []}
+            for split in ("train", "valid", "test")
+        }
+        for split in self.documents:
+            (root / split).mkdir(parents=True)
+
+    def add(self, split: str, name: str, annotations=(), size=(80, 64), pixels=None) -> int:
+        """Writes an image of (width, height) and lists it; annotations are COCO dicts or boxes."""
+        document = self.documents[split]
+        number = len(document["images"])
+        if pixels is None:
+            seed = sum(map(ord, split + name))
+            pixels = np.random.default_rng(seed).integers(0, 255, size[::-1], np.uint8)
+        Image.fromarray(pixels).save(self.root / split / name)
+        document["images"].append(
+            {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+        )
+        for annotation in annotations:
+            if not isinstance(annotation, dict):
+                x, y, w, h = annotation
+                annotation = {
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    "bbox": [x, y, w, h],
+                }
+            document["annotations"].append(
+                {"id": len(document["annotations"]), "image_id": number, "category_id": 1}
+                | annotation
+            )
+        return number
+
+    def write(self) -> Path:
+        """Writes the JSON files and returns the root."""
+        for split, document in self.documents.items():
+            (self.root / split / "_annotations.coco.json").write_text(json.dumps(document))
+        return self.root
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> CocoFolder:
+    """An empty data set with one plain image in each split but train."""
+    folder = CocoFolder(tmp_path / "data")
+    folder.add("valid", "v.png", [(10, 10, 20, 20)])
+    folder.add("test", "t.png", [(5, 5, 20, 20)])
+    return folder
+
+
+TINY_TRAIN = {
+    "common": {
+        "seed": 0,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.01,
+        "bce_weight": 1.0,
+        "dice_weight": 1.0,
+        "plateau_factor": 0.5,
+        "plateau_patience": 1,
+        "minimum_learning_rate": 1e-6,
+        "early_stopping_patience": 5,
+        "workers": 0,
+        "deterministic": True,
+    },
+    "unet": {"channels": [4, 8, 16], "batch_norm": True},
+    "attention_unet": {"channels": [4, 8, 16], "batch_norm": True},
+}
+
+
+@pytest.fixture
+def train_params():
+    """Small networks, two epochs."""
+    from tumorseg.params import TrainParams
+
+    return TrainParams.model_validate(TINY_TRAIN)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tumorseg.errors import InputError
+from tumorseg.params import SECTIONS, AugmentParams, TrainParams, load_params
+
+
+@pytest.fixture
+def document() -> dict:
+    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+
+
+def load(document: object, folder: Path) -> TrainParams:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return load_params(TrainParams, path)
+
+
+def test_repository_params_are_valid() -> None:
+    for section in SECTIONS:
+        assert isinstance(load_params(section, REPOSITORY / "params.yaml"), section)
+
+
+def test_stages_sections_and_modules_share_their_names() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    sections = {section.section for section in SECTIONS}
+    assert sections == set(stages) | {"retrain"}
+    for name in sections:
+        assert (REPOSITORY / "pipelines" / f"{name}.py").exists()
+        if name in stages:
+            assert stages[name]["cmd"].startswith(f"python -m pipelines.{name}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["train"]["unet"].update(chanels=[4, 8]), "train.unet.chanels: unknown key"),
+        (lambda d: d["train"]["common"].update(epochs="many"), "train.common.epochs: .*'many'"),
+        (lambda d: d["train"]["common"].pop("seed"), "train.common.seed: missing"),
+        (lambda d: d["augment"].update(image_size=100), "augment.image_size: .*multiple of 16"),
+        (lambda d: d.update(trian={}), "trian: unknown section"),
+        (lambda d: d.pop("evaluate"), "evaluate: "),
+    ],
+)
+def test_a_wrong_key_is_named(document: dict, tmp_path: Path, change, message: str) -> None:
+    change(document)
+    with pytest.raises(InputError, match=message):
+        load(document, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        load_params(AugmentParams, path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_params(AugmentParams, tmp_path / "params.yaml")
+
+
+def test_an_unknown_network_is_named(train_params: TrainParams) -> None:
+    with pytest.raises(InputError, match="attention_unet"):
+        train_params.network("vnet")
