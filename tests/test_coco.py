@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+
+from tumorseg import coco
+from tumorseg.errors import InputError
+from tumorseg.masks import outlines
+
+BLOB = np.zeros((64, 80), bool)
+BLOB[10:30, 20:50] = True
+BLOB[30:40, 30:40] = True
+
+
+def test_annotations_pair_by_image_id_not_by_position(coco_folder) -> None:
+    coco_folder.add("train", "a.png", [(0, 0, 10, 10)])
+    coco_folder.add("train", "b.png")
+    coco_folder.add("train", "c.png", [(20, 20, 10, 10), (40, 40, 10, 10)])
+    coco_folder.documents["train"]["annotations"].reverse()
+    images = coco.read_split(coco_folder.write() / "train")
+    found = {i.file_name: sorted(a["bbox"][0] for a in i.annotations) for i in images}
+    assert found == {"a.png": [0], "b.png": [], "c.png": [20, 40]}
+
+
+def test_several_annotations_are_united_and_none_is_empty() -> None:
+    boxes = [{"bbox": [0, 0, 10, 10]}, {"bbox": [20, 20, 10, 10]}]
+    image = coco.LabelledImage("a.png", 80, 64, boxes)
+    mask = coco.decode(coco.image_rle(image), 64, 80)
+    assert mask.sum() == 200
+    assert mask[:10, :10].all() and mask[20:30, 20:30].all()
+    empty = coco.LabelledImage("b.png", 80, 64)
+    assert not coco.decode(coco.image_rle(empty), 64, 80).any()
+
+
+def test_polygon_and_both_run_length_forms_give_the_same_mask() -> None:
+    compressed = {"size": [64, 80], "counts": coco.encode(BLOB)}
+    flat = BLOB.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges.tolist(), flat.size]).tolist()
+    uncompressed = {"size": [64, 80], "counts": runs}
+    for segmentation in (compressed, uncompressed, outlines(BLOB)):
+        image = coco.LabelledImage("a.png", 80, 64, [{"id": 0, "segmentation": segmentation}])
+        mask = coco.decode(coco.image_rle(image), 64, 80)
+        assert (mask & BLOB).sum() / (mask | BLOB).sum() >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"segmentation": [[1, 2, 3, 4]]}, "three points"),
+        ({"segmentation": [[0, 0, 9, 0, float("nan"), 9]]}, "finite"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "run lengths"),
+        ({"segmentation": []}, "bbox"),
+    ],
+)
+def test_an_undrawable_annotation_is_named(annotation: dict, message: str) -> None:
+    image = coco.LabelledImage("a.png", 80, 64, [{"id": 17} | annotation])
+    with pytest.raises(ValueError, match=f"annotation 17: .*{message}"):
+        coco.image_rle(image)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"images": [', "not valid JSON"),
+        ('{"images": []}', "annotations"),
+        ("[]", "not COCO"),
+        (json.dumps({"images": [], "annotations": [{"id": 5, "image_id": 9}]}), "image 9"),
+    ],
+)
+def test_a_broken_json_is_named(tmp_path, text: str, message: str) -> None:
+    (tmp_path / coco.ANNOTATIONS).write_text(text)
+    with pytest.raises(InputError, match=message):
+        coco.read_split(tmp_path)
+
+
+def test_a_missing_json_is_named(tmp_path) -> None:
+    with pytest.raises(InputError, match="is missing"):
+        coco.read_split(tmp_path)
+
+
+def test_box_fill_tells_rectangles_from_outlines() -> None:
+    square = {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10, 0, 0]]}
+    triangle = {"segmentation": [[0, 0, 10, 0, 10, 10]]}
+    runs = {"segmentation": {"size": [64, 80], "counts": coco.encode(BLOB)}}
+    for annotation, fill in ((square, 1.0), (triangle, 0.5), (runs, 700 / 900)):
+        rle = coco.annotation_rle(annotation, 64, 80)
+        assert coco.box_fill(annotation, rle) == pytest.approx(fill)

@@ -1,0 +1,100 @@
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tumorseg import dataset
+from tumorseg.errors import InputError
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with DVC, its cache inside."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
+    return root
+
+
+def contents(folder) -> dict:
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_use_copies_records_and_can_go_back(repository, phantom, coco_folder) -> None:
+    assert dataset.use(phantom) == 22
+    assert contents(repository / "data") == contents(phantom)
+    first = (repository / "data.dvc").read_text()
+    other = coco_folder.write()
+    assert dataset.use(other) == 2
+    assert contents(repository / "data") == contents(other)
+    (repository / "data.dvc").write_text(first)
+    dataset.dvc("checkout", "--quiet")
+    assert contents(repository / "data") == contents(phantom)
+    assert not list(repository.glob(".data.*"))
+
+
+def test_unrecorded_changes_are_never_lost(repository, phantom, coco_folder) -> None:
+    dataset.use(phantom)
+    (repository / "data" / "train" / "mine.jpg").write_bytes(b"precious")
+    before = contents(repository / "data")
+    with pytest.raises(InputError, match="dvc add data"):
+        dataset.use(coco_folder.write())
+    assert contents(repository / "data") == before
+
+
+def test_a_folder_that_dvc_does_not_know_is_not_overwritten(repository, phantom, coco_folder):
+    shutil.copytree(phantom, repository / "data")
+    with pytest.raises(InputError, match="not recorded"):
+        dataset.use(coco_folder.write())
+    assert contents(repository / "data") == contents(phantom)
+
+
+def test_another_layout_is_refused_before_anything_is_touched(repository, phantom, tmp_path):
+    dataset.use(phantom)
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for folder in (tmp_path / "images", tmp_path / "nowhere", repository / "data"):
+        with pytest.raises(InputError, match=folder.name):
+            dataset.use(folder)
+    assert contents(repository / "data") == contents(phantom)
+
+
+def test_a_failing_dvc_puts_the_old_data_back(repository, phantom, coco_folder, monkeypatch):
+    dataset.use(phantom)
+    real = dataset.dvc
+
+    def failing(*arguments: str) -> str:
+        if arguments[0] == "add":
+            raise InputError("dvc add: disk full")
+        return real(*arguments)
+
+    monkeypatch.setattr(dataset, "dvc", failing)
+    with pytest.raises(InputError, match="disk full"):
+        dataset.use(coco_folder.write())
+    assert contents(repository / "data") == contents(phantom)
+
+
+def test_kaggle_without_credentials_says_what_to_do(monkeypatch) -> None:
+    import kagglehub
+    from kagglehub.exceptions import UnauthenticatedError
+
+    def refuse(handle: str) -> str:
+        raise UnauthenticatedError()
+
+    monkeypatch.setattr(kagglehub, "dataset_download", refuse)
+    with pytest.raises(InputError, match="KAGGLE_USERNAME"):
+        dataset.download_from_kaggle()
+
+
+def test_kaggle_out_of_reach_says_what_to_do(monkeypatch) -> None:
+    import kagglehub
+    import requests
+
+    def unreachable(handle: str) -> str:
+        raise requests.ConnectionError("no route")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", unreachable)
+    with pytest.raises(InputError, match="tumorseg data use FOLDER"):
+        dataset.download_from_kaggle()
