@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from tests.conftest import REPOSITORY
+from tumorseg.arrays import Slices
+from tumorseg.augmentation import load_policy, save_policy
+from tumorseg.errors import InputError
+from tumorseg.params import AugmentParams, load_params
+from tumorseg.preprocess import to_input
+from tumorseg.training import EpochSampler, TrainingSlices
+
+PARAMS = load_params(AugmentParams, REPOSITORY / "params.yaml")
+STILL = {
+    name: 0.0
+    for name in (
+        "affine_probability",
+        "horizontal_flip_probability",
+        "vertical_flip_probability",
+        "intensity_probability",
+    )
+}
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30] = 1
+    return mask * 200 + 20, mask
+
+
+def policy_of(tmp_path, **changes):
+    save_policy(PARAMS.model_copy(update=changes), tmp_path / "policy.json")
+    return load_policy(tmp_path / "policy.json")
+
+
+def test_image_and_mask_move_together(tmp_path, pair) -> None:
+    policy = policy_of(tmp_path, affine_probability=1.0, intensity_probability=0.0)
+    moved = 0
+    for seed in range(30):
+        image, mask = policy(*pair, seed)
+        assert set(np.unique(mask)) <= {0, 1}
+        assert ((image > 120) != mask).mean() < 0.01
+        moved += not np.array_equal(mask, pair[1])
+    assert moved == 30
+
+
+def test_intensity_changes_leave_the_mask(tmp_path, pair) -> None:
+    policy = policy_of(tmp_path, **(STILL | {"intensity_probability": 1.0}))
+    image, mask = policy(*pair, 1)
+    assert np.array_equal(mask, pair[1]) and not np.array_equal(image, pair[0])
+
+
+def test_no_probability_no_change(tmp_path, pair) -> None:
+    image, mask = policy_of(tmp_path, **STILL)(*pair, 3)
+    assert np.array_equal(image, pair[0]) and np.array_equal(mask, pair[1])
+
+
+def test_the_seed_decides(tmp_path, pair) -> None:
+    policy = policy_of(tmp_path)
+    first, again, other = (policy(*pair, seed)[0] for seed in (5, 5, 6))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_a_broken_policy_is_named(tmp_path) -> None:
+    for text in ("{", json.dumps({"policy": []})):
+        (tmp_path / "p.json").write_text(text)
+        with pytest.raises(InputError, match=r"p\.json"):
+            load_policy(tmp_path / "p.json")
+
+
+def loader(policy, pair, epoch: int) -> list[np.ndarray]:
+    slices = Slices(np.stack([pair[0]] * 3), np.stack([pair[1]] * 3))
+    sampler = EpochSampler(3, seed=0)
+    sampler.set_epoch(epoch)
+    batches = DataLoader(TrainingSlices(slices, policy, 0), batch_size=3, sampler=sampler)
+    ((images, masks),) = batches
+    return [images.numpy(), masks.numpy()]
+
+
+def test_training_sees_the_policy_file(tmp_path, pair) -> None:
+    flip = policy_of(tmp_path, **(STILL | {"vertical_flip_probability": 1.0}))
+    images, masks = loader(flip, pair, epoch=0)
+    for image, mask in zip(images, masks, strict=True):
+        assert np.array_equal(mask[0], pair[1][::-1])
+        assert np.array_equal(image, to_input(pair[0][::-1]))
+
+
+def test_each_epoch_and_slice_draws_anew(tmp_path, pair) -> None:
+    policy = policy_of(tmp_path, affine_probability=1.0)
+    first, again, second = (loader(policy, pair, epoch)[0] for epoch in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(np.sort(first.ravel()), np.sort(second.ravel()))
+    assert not np.array_equal(first[0], first[1])

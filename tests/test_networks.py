@@ -1,0 +1,82 @@
+"""One tester for every architecture."""
+
+import numpy as np
+import pytest
+import torch
+
+from tumorseg.export import export_onnx, parity
+from tumorseg.loss import bce_dice_loss, dice_loss
+from tumorseg.networks import AttentionGate, AttentionUNet, UNet, build_network
+from tumorseg.params import NETWORKS, NetworkParams
+
+TINY = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True)
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> UNet:
+    torch.manual_seed(0)
+    return build_network(request.param, TINY)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 1, 32, 48)])
+def test_logits_have_the_shape_of_the_image(network: UNet, shape) -> None:
+    assert network(torch.randn(shape)).shape == shape
+
+
+def test_every_parameter_learns(network: UNet) -> None:
+    target = (torch.rand(2, 1, 32, 32) > 0.8).float()
+    bce_dice_loss(network(torch.randn(2, 1, 32, 32)), target).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_onnx_agrees_with_pytorch_for_any_batch(network: UNet, tmp_path) -> None:
+    network.eval()
+    export_onnx(network, 64, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    images = np.random.default_rng(0).integers(0, 255, (5, 64, 64)).astype(np.uint8)
+    for count in (1, 5):
+        assert parity(network, tmp_path / "model.onnx", images[:count]) < 1e-5
+
+
+def test_the_gate_is_the_only_difference() -> None:
+    torch.manual_seed(0)
+    plain = build_network("unet", TINY).state_dict()
+    torch.manual_seed(0)
+    gated = build_network("attention_unet", TINY).state_dict()
+    extra = set(gated) - set(plain)
+    assert set(plain) <= set(gated) and extra and all(key.startswith("gates.") for key in extra)
+    for key, value in plain.items():
+        assert torch.equal(value, gated[key]), key
+
+
+def test_an_open_gate_makes_the_plain_network() -> None:
+    torch.manual_seed(0)
+    plain, gated = (build_network(name, TINY).eval() for name in NETWORKS)
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    for gate in gated.gates:
+        assert isinstance(gate, AttentionGate)
+        torch.nn.init.constant_(gate.attention.bias, 50.0)  # σ(50) = 1
+        torch.nn.init.zeros_(gate.attention.weight)
+    image = torch.randn(1, 1, 32, 32)
+    assert torch.allclose(plain(image), gated(image), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "millions"), [(UNet, 31.03), (AttentionUNet, 31.73)])
+def test_the_superseded_sizes_can_be_built(kind: type[UNet], millions: float) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in kind([64, 128, 256, 512, 1024], False).parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_dice_loss_against_hand_computed_values() -> None:
+    target = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 2, 2)
+    sure = 50 * (2 * target - 1)
+    assert dice_loss(sure, target).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(-sure, target).item() == pytest.approx(1 - 1 / 5)  # smooth 1 over 2 + 2 + 1
+    assert dice_loss(-50 * torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item() == 0
+    # p = ½ everywhere: 2·1 + 1 over 2 + 2 + 1
+    half = torch.zeros(1, 1, 2, 2)
+    assert dice_loss(half, target).item() == pytest.approx(1 - 3 / 5)
+    combined = bce_dice_loss(half, target, bce_weight=2.0, dice_weight=0.5).item()
+    assert combined == pytest.approx(2 * np.log(2) + 0.5 * 0.4)
