@@ -1,0 +1,115 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from tumorseg import controls
+from tumorseg.arrays import Slices
+from tumorseg.coco import encode
+from tumorseg.metrics import count, dice, iou, score, summarise
+
+
+def square(*box: int, side: int = 20) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    top, left, bottom, right = box
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def test_counts_by_hand() -> None:
+    counts = count(square(0, 0, 10, 10), square(5, 0, 15, 10))
+    assert counts == {"tp": 50, "fp": 50, "fn": 50, "tn": 250}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected_dice", "expected_iou"),
+    [
+        (square(0, 0, 10, 10), square(0, 0, 10, 10), 1, 1),
+        (square(0, 0, 10, 10), square(5, 0, 15, 10), 0.5, 1 / 3),
+        (square(0, 0, 0, 0), square(0, 0, 0, 0), 1, 1),  # both empty: nothing to find, none found
+        (square(0, 0, 0, 0), square(0, 0, 5, 5), 0, 0),
+        (square(0, 0, 5, 5), square(0, 0, 0, 0), 0, 0),
+    ],
+)
+def test_dice_and_iou(prediction, truth, expected_dice, expected_iou) -> None:
+    counts = count(prediction, truth)
+    wrong = counts["fp"] + counts["fn"]
+    assert dice(counts["tp"], wrong) == pytest.approx(expected_dice)
+    assert iou(counts["tp"], wrong) == pytest.approx(expected_iou)
+
+
+@pytest.fixture
+def scored() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    masks = [(rng.random((16, 16)) > 0.7, rng.random((16, 16)) > 0.7) for _ in range(40)]
+    masks += [(np.zeros((16, 16), bool),) * 2]
+    return score(pd.DataFrame([count(*pair) for pair in masks]))
+
+
+def test_summary(scored: pd.DataFrame) -> None:
+    found = summarise(scored, samples=500, seed=0)
+    assert found["slices"] == 41
+    # micro Dice = 2·IoU / (1 + IoU) holds for pooled counts, and not for means.
+    assert found["micro_dice"] == pytest.approx(
+        2 * found["micro_iou"] / (1 + found["micro_iou"]), abs=2e-5
+    )
+    tp, fp, fn, tn = (scored[k].sum() for k in ("tp", "fp", "fn", "tn"))
+    assert found["micro_dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-5)
+    assert found["accuracy"] == pytest.approx((tp + tn) / (16 * 16 * 41), abs=1e-5)
+    assert found["mean_dice_low"] < found["mean_dice"] < found["mean_dice_high"]
+    standard_error = scored["dice"].std() / np.sqrt(41)
+    width = found["mean_dice_high"] - found["mean_dice_low"]
+    assert width == pytest.approx(2 * 1.96 * standard_error, rel=0.2)
+    assert found == summarise(scored, samples=500, seed=0)
+
+
+def test_one_slice_has_a_point_for_an_interval(scored: pd.DataFrame) -> None:
+    found = summarise(scored[:1], samples=100, seed=0)
+    assert found["mean_dice_low"] == found["mean_dice"] == found["mean_dice_high"]
+
+
+def rows_of(masks: list[np.ndarray]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"mask_rle": encode(m), "height": m.shape[0], "width": m.shape[1]} for m in masks]
+    )
+
+
+def test_copy_takes_the_most_similar_train_slice() -> None:
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 255, (6, 64, 64)).astype(np.uint8)
+    masks = [square(i, i, i + 5, i + 5) for i in range(6)]
+    test = np.clip(train[[4, 1]].astype(int) // 2 + 30, 0, 255).astype(np.uint8)  # another gain
+    copied = list(
+        controls.copy(
+            Slices(train, train), Slices(test, test), rows_of(masks), rows_of(masks[:2])
+        )
+    )
+    assert np.array_equal(copied[0], masks[4]) and np.array_equal(copied[1], masks[1])
+
+
+def test_copy_fits_the_test_slice() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (1, 64, 64)).astype(np.uint8)
+    slices = Slices(images, images)
+    small, large = rows_of([square(2, 2, 8, 8)]), rows_of([square(0, 0, 0, 0, side=40)])
+    (copied,) = controls.copy(slices, slices, small, large)
+    assert copied.shape == (40, 40) and copied.sum() == pytest.approx(144, abs=20)
+
+
+def test_intensity_band_is_the_best_of_all() -> None:
+    rng = np.random.default_rng(0)
+    masks = (rng.random((4, 32, 32)) > 0.8).astype(np.uint8)
+    # Tumour between two kinds of healthy tissue: a single threshold would not do.
+    healthy = np.where(rng.random(masks.shape) > 0.5, 40, 220)
+    images = np.where(masks, 120, healthy).astype(np.uint8)
+    low, high = controls.best_band(images, masks)
+    assert 40 < low <= 120 <= high < 220
+    slices = Slices(images, masks)
+    rows = rows_of([m.astype(bool) for m in masks])
+    assert all(
+        np.array_equal(found, mask > 0)
+        for found, mask in zip(controls.intensity(slices, slices, rows), masks, strict=True)
+    )
+
+
+def test_background_is_empty_at_the_slice_s_size() -> None:
+    (mask,) = controls.background(rows_of([square(0, 0, 5, 5)]))
+    assert mask.shape == (20, 20) and not mask.any()
