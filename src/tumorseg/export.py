@@ -1,0 +1,65 @@
+"""From weights to ONNX: the file that is registered, packaged and served."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tumorseg.files import atomic_path
+from tumorseg.networks import UNet
+from tumorseg.preprocess import to_input
+
+
+class WithSigmoid(nn.Module):
+    """A network that answers probabilities, as the service needs them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities (B, 1, S, S) from normalised images (B, 1, S, S)."""
+        return torch.sigmoid(self.network(image))
+
+
+def export_onnx(network: UNet, image_size: int, path: Path) -> None:
+    """Writes a network as one ONNX file: `image` in, `probability` out, any batch size.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        image_size: The side S of its grid, in pixels.
+        path: The file.
+    """
+    program = torch.onnx.export(
+        WithSigmoid(network).eval(),
+        (torch.zeros(2, 1, image_size, image_size),),
+        input_names=["image"],
+        output_names=["probability"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    with atomic_path(path) as temporary:
+        program.save(temporary, external_data=False)
+        onnx.checker.check_model(temporary, full_check=True)
+
+
+def parity(network: UNet, path: Path, images: NDArray[np.uint8]) -> float:
+    """The largest difference of a probability between ONNX Runtime and PyTorch.
+
+    Args:
+        network: What was exported.
+        path: The ONNX file.
+        images: Grey slices, uint8, shape (N, S, S).
+    """
+    batch = np.stack([to_input(image) for image in images])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (ours,) = session.run(["probability"], {"image": batch})
+    with torch.inference_mode():
+        theirs = torch.sigmoid(network(torch.from_numpy(batch))).numpy()
+    return float(np.abs(ours - theirs).max())

@@ -1,0 +1,98 @@
+"""MLflow runs: one a training, with what it was made from, what it scored and what it drew."""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from lightning.pytorch.loggers import MLFlowLogger
+from mlflow.tracking import MlflowClient
+
+from tumorseg.environment import STATE
+from tumorseg.errors import InputError
+
+
+def lineage() -> dict[str, str]:
+    """What identifies code, data and dependencies: the tags of every run.
+
+    Returns:
+        git_sha (with `-dirty` where tracked files differ; `none` outside git), data_md5 of
+        data.dvc, lock_digest (sha256 of requirements.lock).
+    """
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tags = {"git_sha": commit.stdout.strip() or "none", "data_md5": "none", "lock_digest": "none"}
+    if Path("data.dvc").exists():
+        tags["data_md5"] = yaml.safe_load(Path("data.dvc").read_text())["outs"][0]["md5"]
+    if Path("requirements.lock").exists():
+        tags["lock_digest"] = hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest()
+    return tags
+
+
+def client(experiment: str) -> tuple[MlflowClient, str]:
+    """A client and the id of the experiment, made where there is none."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    mlflow.set_tracking_uri(uri)
+    made = MlflowClient()
+    found = made.get_experiment_by_name(experiment)
+    if found is not None:
+        return made, found.experiment_id
+    # A server chooses its own place for artifacts; a database file would put them in ./mlruns.
+    local = uri.startswith("sqlite:")
+    location = (STATE / "mlflow-artifacts").resolve().as_uri() if local else None
+    return made, made.create_experiment(experiment, artifact_location=location)
+
+
+def start_run(experiment: str, network: str, params: dict[str, Any]) -> MLFlowLogger:
+    """Starts a run for Lightning to log each epoch to.
+
+    Args:
+        experiment: The experiment's name.
+        network: `unet` or `attention_unet`, which also names the run.
+        params: Nested parameters; they are logged flat, as `augment.zoom`.
+    """
+    client(experiment)
+    logger = MLFlowLogger(
+        experiment_name=experiment,
+        run_name=network,
+        tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
+        tags={"stage": "train", "network": network} | lineage(),
+    )
+    logger.log_hyperparams(params)
+    return logger
+
+
+def complete_run(
+    experiment: str,
+    run_id: str,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    artifacts: list[Path],
+) -> None:
+    """Attaches figures, tags and files to the run of a training.
+
+    Raises:
+        InputError: The run is not in this MLflow.
+    """
+    store, _ = client(experiment)
+    try:
+        store.get_run(run_id)
+    except mlflow.MlflowException:
+        raise InputError(
+            f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} has no run {run_id}, in which the "
+            "network was trained: set MLFLOW_TRACKING_URI to where it is, or train again with "
+            "`dvc repro --force train`"
+        ) from None
+    for name, figure in metrics.items():
+        store.log_metric(run_id, name, figure)
+    for name, tag in tags.items():
+        store.set_tag(run_id, name, tag)
+    for path in artifacts:
+        store.log_artifact(run_id, str(path))
