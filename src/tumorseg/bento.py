@@ -1,0 +1,112 @@
+"""A packaged model and the code that serves it as a bento in BentoML's local store."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import tumorseg
+from tumorseg.errors import InputError
+from tumorseg.serving.predictor import ModelInfo, read_model
+
+# Not "tumorseg": `bentoml serve tumorseg:…` would first import the package of that name, and where
+# this checkout is installed would then serve its code in place of the bento's.
+NAME = "tumorseg-service"
+# All that serving imports; training's code and its dependencies stay out of the bento.
+_SOURCES = (
+    "__init__.py",
+    "errors.py",
+    "masks.py",
+    "preprocess.py",
+    "serving/*.py",
+    "serving/*.html",
+)
+
+
+def build(model_folder: Path, *, requirements: list[str]) -> str:
+    """Builds a bento from a packaged model, unless the same one is in the store already.
+
+    The bento's version is a digest of all that goes into it, so the same model, code and
+    requirements always give the same tag. Nothing is fetched from a network.
+
+    Args:
+        model_folder: Holds `model.onnx` and `model.json`.
+        requirements: Pinned requirement lines for what serving imports.
+
+    Returns:
+        The bento's tag, `tumorseg-service:<version>`.
+
+    Raises:
+        InputError: If the model folder is broken or BentoML cannot build.
+    """
+    info, _ = read_model(model_folder)
+    with tempfile.TemporaryDirectory(prefix="tumorseg-bento-") as folder:
+        stage = Path(folder)
+        _copy(model_folder, stage)
+        # JSON is YAML.
+        (stage / "bentofile.yaml").write_text(json.dumps(_bentofile(info, requirements)))
+        tag = f"{NAME}:{_digest(stage)[:16]}"
+        if _bentoml("get", tag, "--output=path", cwd=stage).returncode != 0:
+            _run_build(tag, stage)
+    return tag
+
+
+def _copy(model_folder: Path, stage: Path) -> None:
+    package = Path(tumorseg.__file__).parent
+    files = {f"tumorseg/{p.relative_to(package)}": p for g in _SOURCES for p in package.glob(g)}
+    for name in ("model.onnx", "model.json"):
+        files[f"model/{name}"] = model_folder / name
+    for name, source in files.items():
+        target = stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:
+    return {
+        "service": "tumorseg.serving.service:TumorSegmentation",
+        "name": NAME,
+        "description": f"Brain-tumour segmentation, model {info.version}. Research use only.",
+        "labels": {
+            "version": info.version,
+            "digest": info.digest,
+            "run_id": info.run_id,
+            "architecture": info.architecture,
+        },
+        "include": ["tumorseg/", "model/"],
+        # Locking would ask a package index; the lines are pinned already.
+        "python": {"packages": sorted(requirements), "lock_packages": False},
+    }
+
+
+def _digest(stage: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+        total.update(f"{path.relative_to(stage)}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _run_build(tag: str, stage: Path) -> None:
+    done = _bentoml("build", "--version", tag.partition(":")[2], str(stage), cwd=stage)
+    if done.returncode != 0:
+        reason = re.sub(r"\s+", " ", (done.stderr or done.stdout)[-500:]).strip()
+        raise InputError(f"BentoML could not build {tag}: {reason}")
+
+
+def _bentoml(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs BentoML in the staged folder, whose code it then imports in place of ours."""
+    return subprocess.run(
+        [sys.executable, "-m", "bentoml", *arguments],
+        cwd=cwd,
+        # Without `no_image` BentoML installs uv from a package index during the build.
+        env=os.environ | {"BENTOML_ENABLE_FEATURES": "no_image", "BENTOML_DO_NOT_TRACK": "True"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

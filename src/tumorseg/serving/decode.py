@@ -1,0 +1,86 @@
+"""One uploaded file to one grey picture, or one sentence about why not."""
+
+from io import BytesIO
+
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from tumorseg.preprocess import Grey, to_grey
+
+MAX_BYTES = 10 * 1024 * 1024
+MIN_SIDE = 16
+# The network's input is padded to a square, so the longer side alone bounds the memory.
+MAX_SIDE = 4096
+
+# The readers themselves, since Image.open warns about sizes that our own limit refuses anyway.
+_READERS: dict[bytes, type[ImageFile]] = {
+    b"\xff\xd8\xff": JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImageFile,
+}
+
+
+class Rejected(Exception):
+    """An upload that cannot be used.
+
+    Attributes:
+        status: The HTTP status that says so: 400, 413 or 415.
+        sentence: What is wrong and what to do, for the person who sent it.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+TOO_MANY_BYTES = Rejected(
+    413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
+)
+
+
+def decode(data: bytes) -> Grey:
+    """Decodes one uploaded picture.
+
+    Everything that the header tells is checked before any pixel is decoded.
+
+    Args:
+        data: The bytes of a JPEG or PNG file.
+
+    Returns:
+        Grey values, uint8, shape (H, W).
+
+    Raises:
+        Rejected: 400 for an empty, damaged or tiny picture, 413 for one with too many bytes or
+            pixels, 415 for anything but JPEG and PNG.
+    """
+    if not data:
+        raise Rejected(400, "The file is empty: choose a picture and send it again.")
+    if len(data) > MAX_BYTES:
+        raise TOO_MANY_BYTES
+    reader = next((r for start, r in _READERS.items() if data.startswith(start)), None)
+    if reader is None:
+        raise Rejected(415, "The file is neither JPEG nor PNG: convert the picture to one of them.")
+    try:
+        with reader(BytesIO(data)) as image:
+            _check_size(*image.size)
+            image.load()
+            return to_grey(image)
+    except Rejected:
+        raise
+    except Exception:
+        # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, …
+        raise Rejected(
+            400, "The picture is damaged or cut short: export it again and resend it."
+        ) from None
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise Rejected(
+            413, f"The picture is larger than {MAX_SIDE} pixels a side: scale it down first."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise Rejected(
+            400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."
+        )

@@ -1,0 +1,175 @@
+"""The packaged model as a function of one picture, for the service and for comparing models."""
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tumorseg.errors import InputError
+from tumorseg.masks import outlines
+from tumorseg.preprocess import Grey, Mask, to_grid, to_input, to_native
+
+
+class ModelInfo(BaseModel):
+    """What `model.json` says about the `model.onnx` beside it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    run_id: str
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of model.onnx, hexadecimal")
+    architecture: str
+    image_size: int = Field(gt=0, description="Side of the network's input, in pixels")
+    threshold: float = Field(ge=0, le=1, description="Probability from which a pixel is tumour")
+    data_md5: str
+    git_sha: str
+    validation: dict[str, Any]
+    test: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The tumour found in one picture.
+
+    Attributes:
+        mask: bool, shape (H, W), at the picture's own size.
+        area_px: The mask's area, in pixels of the picture.
+        area_fraction: The mask's share of the picture, in [0, 1].
+        contours: One polygon a region, `[[x, y], …]`, in pixels from the picture's upper left
+            corner.
+        confidence: Mean probability inside the mask; None where the mask is empty.
+    """
+
+    mask: Mask
+    area_px: int
+    area_fraction: float
+    contours: list[list[list[float]]]
+    confidence: float | None
+
+
+def load_info(folder: Path) -> ModelInfo:
+    """Reads a model folder's `model.json`.
+
+    Raises:
+        InputError: If it is missing, is not JSON or lacks a key.
+    """
+    path = folder / "model.json"
+    try:
+        return ModelInfo.model_validate_json(path.read_bytes())
+    except OSError:
+        raise InputError(f"{path} cannot be read: name the folder of a packaged model.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise InputError(
+            f"{path} is broken at {key}: {first['msg']}. Package the model again."
+        ) from None
+
+
+def read_model(folder: Path) -> tuple[ModelInfo, bytes]:
+    """Reads a model folder and checks that the two files belong together.
+
+    Returns:
+        What `model.json` says, and the bytes of `model.onnx`.
+
+    Raises:
+        InputError: If a file is missing or broken, or the digest is another one.
+    """
+    info = load_info(folder)
+    path = folder / "model.onnx"
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise InputError(f"{path} cannot be read: package the model again.") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != info.digest:
+        raise InputError(
+            f"{path} has the digest {digest}, but model.json names {info.digest}: "
+            "one of the two was exchanged; package the model again."
+        )
+    return info, data
+
+
+class Predictor:
+    """A checked and warmed-up model; safe to share between threads.
+
+    Args:
+        folder: The folder that holds `model.onnx` and `model.json`.
+
+    Attributes:
+        info: What `model.json` says.
+
+    Raises:
+        InputError: If the folder does not hold a whole, matching and working model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.info, data = read_model(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = os.cpu_count() or 1
+        try:
+            self._session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+            # The first run allocates; nobody's first picture should wait for that.
+            self.probability(np.zeros((self.info.image_size,) * 2, np.uint8))
+        except Exception as error:
+            # ONNX Runtime's own exceptions share no base class.
+            raise InputError(f"{folder / 'model.onnx'} does not run: {error}") from error
+        self._turn = threading.Lock()
+
+    def probability(self, grey: Grey) -> NDArray[np.float32]:
+        """Computes the tumour's probability for every pixel.
+
+        Args:
+            grey: uint8, shape (H, W).
+
+        Returns:
+            float32 in [0, 1], shape (H, W).
+        """
+        values = to_input(to_grid(grey, self.info.image_size))[None]
+        (output,) = self._session.run(["probability"], {"image": values})
+        return to_native(output[0, 0], (grey.shape[0], grey.shape[1]))
+
+    def segment(self, grey: Grey) -> Segmentation:
+        """Finds the tumour in one picture.
+
+        Args:
+            grey: uint8, shape (H, W).
+        """
+        # One run uses every core already; taking turns bounds the memory that large pictures need.
+        with self._turn:
+            probability = self.probability(grey)
+            mask = probability >= self.info.threshold
+            area = int(mask.sum())
+            return Segmentation(
+                mask=mask,
+                area_px=area,
+                area_fraction=area / mask.size,
+                contours=_polygons(mask),
+                confidence=float(probability[mask].mean()) if area else None,
+            )
+
+
+def _polygons(mask: Mask) -> list[list[list[float]]]:
+    """Traces the tumour inside its bounding box only, which costs far less than the picture."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return []
+    top, left = int(rows[0]), int(columns[0])
+    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    return [
+        [
+            [round(x + left, 2), round(y + top, 2)]
+            for x, y in zip(flat[::2], flat[1::2], strict=True)
+        ]
+        for flat in outlines(box)
+    ]
