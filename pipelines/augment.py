@@ -1,0 +1,27 @@
+"""augment: manifest → arrays, and the augmentation policy that training applies to them."""
+
+from pathlib import Path
+
+from pipelines._flow import main, stage, step
+from tumorseg.arrays import build_arrays, load_slices
+from tumorseg.augmentation import load_policy, save_policy
+from tumorseg.figures import augmentation_gallery
+from tumorseg.manifest import load_manifest
+from tumorseg.params import AugmentParams, load_params
+
+POLICY = Path("artifacts/augment/policy.json")
+
+
+@stage(name="augment")
+def augment() -> None:
+    """Writes grey, resized slices and masks as memory-mapped arrays, the policy, and a preview."""
+    params = load_params(AugmentParams)
+    step(build_arrays)(load_manifest(), Path("data"), params.image_size)
+    save_policy(params, POLICY)
+    slices = load_slices("train")
+    step(augmentation_gallery)(slices, load_policy(POLICY), Path("reports/augmentation.png"))
+    print(f"{slices.images.shape} train slices; preview: reports/augmentation.png")
+
+
+if __name__ == "__main__":
+    main(augment)

@@ -1,0 +1,51 @@
+"""evaluate: weights → masks → counts → table, for both networks and the controls."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines._flow import main, stage, step
+from pipelines.train import TRAINED
+from tumorseg import figures
+from tumorseg.arrays import load_slices
+from tumorseg.coco import SPLITS
+from tumorseg.evaluation import compare, load_network, reduce, table
+from tumorseg.files import atomic_path, write_json
+from tumorseg.manifest import load_manifest
+from tumorseg.params import NETWORKS, EvaluateParams, TrainParams, load_params
+
+REPORTS = Path("reports")
+MASKS = Path("artifacts/evaluate/masks.parquet")
+
+
+@stage(name="evaluate")
+def evaluate() -> None:
+    """Compares the networks with each other and with the controls; draws what they predict."""
+    params, training = load_params(EvaluateParams), load_params(TrainParams)
+    networks = {
+        name: load_network(name, training, TRAINED / name / "weights.safetensors")
+        for name in NETWORKS
+    }
+    slices = {split: load_slices(split) for split in SPLITS}
+    comparison = step(compare)(networks, slices, load_manifest(), params)
+    result = step(reduce)(comparison, params)
+    write_json(REPORTS / "metrics.json", result)
+    with atomic_path(MASKS) as temporary:
+        comparison.to_parquet(temporary, index=False)
+    with atomic_path(REPORTS / "per_slice.csv") as temporary:
+        comparison.drop(columns=["mask_rle", "truth_rle"]).to_csv(temporary, index=False)
+    step(draw)(comparison)
+    print("\n" + table(result))
+
+
+def draw(comparison: pd.DataFrame) -> None:
+    """Draws the training curves, the comparison chart and the gallery of predictions."""
+    histories = {name: pd.read_csv(TRAINED / name / "history.csv") for name in NETWORKS}
+    figures.training_curves(histories, REPORTS / "curves.png")
+    test = comparison[comparison["split"] == "test"]
+    figures.comparison_chart(test, REPORTS / "comparison.png")
+    figures.prediction_gallery(comparison, Path("data"), REPORTS / "predictions.png")
+
+
+if __name__ == "__main__":
+    main(evaluate)

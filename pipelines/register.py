@@ -1,0 +1,99 @@
+"""register: figures → MLflow; the winner → ONNX → registry, and champion if it beats the last."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from pipelines._flow import main, stage, step
+from pipelines.evaluate import REPORTS
+from pipelines.train import TRAINED
+from tumorseg import registry, tracking
+from tumorseg.arrays import load_slices
+from tumorseg.evaluation import load_network
+from tumorseg.export import export_onnx, parity
+from tumorseg.files import write_json
+from tumorseg.gate import Verdict, served_dice
+from tumorseg.manifest import load_manifest
+from tumorseg.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
+
+CHAMPION = Path("artifacts/register/champion.json")
+
+
+@stage(name="register")
+def register() -> None:
+    """Completes both runs in MLflow and registers the winner on the validation split."""
+    params, training = load_params(RegisterParams), load_params(TrainParams)
+    figures = json.loads((REPORTS / "metrics.json").read_text())
+    runs = {n: json.loads((TRAINED / n / "run.json").read_text()) for n in NETWORKS}
+    for name, run in runs.items():
+        scores = {
+            f"{split}_{key}": value
+            for split in ("valid", "test")
+            for key, value in figures[split][name].items()
+        }
+        step(tracking.complete_run, retries=2)(
+            params.experiment,
+            run["run_id"],
+            scores,
+            {"winner": str(name == figures["winner"])},
+            [
+                TRAINED / name / "weights.safetensors",
+                *(REPORTS / f for f in ("metrics.json", "per_slice.csv")),
+                *(REPORTS / f"{f}.png" for f in ("curves", "comparison", "predictions")),
+            ],
+        )
+
+    winner = figures["winner"]
+    network = load_network(winner, training, TRAINED / winner / "weights.safetensors")
+    images = load_slices("valid").images
+    rows = load_manifest().query("split == 'valid'")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, current = Path(scratch, "newcomer"), Path(scratch, "champion")
+        step(export_onnx)(network, images.shape[-1], folder / "model.onnx")
+        difference = step(parity)(network, folder / "model.onnx", images[:16])
+        if difference > params.parity_tolerance:
+            raise RuntimeError(
+                f"ONNX and PyTorch differ by {difference:.1e} in probability, more than "
+                f"register.parity_tolerance {params.parity_tolerance:.1e}"
+            )
+        print(f"ONNX Runtime and PyTorch agree within {difference:.1e} in probability")
+        lineage = tracking.lineage()
+        write_json(
+            folder / "model.json",
+            {
+                "name": params.model_name,
+                "version": "candidate",
+                "run_id": runs[winner]["run_id"],
+                "digest": registry.digest_of(folder / "model.onnx"),
+                "architecture": winner,
+                "image_size": images.shape[-1],
+                "threshold": load_params(EvaluateParams).threshold,
+                "data_md5": lineage["data_md5"],
+                "git_sha": lineage["git_sha"],
+                "validation": figures["valid"][winner],
+                "test": figures["test"][winner],
+            },
+        )
+        newcomer = step(served_dice)(folder, rows, Path("data"))
+        last = registry.champion(params.model_name, params.experiment)
+        if last is not None:
+            registry.fetch(params.model_name, last.version, params.experiment, current)
+        champion = step(served_dice)(current, rows, Path("data")) if last else None
+        verdict = Verdict(newcomer, champion, params.min_gain)
+        version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
+        if verdict.promotes:
+            registry.promote(params.model_name, version, params.experiment)
+        info = json.loads((folder / "model.json").read_text())
+    print(f"{winner}, version {version}: {verdict}")
+    write_json(
+        CHAMPION,
+        {
+            "registered": {key: info[key] for key in ("version", "run_id", "digest")},
+            "champion": version if verdict.promotes or last is None else last.version,
+            "verdict": str(verdict),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(register)

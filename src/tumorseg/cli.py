@@ -1,0 +1,156 @@
+"""The `tumorseg` command: runs, looks and serves, and puts data in place."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tumorseg import dataset, environment
+from tumorseg.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, tracked by DVC.")
+app.add_typer(data_app, name="data")
+
+PACKAGED = Path("artifacts/package/bento.json")
+METRICS = Path("reports/metrics.json")
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends it with one sentence and status 1."""
+    try:
+        app()
+    except InputError as error:
+        sys.exit(f"tumorseg: {error}")
+
+
+@app.callback()
+def _in_repository() -> None:
+    if not Path("dvc.yaml").exists():
+        raise InputError("there is no dvc.yaml here: change to the repository's root")
+    environment.set_up()
+
+
+@app.command()
+def run() -> None:
+    """Pull the data, run what is out of date, and end with the comparison table."""
+    from tumorseg.server import prefect_server
+
+    clock = Clock()
+    with prefect_server() as url:
+        clock.lap("start Prefect")
+        print(f"Prefect: {url.removesuffix('/api')}", flush=True)
+        if not Path("data").exists():
+            dataset.dvc("pull", "data.dvc")
+            clock.lap("dvc pull")
+        code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
+        clock.lap("dvc repro")
+    if code:
+        sys.exit("tumorseg run: a stage failed; its message is above, and nothing after it ran")
+    table()
+    bento = json.loads(PACKAGED.read_text())
+    print(f"\nserved model: {bento['tag']} (version {bento['version']})   {clock}")
+    print("reports: reports/*.png, reports/metrics.json, reports/data_docs/index.html")
+    print("next: `make serve` (http://localhost:3000), `make ui` (MLflow and Prefect),")
+    print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
+
+
+class Clock:
+    """Wall time since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: list[str] = []
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        """Ends a lap."""
+        now = time.monotonic()
+        self.laps.append(f"{name} {now - self.last:.0f} s")
+        self.last = now
+
+    def __str__(self) -> str:
+        """All laps, comma-separated."""
+        return ", ".join(self.laps)
+
+
+@app.command()
+def table() -> None:
+    """Print the comparison on the test split."""
+    from tumorseg.evaluation import table as render
+
+    if not METRICS.exists():
+        raise InputError(f"{METRICS}: is missing; type `make run` first")
+    print("\n" + render(json.loads(METRICS.read_text())))
+
+
+@app.command()
+def ui() -> None:
+    """Show the MLflow and Prefect pages until Ctrl-C."""
+    from tumorseg.server import mlflow_ui, prefect_server
+
+    with prefect_server() as prefect, mlflow_ui() as mlflow:
+        print(f"MLflow   {mlflow}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both.")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            print()
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(help="On the loopback interface.")] = 3000) -> None:
+    """Serve the packaged champion."""
+    if not PACKAGED.exists():
+        raise InputError(f"{PACKAGED}: is missing; type `make run` first")
+    tag = json.loads(PACKAGED.read_text())["tag"]
+    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*command, "--port", str(port)])
+
+
+@app.command()
+def env() -> None:
+    """Print the environment of a run, for `eval "$(tumorseg env)"`."""
+    for name in environment.defaults(Path.cwd()):
+        print(f"export {name}={shlex.quote(os.environ[name])}")
+
+
+@data_app.command("use")
+def data_use(folder: Path) -> None:
+    """Copy FOLDER (train/, valid/, test/ with _annotations.coco.json) to data/."""
+    _report(dataset.use(folder))
+
+
+@data_app.command("phantom")
+def data_phantom(
+    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
+) -> None:
+    """Make the phantom set anew and put it under data/."""
+    from tumorseg.phantom import make_phantom
+
+    _from_scratch(lambda folder: make_phantom(folder, seed=seed))
+
+
+@data_app.command("kaggle")
+def data_kaggle() -> None:
+    """Download the published brain-tumour set from Kaggle and put it under data/."""
+    _report(dataset.use(dataset.download_from_kaggle()))
+
+
+def _from_scratch(make: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=environment.STATE) as scratch:
+        folder = Path(scratch, "data")
+        make(folder)
+        _report(dataset.use(folder))
+
+
+def _report(images: int) -> None:
+    print(f"data/ now holds {images} images, recorded in data.dvc.")
+    print("next: `make run`; then `git commit data.dvc` keeps this version")
