@@ -64,6 +64,19 @@ def test_the_seed_decides(tmp_path, pair) -> None:
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+def test_transformations_are_drawn_independently(tmp_path, pair) -> None:
+    changes = STILL | {"horizontal_flip_probability": 0.5, "intensity_probability": 0.5}
+    policy = policy_of(tmp_path, **changes, noise=0.0, gamma=0.0)
+    flipped, brightened = [], []
+    for seed in range(300):
+        image, mask = policy(*pair, seed)
+        flipped.append(not np.array_equal(mask, pair[1]))
+        brightened.append(set(np.unique(image)) != {20, 220})
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(brightened) == pytest.approx(0.5, abs=0.1)
+    assert abs(np.corrcoef(flipped, brightened)[0, 1]) < 0.2
+
+
 def test_a_broken_policy_is_named(tmp_path) -> None:
     for text in ("{", json.dumps({"policy": []})):
         (tmp_path / "p.json").write_text(text)

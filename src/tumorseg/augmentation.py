@@ -4,6 +4,7 @@ That library is unmaintained; whatever replaces it replaces this file.
 """
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def load_policy(path: Path) -> Policy:
         ) from None
 
     def apply(image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int) -> Pair:
-        compose.set_random_seed(seed)
+        # set_random_seed would give every transformation the same seed, so that they all act, or
+        # none does; one shared stream keeps their draws independent.
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = compose(image=image, mask=mask)
         return result["image"], result["mask"]
 

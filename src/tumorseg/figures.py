@@ -32,7 +32,7 @@ def augmentation_gallery(slices: Slices, policy: Policy, path: Path, count: int 
         image, mask = np.array(slices.images[index]), np.array(slices.masks[index])
         _show(row[0], image, {TRUTH: mask})
         for draw, axis in enumerate(row[1:]):
-            image_drawn, mask_drawn = policy(image, mask, draw)
+            image_drawn, mask_drawn = policy(image, mask, 3 * int(index) + draw)
             _show(axis, image_drawn, {TRUTH: mask_drawn})
     axes[0, 0].set_title("as it is", fontsize=9)
     axes[0, 2].set_title("as training draws it, mask outlined", fontsize=9)
