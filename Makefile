@@ -15,9 +15,11 @@ help:  ## List the targets
 .venv/installed: requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { echo "Python 3.11 is needed: put python3.11 on PATH or set PYTHON=/path/to/python" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+	@echo "Installing requirements.lock into .venv (minutes the first time) ..."
+	@start=$$(date +%s); \
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock && \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . && \
+	echo "time: install $$(( $$(date +%s) - start )) s" && touch $@
 
 setup: .venv/installed  ## Create .venv with the locked dependencies and this package
 

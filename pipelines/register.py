@@ -89,7 +89,7 @@ def register() -> None:
         CHAMPION,
         {
             "registered": {key: info[key] for key in ("version", "run_id", "digest")},
-            "champion": version if verdict.promotes or last is None else last.version,
+            "champion": version if verdict.promotes or last is None else str(last.version),
             "verdict": str(verdict),
         },
     )

@@ -57,7 +57,7 @@ def command() -> None:
             return
         try:
             # One at a time: two runs would fight over the workspace.
-            retrain.serve(name="scheduled", cron=chosen.cron, limit=1, global_limit=1)
+            retrain.serve(name="scheduled", cron=chosen.cron, global_limit=1)
         except ValueError as error:
             raise InputError(f"--cron {chosen.cron!r}: {error}") from None
 

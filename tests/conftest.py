@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prefect, MLflow and BentoML keep their state in a temporary folder."""
     folder = tmp_path_factory.mktemp("state")
+    (folder / environment.STATE).mkdir()
     for key, value in environment.defaults(folder).items():
         os.environ[key] = value
     return folder
@@ -47,6 +49,22 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is missing; set TUMORSEG_REAL_DATA to its parent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_url(tmp_path_factory: pytest.TempPathFactory):
+    """The address of a Prefect server for all tests that run flows."""
+    from tumorseg.server import background, free_port
+
+    url = f"http://127.0.0.1:{(port := free_port(0))}/api"
+    log = tmp_path_factory.mktemp("prefect") / "server.log"
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with background(command, log):
+        deadline = time.monotonic() + 120
+        while not environment.answers(url):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield url
 
 
 class CocoFolder:

@@ -79,9 +79,7 @@ def test_copy_takes_the_most_similar_train_slice() -> None:
     masks = [square(i, i, i + 5, i + 5) for i in range(6)]
     test = np.clip(train[[4, 1]].astype(int) // 2 + 30, 0, 255).astype(np.uint8)  # another gain
     copied = list(
-        controls.copy(
-            Slices(train, train), Slices(test, test), rows_of(masks), rows_of(masks[:2])
-        )
+        controls.copy(Slices(train, train), Slices(test, test), rows_of(masks), rows_of(masks[:2]))
     )
     assert np.array_equal(copied[0], masks[4]) and np.array_equal(copied[1], masks[1])
 

@@ -1,13 +1,11 @@
 """The registry and its gate against a real MLflow on SQLite."""
 
-import json
 from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from tests.serving_model import disc, write_model
 from tumorseg import registry, tracking
@@ -102,7 +100,9 @@ def test_runs_carry_metrics_tags_and_artifacts(candidate, tmp_path) -> None:
     run = mlflow.get_run(candidate.run_id)
     assert run.data.metrics == {"val_loss": 0.5, "test_mean_dice": 0.7}
     assert run.data.params == {"train/epochs": "2"}
-    assert {"git_sha", "data_md5", "lock_digest", "stage", "network", "winner"} <= set(run.data.tags)
+    assert {"git_sha", "data_md5", "lock_digest", "stage", "network", "winner"} <= set(
+        run.data.tags
+    )
     store = mlflow.MlflowClient()
     assert [a.path for a in store.list_artifacts(candidate.run_id)] == ["metrics.json"]
     assert not (tmp_path / "mlruns").exists()
@@ -124,8 +124,13 @@ def test_lineage_names_code_data_and_lock(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("newcomer", "champion", "min_gain", "promotes"),
-    [(0.1, None, 0.0, True), (0.71, 0.7, 0.0, True), (0.7, 0.7, 0.0, False),
-     (0.71, 0.7, 0.02, False), (0.6, 0.7, 0.0, False)],
+    [
+        (0.1, None, 0.0, True),
+        (0.71, 0.7, 0.0, True),
+        (0.7, 0.7, 0.0, False),
+        (0.71, 0.7, 0.02, False),
+        (0.6, 0.7, 0.0, False),
+    ],
 )
 def test_only_a_better_newcomer_is_promoted(newcomer, champion, min_gain, promotes) -> None:
     verdict = Verdict(newcomer, champion, min_gain)
@@ -144,8 +149,11 @@ def test_models_are_judged_as_served(tmp_path) -> None:
     mask = Predictor(folder).segment(disc()).mask
     assert mask.any()
     rows = pd.DataFrame(
-        [{"path": "valid/a.png", "split": "valid", "mask_rle": encode(truth)}
-         | dict(zip(("height", "width"), mask.shape, strict=True)) for truth in (mask, ~mask)]
+        [
+            {"path": "valid/a.png", "split": "valid", "mask_rle": encode(truth)}
+            | dict(zip(("height", "width"), mask.shape, strict=True))
+            for truth in (mask, ~mask)
+        ]
     )
     assert served_dice(folder, rows[:1], tmp_path) == 1.0
     assert served_dice(folder, rows, tmp_path) == 0.5

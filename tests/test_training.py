@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from tests.conftest import REPOSITORY
 from tumorseg.arrays import Slices, build_arrays, load_slices
 from tumorseg.augmentation import load_policy, save_policy
 from tumorseg.coco import decode
@@ -14,8 +15,6 @@ from tumorseg.manifest import build_manifest
 from tumorseg.params import NETWORKS, AugmentParams, EvaluateParams, TrainParams, load_params
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
 from tumorseg.training import EpochSampler, train
-
-from tests.conftest import REPOSITORY
 
 EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
 
@@ -83,9 +82,7 @@ def test_training_writes_weights_history_and_summary(workplace, train_params, tm
 def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path) -> None:
     for name in ("a", "b"):
         fit(workplace, "unet", train_params, tmp_path / name)
-    first, second = (
-        (tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b")
-    )
+    first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
     assert first == second
 
 
@@ -173,8 +170,12 @@ def test_masks_are_cut_from_the_network_s_own_probabilities(
     assert set(load_file(tmp_path / "weights.safetensors")) == set(network.state_dict())
     rows = workplace["manifest"].query("split == 'test'")
     low = EVALUATE.model_copy(update={"threshold": 0.05})
-    comparison = compare({"unet": network, "attention_unet": network}, workplace["slices"],
-                         workplace["manifest"], low)
+    comparison = compare(
+        {"unet": network, "attention_unet": network},
+        workplace["slices"],
+        workplace["manifest"],
+        low,
+    )
     found = probabilities(network, workplace["slices"]["test"].images)
     first = comparison.query("method == 'unet' and split == 'test'").iloc[0]
     expected = to_native(found[0], (96, 96)) >= 0.05

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -51,16 +52,35 @@ def run() -> None:
         if not Path("data").exists():
             dataset.dvc("pull", "data.dvc")
             clock.lap("dvc pull")
-        code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
-        clock.lap("dvc repro")
+        code = reproduce(clock)
     if code:
         sys.exit("tumorseg run: a stage failed; its message is above, and nothing after it ran")
     table()
     bento = json.loads(PACKAGED.read_text())
-    print(f"\nserved model: {bento['tag']} (version {bento['version']})   {clock}")
+    print(f"\nserved model: {bento['tag']} (version {bento['version']})")
+    print(f"time: {clock}")
     print("reports: reports/*.png, reports/metrics.json, reports/data_docs/index.html")
     print("next: `make serve` (http://localhost:3000), `make ui` (MLflow and Prefect),")
     print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
+
+
+def reproduce(clock: "Clock") -> int:
+    """Runs `dvc repro`, a lap a stage, and returns its exit status."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        current = "dvc repro"
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if match := re.match(r"Running stage '(.+)'", line):
+                clock.lap(current)
+                current = match[1]
+        clock.lap(current)
+    return process.returncode
 
 
 class Clock:

@@ -32,6 +32,7 @@ def defaults(root: Path) -> dict[str, str]:
     return SILENT | {
         "BENTOML_HOME": str(state / "bentoml"),
         "DVC_SITE_CACHE_DIR": str(state / "dvc-site"),
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(state / "matplotlib"),

@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from tumorseg.cli import main; sys.argv[0] = 'tumorseg'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "use", "nowhere"], "nowhere: is no folder"),
+        (["serve"], "make run"),
+        (["table"], "make run"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(tmp_path, arguments: list[str], message: str) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    done = tumorseg(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tumorseg: ") and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_outside_a_repository_it_says_so(tmp_path) -> None:
+    done = tumorseg("run", cwd=tmp_path)
+    assert done.returncode == 1 and "repository's root" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_env_prints_what_a_shell_can_take_over(tmp_path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    printed = tumorseg("env", cwd=tmp_path).stdout
+    script = f"{printed}\necho $GX_ANALYTICS_ENABLED $MLFLOW_TRACKING_URI"
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.split()
+    assert shown == ["false", os.environ["MLFLOW_TRACKING_URI"]]
+
+
+def test_a_pipeline_ends_without_a_traceback(tmp_path) -> None:
+    """`python -m pipelines.train` where params.yaml has a wrong key."""
+    params = (REPOSITORY / "params.yaml").read_text().replace("batch_size", "bach_size")
+    (tmp_path / "params.yaml").write_text(params)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.train", "unet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 1
+    assert "\ntrain: params.yaml: train.common.bach_size: unknown key" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout

@@ -1,0 +1,111 @@
+"""Each component is imported and started once, so that a bad pin shows here and not in a run."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.conftest import REPOSITORY
+from tumorseg.environment import SILENT
+from tumorseg.server import background, free_port
+
+
+def lock() -> dict[str, str]:
+    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {name.lower().replace("_", "-"): pinned for name, pinned in pairs}
+
+
+def test_the_lock_pins_every_dependency_as_installed() -> None:
+    pinned = lock()
+    wanted = [Requirement(text) for text in requires("tumorseg") or []]
+    assert len(wanted) > 30
+    for requirement in wanted:
+        name = requirement.name.lower().replace("_", "-")
+        assert version(name).split("+")[0] == pinned[name]
+        assert requirement.specifier.contains(pinned[name]), requirement
+    assert "torchvision" not in pinned
+
+
+@pytest.mark.slow
+def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
+    """The step's retry and the end without a traceback are Prefect's doing: seen in its log."""
+    (tmp_path / "flows.py").write_text(
+        "from pipelines._flow import main, stage, step\n"
+        "from tumorseg.errors import InputError\n"
+        "tries = []\n"
+        "def flaky():\n"
+        "    tries.append(1)\n"
+        "    if len(tries) < 2: raise OSError('the disk blinked')\n"
+        "    return len(tries)\n"
+        "def wrong():\n"
+        "    tries.append(1)\n"
+        "    raise InputError('a.jpg: is broken; remove it')\n"
+        "@stage(name='probe')\n"
+        "def probe():\n"
+        "    print('tries', step(flaky, retries=2, delay_seconds=0.1)())\n"
+        "    tries.clear()\n"
+        "    try: step(wrong, retries=2, delay_seconds=0.1)()\n"
+        "    finally: print('wrong tries', len(tries))\n"
+        "main(probe)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "flows.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PREFECT_API_URL": prefect_url, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    log = done.stdout + done.stderr
+    assert "tries 2" in log and "wrong tries 1" in log
+    assert done.returncode == 1 and "probe: a.jpg: is broken; remove it" in log.splitlines()[-1]
+    assert (
+        "InputError" in log and "Traceback" not in log.split("wrong tries")[0].split("tries 2")[1]
+    )
+
+
+@pytest.mark.slow
+def test_the_mlflow_server_answers(tmp_path: Path) -> None:
+    port = free_port(0)
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'm.db'}"]
+    with background(command, tmp_path / "mlflow.log"):
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as page:
+                    assert page.read() == b"OK"
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
+                time.sleep(0.5)
+
+
+@pytest.mark.parametrize("command", [["dvc", "--version"], ["bentoml", "--version"]])
+def test_commands_start(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert done.returncode == 0 and lock()[command[0]] in done.stdout
+
+
+def test_onnx_runtime_has_no_way_to_report_home() -> None:
+    import onnxruntime
+
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("onnxruntime_pybind11_state*.so")
+    assert b"events.data.microsoft.com" not in library.read_bytes()
+
+
+def test_phone_home_is_off() -> None:
+    import mlflow.telemetry.utils
+    from great_expectations.analytics.config import ENV_CONFIG
+    from prefect.settings import get_current_settings
+
+    assert mlflow.telemetry.utils.is_telemetry_disabled()
+    assert ENV_CONFIG.gx_analytics_enabled is False
+    assert get_current_settings().server.analytics_enabled is False
+    assert {"BENTOML_DO_NOT_TRACK", "DVC_NO_ANALYTICS", "NO_ALBUMENTATIONS_UPDATE"} <= set(SILENT)

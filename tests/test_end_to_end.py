@@ -1,0 +1,175 @@
+"""`dvc repro` in a workspace of its own, on a small phantom set, up to a bento that answers."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import REPOSITORY, TINY_TRAIN
+from tumorseg import environment
+from tumorseg.coco import decode
+from tumorseg.server import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def workspace(phantom, prefect_url, tmp_path_factory) -> SimpleNamespace:
+    """A copy of the repository with tiny params and the phantom under data/, after one repro."""
+    root = tmp_path_factory.mktemp("end-to-end") / "repository"
+    root.mkdir()
+    for name in ("dvc.yaml", "requirements.lock", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, root)
+    for name in ("src", "pipelines"):
+        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(REPOSITORY / name, root / name, ignore=skip)
+    (root / ".dvc").mkdir()
+    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    # Long enough to find something: two empty masks would agree about nothing.
+    common = TINY_TRAIN["common"] | {"epochs": 15, "batch_size": 2}
+    params["train"] = TINY_TRAIN | {"common": common}
+    params["evaluate"]["threshold"] = 0.2
+    params["augment"]["image_size"] = 64
+    params["evaluate"]["bootstrap_samples"] = 100
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+
+    kept = {k: v for k, v in os.environ.items() if k not in environment.defaults(root)}
+    kept |= environment.defaults(root)
+    kept["PREFECT_API_URL"] = prefect_url
+    kept["PYTHONPATH"] = f"{root / 'src'}:{root}"
+    kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
+
+    def call(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=root, env=kept, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    code = (
+        "import sys; from tumorseg.cli import main; sys.argv = ['tumorseg', *sys.argv[1:]]; main()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, "data", "use", str(phantom)], cwd=root, env=kept, check=True
+    )
+    call("dvc", "repro")
+    return SimpleNamespace(root=root, env=kept, call=call, params=params)
+
+
+def executed(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def read(workspace, name: str) -> dict:
+    return json.loads((workspace.root / name).read_text())
+
+
+def test_the_reports_are_there_and_agree(workspace) -> None:
+    figures = read(workspace, "reports/metrics.json")
+    assert list(figures["test"]) == ["unet", "attention_unet", "copy", "intensity", "background"]
+    per_slice = pd.read_csv(workspace.root / "reports" / "per_slice.csv")
+    for method, rows in per_slice[per_slice["split"] == "test"].groupby("method"):
+        assert rows["dice"].mean() == pytest.approx(figures["test"][method]["mean_dice"], abs=1e-5)
+    for name in ("augmentation", "curves", "comparison", "predictions"):
+        assert Image.open(workspace.root / "reports" / f"{name}.png").size[0] > 300
+    assert (workspace.root / "reports" / "data_docs" / "index.html").exists()
+    shown = workspace.call("dvc", "metrics", "show", "--json")
+    assert "micro_dice" in shown
+    workspace.call("dvc", "plots", "show", "--out", "plots")
+    assert "val_loss" in (workspace.root / "plots" / "index.html").read_text()
+
+
+def test_state_stays_inside_the_workspace(workspace) -> None:
+    names = {path.name for path in (workspace.root / ".state").iterdir()}
+    assert {"mlflow.db", "mlflow-artifacts", "bentoml", "dvc"} <= names
+    assert not (workspace.root / "mlruns").exists()
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+    ).stdout
+    untracked = {line[3:] for line in status.splitlines()}
+    outputs = {n for n in untracked if not n.startswith(("src/", "pipelines/", ".dvc/", "plots/"))}
+    assert outputs == {
+        ".dvcignore", ".gitignore", "data.dvc", "dvc.lock", "dvc.yaml", "params.yaml",
+        "reports/metrics.json", "requirements.lock",
+    }  # fmt: skip
+
+
+def test_again_runs_nothing(workspace) -> None:
+    assert executed(workspace.call("dvc", "repro")) == []
+
+
+def test_the_bento_answers_what_evaluate_computed(workspace) -> None:
+    bento = read(workspace, "artifacts/package/bento.json")
+    port = free_port(0)
+    log = (workspace.root / "serve.log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bentoml", "serve", bento["tag"], "--port", str(port)],
+        cwd=workspace.root.parent,  # away from the sources: the bento brings its own
+        env={k: v for k, v in workspace.env.items() if k != "PYTHONPATH"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                assert process.poll() is None, (workspace.root / "serve.log").read_text()
+            assert time.monotonic() < deadline, (workspace.root / "serve.log").read_text()
+            time.sleep(0.5)
+        masks = pd.read_parquet(workspace.root / "artifacts" / "evaluate" / "masks.parquet")
+        winner = read(workspace, "reports/metrics.json")["winner"]
+        rows = masks[(masks["method"] == winner) & (masks["split"] == "test")]
+        assert len(rows) == 5 and (rows["tp"] + rows["fp"]).sum() > 50
+        for row in rows.itertuples():
+            picture = (workspace.root / "data" / row.path).read_bytes()
+            answer = httpx.post(f"{url}/segment", files={"file": ("a.jpg", picture)}, timeout=30)
+            assert answer.status_code == 200, answer.text
+            body = answer.json()
+            served = np.array(Image.open(io.BytesIO(base64.b64decode(body["mask_png"])))) > 0
+            evaluated = decode(row.mask_rle, *served.shape)
+            union = (served | evaluated).sum()
+            assert union == 0 or (served & evaluated).sum() / union >= 0.999
+            assert body["model_digest"] == bento["digest"]
+            assert body["model_version"] == bento["version"] == "1"
+        page = httpx.get(f"{url}/", timeout=10)
+        assert page.status_code == 200 and "Research use only" in page.text
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+# The last test: it changes the workspace.
+def test_one_network_s_key_reruns_only_what_depends_on_it(workspace) -> None:
+    workspace.params["train"]["unet"]["channels"] = [2, 4, 8]
+    (workspace.root / "params.yaml").write_text(yaml.safe_dump(workspace.params))
+    before = read(workspace, "artifacts/register/champion.json")
+    ran = executed(workspace.call("dvc", "repro"))
+    assert ran == ["train@unet", "evaluate", "register"] or ran == [
+        "train@unet", "evaluate", "register", "package",
+    ]  # fmt: skip
+    after = read(workspace, "artifacts/register/champion.json")
+    assert before["champion"] == "1" and after["registered"]["version"] in ("1", "2")
+    assert ("stays" in after["verdict"]) == (after["champion"] == "1")
