@@ -12,7 +12,14 @@ from tumorseg.coco import decode
 from tumorseg.errors import InputError
 from tumorseg.evaluation import compare, load_network, reduce, table
 from tumorseg.manifest import build_manifest
-from tumorseg.params import NETWORKS, AugmentParams, EvaluateParams, TrainParams, load_params
+from tumorseg.params import (
+    NETWORKS,
+    AugmentParams,
+    EvaluateParams,
+    NetworkParams,
+    TrainParams,
+    load_params,
+)
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
 from tumorseg.training import EpochSampler, train
 
@@ -106,8 +113,10 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
     masks = ((rows - centres[:, 0]) ** 2 + (columns - centres[:, 1]) ** 2 < 25).astype(np.uint8)
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
-    params = train_params.model_copy(
-        update={"common": train_params.common.model_copy(update={"epochs": 12})}
+    longer = {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
+    larger = NetworkParams(channels=[8, 16], batch_norm=True)
+    params = TrainParams(
+        common=train_params.common.model_copy(update=longer), unet=larger, attention_unet=larger
     )
     for name in NETWORKS:
         summary = train(name, params, slices, lambda i, m, _: (i, m), tmp_path / name)

@@ -47,7 +47,9 @@ def client(experiment: str) -> tuple[MlflowClient, str]:
     # A server chooses its own place for artifacts; a database file would put them in ./mlruns.
     local = uri.startswith("sqlite:")
     location = (STATE / "mlflow-artifacts").resolve().as_uri() if local else None
-    return made, made.create_experiment(experiment, artifact_location=location)
+    # Without the kind, MLflow shows an experiment as one of language models, without metrics.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return made, made.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
 def start_run(experiment: str, network: str, params: dict[str, Any]) -> MLFlowLogger:
