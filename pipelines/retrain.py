@@ -9,6 +9,8 @@ import json
 import subprocess
 import sys
 
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
 from pipelines._flow import main, stage, step
 from pipelines.register import CHAMPION
 from tumorseg.errors import InputError
@@ -51,7 +53,8 @@ def command() -> None:
     when.add_argument("--now", action="store_true", help="run once, and end")
     when.add_argument("--cron", help="stay, and run at these times, such as '0 3 * * *'")
     chosen = parser.parse_args()
-    with prefect_server():
+    # Prefect read its settings when it was imported, before this server had an address.
+    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
         if chosen.now:
             retrain()
             return

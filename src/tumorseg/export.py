@@ -1,5 +1,6 @@
 """From weights to ONNX: the file that is registered, packaged and served."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from tumorseg.files import atomic_path
 from tumorseg.networks import UNet
 from tumorseg.preprocess import to_input
+
+# It warns of torchvision's operators, which nothing here uses.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 class WithSigmoid(nn.Module):
