@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from prefect import Flow, flow, task
 from prefect.cache_policies import NO_CACHE
 
-from tumorseg.errors import InputError
+from tumorseg.errors import InputError, StageError
 
 
 def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
@@ -17,8 +17,8 @@ def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """Drops the traceback of a user's mistake from Prefect's log; the message stays."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError):
+    """Drops a traceback that would tell nothing from Prefect's log; the message stays."""
+    if record.exc_info and isinstance(record.exc_info[1], InputError | StageError):
         record.exc_info = None
     return True
 
@@ -68,5 +68,5 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     """Runs a flow as a command: exit status 1 and one sentence on bad input."""
     try:
         entry(*args, **kwargs)
-    except InputError as error:
+    except (InputError, StageError) as error:
         sys.exit(f"{getattr(entry, 'name', entry.__name__)}: {error}")

@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines._flow import main, stage, step
 from pipelines.register import CHAMPION
-from tumorseg.errors import InputError
+from tumorseg.errors import InputError, StageError
 from tumorseg.params import RetrainParams, load_params
 from tumorseg.server import prefect_server
 
@@ -24,7 +24,7 @@ def reproduce(name: str) -> None:
     """Brings one stage up to date; DVC decides whether it has to run.
 
     Raises:
-        RuntimeError: The stage failed; its own message is in the log above.
+        StageError: The stage failed; its own message is in the log above.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     with subprocess.Popen(
@@ -34,7 +34,7 @@ def reproduce(name: str) -> None:
         for line in process.stdout:
             print(line.rstrip())
     if process.returncode:
-        raise RuntimeError(f"stage {name} failed; later stages did not run")
+        raise StageError(f"stage {name} failed; later stages did not run")
 
 
 @stage(name="retrain")
@@ -60,7 +60,8 @@ def command() -> None:
             return
         try:
             # One at a time: two runs would fight over the workspace.
-            retrain.serve(name="scheduled", cron=chosen.cron, global_limit=1)
+            # An earlier one paused its schedule when it stopped; this one takes it up again.
+            retrain.serve(name="scheduled", cron=chosen.cron, global_limit=1, paused=False)
         except ValueError as error:
             raise InputError(f"--cron {chosen.cron!r}: {error}") from None
 

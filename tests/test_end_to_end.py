@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -159,6 +160,30 @@ def test_the_bento_answers_what_evaluate_computed(workspace) -> None:
         process.terminate()
         process.wait(30)
         log.close()
+
+
+def test_a_schedule_plans_runs_also_after_it_was_stopped_once(workspace) -> None:
+    api = workspace.env["PREFECT_API_URL"]
+    command = [sys.executable, "-m", "pipelines.retrain", "--cron", "0 3 * * *"]
+    named = {"deployments": {"name": {"any_": ["scheduled"]}}}
+
+    def planned() -> int:
+        query = named | {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+        return httpx.post(f"{api}/flow_runs/count", json=query, timeout=10).json()
+
+    def paused() -> list[bool]:
+        found = httpx.post(f"{api}/deployments/filter", json=named, timeout=10).json()
+        return [deployment["paused"] for deployment in found]
+
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=workspace.root, env=workspace.env)
+        deadline = time.monotonic() + 90
+        while not planned() or paused() != [False]:
+            assert process.poll() is None and time.monotonic() < deadline, (planned(), paused())
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert paused() == [True] and not planned()
 
 
 # The last test: it changes the workspace.
