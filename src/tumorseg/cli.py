@@ -114,10 +114,13 @@ def table() -> None:
 @app.command()
 def ui() -> None:
     """Show the MLflow and Prefect pages until Ctrl-C."""
+    from tumorseg.params import RegisterParams, load_params
     from tumorseg.server import mlflow_ui, prefect_server
+    from tumorseg.tracking import page
 
+    runs = page(load_params(RegisterParams).experiment)
     with prefect_server() as prefect, mlflow_ui() as mlflow:
-        print(f"MLflow   {mlflow}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both.")
+        print(f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both.")
         try:
             while True:
                 time.sleep(3600)

@@ -52,6 +52,15 @@ def client(experiment: str) -> tuple[MlflowClient, str]:
     return made, made.create_experiment(experiment, artifact_location=location, tags=kind)
 
 
+def page(experiment: str) -> str:
+    """The part of the MLflow UI's address that shows the experiment's runs as charts.
+
+    Without it the UI opens on its pages for language models, which show no metric.
+    """
+    _, number = client(experiment)
+    return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+
+
 def start_run(experiment: str, network: str, params: dict[str, Any]) -> MLFlowLogger:
     """Starts a run for Lightning to log each epoch to.
 
