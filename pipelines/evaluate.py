@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipelines._flow import main, stage, step
@@ -11,7 +12,7 @@ from tumorseg.arrays import load_slices
 from tumorseg.coco import SPLITS
 from tumorseg.evaluation import compare, load_network, reduce, table
 from tumorseg.files import atomic_path, write_json
-from tumorseg.manifest import load_manifest
+from tumorseg.manifest import THUMBNAILS, load_manifest
 from tumorseg.params import NETWORKS, EvaluateParams, TrainParams, load_params
 
 REPORTS = Path("reports")
@@ -27,7 +28,8 @@ def evaluate() -> None:
         for name in NETWORKS
     }
     slices = {split: load_slices(split) for split in SPLITS}
-    comparison = step(compare)(networks, slices, load_manifest(), params)
+    thumbnails = np.load(THUMBNAILS, mmap_mode="r")
+    comparison = step(compare)(networks, slices, load_manifest(), thumbnails, params)
     result = step(reduce)(comparison, params)
     write_json(REPORTS / "metrics.json", result)
     with atomic_path(MASKS) as temporary:

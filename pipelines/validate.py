@@ -1,31 +1,52 @@
-"""validate: COCO folder → manifest, checked by Great Expectations."""
+"""validate: COCO folder → manifest, checked by Great Expectations and audited."""
 
 from pathlib import Path
 
+import numpy as np
+
 from pipelines._flow import main, stage, step
+from tumorseg import coco
+from tumorseg.audit import audit
+from tumorseg.audit_page import link_from, write_page
 from tumorseg.expectations import check, report, stop_on_critical
-from tumorseg.files import write_json
-from tumorseg.manifest import build_manifest, save_manifest
+from tumorseg.files import atomic_path, write_json
+from tumorseg.leakage import find_pairs, mark_leaks, save_pairs
+from tumorseg.manifest import THUMBNAILS, build_manifest, save_manifest
 from tumorseg.params import ValidateParams, load_params
 
 DATA = Path("data")
+REPORTS = Path("reports")
 
 
 @stage(name="validate")
 def validate() -> None:
-    """Builds the manifest of data/, checks it, and stops on a critical finding."""
+    """Builds the manifest of data/, audits it, and stops on a finding that params.yaml names."""
     params = load_params(ValidateParams)
-    manifest = step(build_manifest)(DATA)
+    manifest = step(build_manifest)(DATA, params)
     counts = manifest["split"].value_counts().to_dict()
     annotated = manifest["annotations"].value_counts().sort_index().to_dict()
     print(f"{len(manifest)} images {counts}; annotations an image → images: {annotated}")
-    findings = step(check)(manifest, params, Path("reports/data_docs"))
-    write_json(Path("reports/validation.json"), findings)
+    pairs = step(find_pairs)(manifest, THUMBNAILS, params.near_duplicate)
+    manifest = mark_leaks(manifest, pairs, coco.SPLITS)
+    findings = step(check)(manifest, params, REPORTS / "data_docs")
+
+    thumbnails = np.load(THUMBNAILS, mmap_mode="r")
+    figures = step(audit)(manifest, pairs, thumbnails, findings)
+    write_json(REPORTS / "audit.json", figures)
+    step(write_page)(figures, manifest, pairs, thumbnails, DATA, REPORTS / "audit.html")
+    link_from(REPORTS / "data_docs", REPORTS / "audit.html")
+    unusable = manifest["problem"].notna()
+    with atomic_path(REPORTS / "unusable.csv") as temporary:
+        manifest.loc[unusable, ["path", "problem", "why"]].to_csv(temporary, index=False)
+
     lines = report(findings, manifest)
     for line in lines:
         print(line)
     stop_on_critical(lines)
-    save_manifest(manifest, Path("artifacts/validate/manifest.parquet"))
+    if unusable.any():
+        print(f"{unusable.sum()} set aside, listed in reports/unusable.csv; data/ is as it was")
+    save_pairs(pairs)
+    save_manifest(manifest[~unusable].reset_index(drop=True))
 
 
 if __name__ == "__main__":

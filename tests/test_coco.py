@@ -1,10 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 
 from tumorseg import coco
 from tumorseg.errors import InputError
+from tumorseg.geometry import box_fill
 from tumorseg.masks import outlines
 
 BLOB = np.zeros((64, 80), bool)
@@ -65,7 +64,6 @@ def test_an_undrawable_annotation_is_named(annotation: dict, message: str) -> No
         ('{"images": [', "not valid JSON"),
         ('{"images": []}', "annotations"),
         ("[]", "not COCO"),
-        (json.dumps({"images": [], "annotations": [{"id": 5, "image_id": 9}]}), "image 9"),
     ],
 )
 def test_a_broken_json_is_named(tmp_path, text: str, message: str) -> None:
@@ -79,10 +77,26 @@ def test_a_missing_json_is_named(tmp_path) -> None:
         coco.read_split(tmp_path)
 
 
+def test_what_belongs_to_no_image_is_an_entry_with_a_problem(coco_folder) -> None:
+    coco_folder.add("train", "a.png", [(0, 0, 10, 10)])
+    document = coco_folder.documents["train"]
+    document["annotations"] += [{"id": 5, "image_id": 9, "bbox": [0, 0, 4, 4]}, "nonsense"]
+    document["images"] += [{"id": 3}, {"id": 0, "file_name": "b.png", "width": 8, "height": 8}]
+    images = coco.read_split(coco_folder.write() / "train")
+    found = {image.file_name: (image.problem or ("fine",))[0] for image in images}
+    assert found == {
+        "_annotations.coco.json#annotation[1]": "orphan_annotation",
+        "_annotations.coco.json#annotation[2]": "orphan_annotation",
+        "_annotations.coco.json#image[1]": "bad_entry",
+        "a.png": "duplicate_id",
+        "b.png": "duplicate_id",
+    }
+
+
 def test_box_fill_tells_rectangles_from_outlines() -> None:
     square = {"segmentation": [[0, 0, 10, 0, 10, 10, 0, 10, 0, 0]]}
     triangle = {"segmentation": [[0, 0, 10, 0, 10, 10]]}
     runs = {"segmentation": {"size": [64, 80], "counts": coco.encode(BLOB)}}
     for annotation, fill in ((square, 1.0), (triangle, 0.5), (runs, 700 / 900)):
         rle = coco.annotation_rle(annotation, 64, 80)
-        assert coco.box_fill(annotation, rle) == pytest.approx(fill)
+        assert box_fill(annotation, rle) == pytest.approx(fill)

@@ -1,43 +1,82 @@
 import json
+import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.conftest import REPOSITORY
+from tumorseg import coco
 from tumorseg.coco import decode
 from tumorseg.errors import InputError
-from tumorseg.expectations import check, report, stop_on_critical
+from tumorseg.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
+from tumorseg.leakage import find_pairs, mark_leaks
 from tumorseg.manifest import build_manifest, load_manifest, save_manifest
-from tumorseg.params import ValidateParams
+from tumorseg.params import FINDINGS, ValidateParams, load_params
 
-PARAMS = ValidateParams(min_side=32, max_side=4096, max_tumour_fraction=0.5)
-
-
-def lines_of(manifest, tmp_path) -> list[str]:
-    return report(check(manifest, PARAMS, tmp_path / "docs"), manifest)
+PARAMS = load_params(ValidateParams, REPOSITORY / "params.yaml").model_copy(update={"min_side": 32})
 
 
-def test_a_row_says_what_later_stages_need(coco_folder, tmp_path) -> None:
+@pytest.fixture
+def manifest_of(tmp_path):
+    """Builds the manifest of a folder, its leaks marked, as validate does."""
+
+    def build(root, params=PARAMS):
+        table = build_manifest(root, params, tmp_path / "small.npy", tmp_path / "scan.db")
+        pairs = find_pairs(table, tmp_path / "small.npy", params.near_duplicate)
+        return mark_leaks(table, pairs, coco.SPLITS)
+
+    return build
+
+
+def lines_of(manifest, tmp_path, params=PARAMS) -> list[str]:
+    return report(check(manifest, params, tmp_path / "docs"), manifest)
+
+
+def test_every_finding_of_the_params_is_an_expectation_and_the_other_way_round() -> None:
+    assert {e.meta["finding"] for e in suite(PARAMS)} == set(FINDINGS)
+    assert set(ODDITIES) | set(ELSEWHERE) <= set(FINDINGS)
+
+
+def test_a_row_says_what_later_stages_need(coco_folder, manifest_of, tmp_path) -> None:
     coco_folder.add("train", "12_a.png", [(0, 0, 40, 32)])
-    table = build_manifest(coco_folder.write())
+    table = manifest_of(coco_folder.write())
     row = table[table["path"] == "train/12_a.png"].iloc[0]
     assert (row["width"], row["height"], row["mode"], row["annotations"]) == (80, 64, "L", 1)
     assert row["tumour_fraction"] == pytest.approx(0.25)
     assert row["box_fill"] == 1.0
     assert row["slice_number"] == 12
+    assert row["categories"] == "tumour"
     assert len(row["sha256"]) == 64
     assert decode(row["mask_rle"], 64, 80)[:32, :40].all()
+    assert np.load(tmp_path / "small.npy").shape == (3, 48, 48)
     save_manifest(table, tmp_path / "m.parquet")
     assert load_manifest(tmp_path / "m.parquet").equals(table)
 
 
-def test_a_good_set_passes_and_writes_data_docs(phantom, tmp_path) -> None:
-    table = build_manifest(phantom)
+def test_group_number_and_spacing_come_from_the_json(coco_folder, manifest_of) -> None:
+    coco_folder.add("train", "12_a.png")
+    extra = {"group": "patient 7", "slice_number": 3, "spacing_mm": [0.5, 0.75]}
+    coco_folder.documents["train"]["images"][0] |= extra
+    row = manifest_of(coco_folder.write()).query("split == 'train'").iloc[0]
+    assert (row["group"], row["slice_number"], row["spacing_mm"]) == ("patient 7", 3, "0.5×0.75")
+
+
+def test_group_and_number_come_from_the_name(coco_folder, manifest_of) -> None:
+    coco_folder.add("train", "TCGA_CS_4941_12.png")
+    pattern = PARAMS.model_copy(update={"name_pattern": r"(?P<group>\w+)_(?P<number>\d+)\."})
+    row = manifest_of(coco_folder.write(), pattern).query("split == 'train'").iloc[0]
+    assert (row["group"], row["slice_number"]) == ("TCGA_CS_4941", 12)
+
+
+def test_a_good_set_passes_and_writes_data_docs(phantom, manifest_of, tmp_path) -> None:
+    table = manifest_of(phantom)
     assert table["problem"].isna().all()
     assert lines_of(table, tmp_path) == []
     assert "manifest" in (tmp_path / "docs" / "index.html").read_text()
 
 
-def test_offenders_are_named_and_stop_the_run(coco_folder, tmp_path) -> None:
+def test_offenders_are_named_and_stop_the_run(coco_folder, manifest_of, tmp_path) -> None:
     coco_folder.add("train", "good.png", [(3, 3, 9, 9)])
     coco_folder.add("train", "cut.png")
     coco_folder.add("train", "gone.png")
@@ -52,11 +91,11 @@ def test_offenders_are_named_and_stop_the_run(coco_folder, tmp_path) -> None:
     document["images"][3]["width"] = 81
     (root / "train" / "_annotations.coco.json").write_text(json.dumps(document))
 
-    table = build_manifest(root)
+    table = manifest_of(root)
     (line,) = [text for text in lines_of(table, tmp_path) if "can be read" in text]
     for words in (
-        "train/cut.png cannot be read",
-        "train/gone.png cannot be read",
+        "train/cut.png cannot be decoded",
+        "train/gone.png is listed, but there is no such file",
         "train/wide.png is 80×64, but its JSON says 81×64",
         "train/line.png annotation 1: a polygon needs at least three points",
         "train/extra.png is not listed",
@@ -65,50 +104,129 @@ def test_offenders_are_named_and_stop_the_run(coco_folder, tmp_path) -> None:
     assert "good.png" not in line
     with pytest.raises(InputError, match=r"train/cut\.png"):
         stop_on_critical([line])
+    tolerant = PARAMS.model_copy(update={"quarantine": True})
+    stop_on_critical(lines_of(table, tmp_path, tolerant))
 
 
-def test_a_file_in_two_splits_is_critical(coco_folder, tmp_path) -> None:
+def test_a_file_in_two_splits_is_critical(coco_folder, manifest_of, tmp_path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 80), np.uint8)
     coco_folder.add("train", "a.png", [(3, 3, 9, 9)], pixels=pixels)
     coco_folder.add("test", "b.png", [(3, 3, 9, 9)], pixels=pixels)
-    lines = lines_of(build_manifest(coco_folder.write()), tmp_path)
+    lines = lines_of(manifest_of(coco_folder.write()), tmp_path)
     (line,) = [text for text in lines if "no file is in two splits" in text]
     assert line.startswith("critical")
     assert "train/a.png" in line and "test/b.png" in line and "v.png" not in line
 
 
-def test_neighbours_and_rectangles_are_said_but_do_not_stop(coco_folder, tmp_path) -> None:
+def test_what_stops_a_run_is_the_user_s_choice(coco_folder, manifest_of, tmp_path) -> None:
     coco_folder.add("train", "100_a.png", [(3, 3, 9, 9)])
     coco_folder.add("test", "101_b.png", [(3, 3, 9, 9)])
     coco_folder.add("test", "103_c.png", [(3, 3, 9, 9)])
-    table = build_manifest(coco_folder.write())
-    leaks = table.loc[table["neighbour_in_other_split"], "path"].tolist()
+    table = manifest_of(coco_folder.write())
+    leaks = table.loc[table["neighbour_elsewhere"], "path"].tolist()
     assert set(leaks) == {"test/101_b.png", "train/100_a.png"}
     lines = lines_of(table, tmp_path)
     assert len(lines) == 2 and all(line.startswith("warning") for line in lines)
     assert "rectangles" in "".join(lines) and "test/101_b.png" in "".join(lines)
     stop_on_critical(lines)
+    strict = PARAMS.model_copy(update={"stop_on": ["neighbour_across_splits"]})
+    with pytest.raises(InputError, match="101_b"):
+        stop_on_critical(lines_of(table, tmp_path, strict))
 
 
-def test_a_huge_tumour_is_critical(coco_folder, tmp_path) -> None:
+def test_oddities_are_noted(coco_folder, manifest_of, tmp_path) -> None:
+    bow = [10, 10, 40, 40, 40, 10, 10, 40]
+    coco_folder.add("train", "bow.png", [{"segmentation": [bow], "bbox": [10, 10, 30, 30]}])
+    coco_folder.add("train", "out.png", [(70, 50, 40, 40)])
+    coco_folder.add("train", "blank.png", pixels=np.full((64, 80), 9, np.uint8))
+    coco_folder.add("train", "colour.png")
+    coco_folder.add("train", "name.jpg")
+    coco_folder.add("train", "turned.jpg")
+    root = coco_folder.write()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 80, 3), np.uint8)
+    Image.fromarray(noise).save(root / "train" / "colour.png")
+    Image.fromarray(noise[..., 0]).save(root / "train" / "name.jpg", format="PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(noise[..., 1]).save(root / "train" / "turned.jpg", exif=exif)
+    table = manifest_of(root)
+    found = table[table["oddities"] != ""].set_index("path")["oddities"].to_dict()
+    assert found == {
+        "train/bow.png": "self_intersection",
+        "train/out.png": "out_of_frame",
+        "train/blank.png": "blank,intensity_outlier",
+        "train/colour.png": "coloured",
+        "train/name.jpg": "wrong_extension",
+        "train/turned.jpg": "rotated",
+    }
+    lines = lines_of(table, tmp_path)
+    assert any("self_intersection" in line and "train/bow.png" in line for line in lines)
+    assert all(line.startswith("warning") for line in lines)
+
+
+def test_a_huge_tumour_is_critical(coco_folder, manifest_of, tmp_path) -> None:
     coco_folder.add("train", "a.png", [(0, 0, 80, 60)])
-    lines = lines_of(build_manifest(coco_folder.write()), tmp_path)
+    lines = lines_of(manifest_of(coco_folder.write()), tmp_path)
     assert any("max_tumour_fraction: train/a.png" in line for line in lines)
 
 
-def test_a_missing_split_is_named(tmp_path) -> None:
+def test_a_missing_split_is_named(manifest_of, tmp_path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(InputError, match="no folder valid, test"):
-        build_manifest(tmp_path)
+        manifest_of(tmp_path)
+
+
+def test_a_link_out_of_the_folder_is_not_followed(coco_folder, manifest_of, tmp_path) -> None:
+    coco_folder.add("train", "a.png")
+    root = coco_folder.write()
+    (root / "train" / "a.png").rename(tmp_path / "secret.png")
+    (root / "train" / "a.png").symlink_to(tmp_path / "secret.png")
+    row = manifest_of(root).query("path == 'train/a.png'").iloc[0]
+    assert row["problem"] == "outside"
+
+
+def test_unchanged_files_are_not_decoded_again(coco_folder, manifest_of, monkeypatch) -> None:
+    from tumorseg import scan
+
+    coco_folder.add("train", "a.png", [(1, 1, 9, 9)])
+    root = coco_folder.write()
+    first = manifest_of(root)
+    decoded = []
+    examine = scan._examine
+    monkeypatch.setattr(
+        scan, "_examine", lambda *given: decoded.append(given[1]) or examine(*given)
+    )
+    assert manifest_of(root).equals(first) and decoded == []
+    os.utime(root / "train" / "a.png")  # only the content counts
+    assert manifest_of(root).equals(first) and decoded == []
+    Image.fromarray(np.zeros((64, 80), np.uint8)).save(root / "train" / "a.png")
+    again = manifest_of(root)
+    assert len(decoded) == 1 and not again.equals(first)
+
+
+def test_a_damaged_memory_is_begun_anew(coco_folder, manifest_of, tmp_path) -> None:
+    first = manifest_of(coco_folder.write())
+    (tmp_path / "scan.db").write_bytes(b"not a database" * 100)
+    assert manifest_of(coco_folder.root).equals(first)
 
 
 @pytest.mark.real_data
-def test_facts_about_the_real_set(real_data) -> None:
-    table = build_manifest(real_data)
-    assert table["split"].value_counts().to_dict() == {"train": 1502, "valid": 429, "test": 215}
-    assert table["annotations"].value_counts().to_dict() == {1: 2144, 0: 1, 2: 1}
-    assert (table["box_fill"].dropna() >= 0.99).all()
-    assert table["problem"].isna().all()
-    assert not table["duplicate_in_other_split"].any()
-    test = table[table["split"] == "test"]
-    assert 1 - test["tumour_fraction"].mean() == pytest.approx(0.9635, abs=5e-5)
+@pytest.mark.slow
+def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
+    from tumorseg.audit import audit
+
+    table = manifest_of(real_data)
+    pairs = find_pairs(table, tmp_path / "small.npy", PARAMS.near_duplicate)
+    figures = audit(table, pairs, np.load(tmp_path / "small.npy", mmap_mode="r"), [])
+    assert figures["images"] == 2146 and figures["unusable"] == {}
+    assert {name: split["images"] for name, split in figures["splits"].items()} == {
+        "train": 1502, "valid": 429, "test": 215,
+    }  # fmt: skip
+    labels = figures["labels"]
+    assert labels["images_by_annotations"] == {"0": 1, "1": 2144, "2": 1}
+    assert labels["rectangle_share"] == 1.0
+    assert labels["wrong_if_paired_by_position"] == {"train": 375, "valid": 0, "test": 0}
+    assert figures["leakage"]["test"]["with_neighbour_in_train"] == 197
+    assert figures["duplicates"]["exact_across_splits"] == 0
+    assert figures["splits"]["test"]["all_background_accuracy"] == pytest.approx(0.9635, abs=5e-5)
+    assert figures["controls"]["copy"]["micro_dice"] == pytest.approx(0.697, abs=0.005)

@@ -6,6 +6,7 @@ from tumorseg import controls
 from tumorseg.arrays import Slices
 from tumorseg.coco import encode
 from tumorseg.metrics import count, dice, iou, score, summarise
+from tumorseg.similarity import thumbnail
 
 
 def square(*box: int, side: int = 20) -> np.ndarray:
@@ -67,9 +68,12 @@ def test_one_slice_has_a_point_for_an_interval(scored: pd.DataFrame) -> None:
     assert found["mean_dice_low"] == found["mean_dice"] == found["mean_dice_high"]
 
 
-def rows_of(masks: list[np.ndarray]) -> pd.DataFrame:
+def rows_of(masks: list[np.ndarray], first: int = 0) -> pd.DataFrame:
     return pd.DataFrame(
-        [{"mask_rle": encode(m), "height": m.shape[0], "width": m.shape[1]} for m in masks]
+        [
+            {"mask_rle": encode(m), "height": m.shape[0], "width": m.shape[1], "thumbnail": n}
+            for n, m in enumerate(masks, first)
+        ]
     )
 
 
@@ -78,17 +82,15 @@ def test_copy_takes_the_most_similar_train_slice() -> None:
     train = rng.integers(0, 255, (6, 64, 64)).astype(np.uint8)
     masks = [square(i, i, i + 5, i + 5) for i in range(6)]
     test = np.clip(train[[4, 1]].astype(int) // 2 + 30, 0, 255).astype(np.uint8)  # another gain
-    copied = list(
-        controls.copy(Slices(train, train), Slices(test, test), rows_of(masks), rows_of(masks[:2]))
-    )
+    small = np.stack([thumbnail(image) for image in (*train, *test)])
+    copied = list(controls.copy(small, rows_of(masks), rows_of(masks[:2], first=6)))
     assert np.array_equal(copied[0], masks[4]) and np.array_equal(copied[1], masks[1])
 
 
 def test_copy_fits_the_test_slice() -> None:
-    images = np.random.default_rng(0).integers(0, 255, (1, 64, 64)).astype(np.uint8)
-    slices = Slices(images, images)
-    small, large = rows_of([square(2, 2, 8, 8)]), rows_of([square(0, 0, 0, 0, side=40)])
-    (copied,) = controls.copy(slices, slices, small, large)
+    images = np.random.default_rng(0).integers(0, 255, (2, 48, 48)).astype(np.uint8)
+    small, large = rows_of([square(2, 2, 8, 8)]), rows_of([square(0, 0, 0, 0, side=40)], first=1)
+    (copied,) = controls.copy(images, small, large)
     assert copied.shape == (40, 40) and copied.sum() == pytest.approx(144, abs=20)
 
 

@@ -18,6 +18,7 @@ from tumorseg.params import (
     EvaluateParams,
     NetworkParams,
     TrainParams,
+    ValidateParams,
     load_params,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
@@ -30,11 +31,13 @@ EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
 def workplace(phantom, tmp_path_factory) -> dict:
     """The phantom's manifest, arrays and policy, as validate and augment leave them."""
     folder = tmp_path_factory.mktemp("work")
-    manifest = build_manifest(phantom)
-    build_arrays(manifest, phantom, 64, folder / "arrays")
+    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
+    manifest = build_manifest(phantom, section, folder / "small.npy", folder / "scan.db")
+    build_arrays(manifest, phantom, 64, folder / "arrays", folder / "grids.db")
     save_policy(load_params(AugmentParams, REPOSITORY / "params.yaml"), folder / "policy.json")
     return {
         "manifest": manifest,
+        "thumbnails": np.load(folder / "small.npy"),
         "slices": {s: load_slices(s, folder / "arrays") for s in ("train", "valid", "test")},
         "policy": load_policy(folder / "policy.json"),
         "folder": folder,
@@ -139,7 +142,13 @@ def test_comparison_and_pictures(workplace, train_params, phantom, tmp_path) -> 
         name: load_network(name, train_params, tmp_path / name / "weights.safetensors")
         for name in NETWORKS
     }
-    comparison = compare(networks, workplace["slices"], workplace["manifest"], EVALUATE)
+    comparison = compare(
+        networks,
+        workplace["slices"],
+        workplace["manifest"],
+        workplace["thumbnails"],
+        EVALUATE,
+    )
     assert comparison.groupby(["method", "split"]).size().to_dict() == {
         ("unet", "valid"): 5,
         ("unet", "test"): 5,
@@ -183,6 +192,7 @@ def test_masks_are_cut_from_the_network_s_own_probabilities(
         {"unet": network, "attention_unet": network},
         workplace["slices"],
         workplace["manifest"],
+        workplace["thumbnails"],
         low,
     )
     found = probabilities(network, workplace["slices"]["test"].images)

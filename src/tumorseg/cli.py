@@ -120,7 +120,9 @@ def ui() -> None:
 
     runs = page(load_params(RegisterParams).experiment)
     with prefect_server() as prefect, mlflow_ui() as mlflow:
-        print(f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both.")
+        print(
+            f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both."
+        )
         try:
             while True:
                 time.sleep(3600)

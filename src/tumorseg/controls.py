@@ -1,6 +1,6 @@
 """Controls: what a method that has learnt nothing scores. A result that does not beat them is none.
 
-Each takes grey slices on the grid and answers masks at the size of the test images.
+Each answers masks at the size of the test images.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tumorseg.arrays import Slices, true_masks
 from tumorseg.preprocess import Mask, to_native
+from tumorseg.similarity import Thumbnails, most_similar
 
 CONTROLS = ("background", "intensity", "copy")
 
@@ -51,44 +52,23 @@ def best_band(images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> tuple[int,
     return int(low), int(high)
 
 
-def copy(
-    train: Slices, test: Slices, train_rows: pd.DataFrame, rows: pd.DataFrame
-) -> Iterator[Mask]:
+def copy(thumbnails: Thumbnails, train_rows: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Mask]:
     """Copies the mask of the most similar train slice.
 
     What it scores is what the leak between the splits is worth: a network that merely recognises
     the neighbouring slice of the same patient would score as much.
+
+    Args:
+        thumbnails: Of all slices, uint8, shape (N, 48, 48); the manifest's column says which.
+        train_rows: The manifest's rows whose masks may be copied.
+        rows: Those of the slices that are answered.
     """
-    masks = list(train_rows[["mask_rle", "height", "width"]].itertuples(index=False))
-    for best, height, width in zip(
-        most_similar(train.images, test.images), rows["height"], rows["width"], strict=True
-    ):
-        mask = next(true_masks(pd.DataFrame([masks[best]])))
+    best = most_similar(
+        thumbnails[train_rows["thumbnail"].to_numpy(np.intp)],
+        thumbnails[rows["thumbnail"].to_numpy(np.intp)],
+    )
+    for index, height, width in zip(best, rows["height"], rows["width"], strict=True):
+        mask = next(true_masks(train_rows.iloc[[index]]))
         if mask.shape != (height, width):
             mask = cv2.resize(mask.astype(np.uint8), (int(width), int(height))) > 0
         yield mask
-
-
-def most_similar(
-    train: NDArray[np.uint8], test: NDArray[np.uint8], side: int = 48
-) -> NDArray[np.intp]:
-    """For each test slice, the index of the train slice of highest correlation.
-
-    Args:
-        train: uint8, shape (N, S, S).
-        test: uint8, shape (M, S, S).
-        side: Both are first reduced to this many pixels a side.
-
-    Returns:
-        Shape (M,).
-    """
-
-    def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        small = np.stack(
-            [cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA) for i in images]
-        )
-        flat = small.reshape(len(small), -1).astype(np.float32)
-        flat -= flat.mean(axis=1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-
-    return np.argmax(normalised(test) @ normalised(train).T, axis=1)

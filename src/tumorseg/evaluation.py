@@ -16,6 +16,7 @@ from tumorseg.metrics import count, score, summarise
 from tumorseg.networks import UNet, build_network
 from tumorseg.params import NETWORKS, EvaluateParams, TrainParams
 from tumorseg.preprocess import Mask, to_input, to_native
+from tumorseg.similarity import Thumbnails
 
 TITLES = {
     "unet": "U-Net",
@@ -78,6 +79,7 @@ def compare(
     networks: dict[str, UNet],
     slices: dict[str, Slices],
     manifest: pd.DataFrame,
+    thumbnails: Thumbnails,
     params: EvaluateParams,
 ) -> pd.DataFrame:
     """Judges the networks on the validation and test splits, and the controls on the test split.
@@ -96,7 +98,7 @@ def compare(
     ]
     train, test = slices["train"], slices["test"]
     for name, masks in {
-        "copy": controls.copy(train, test, rows["train"], rows["test"]),
+        "copy": controls.copy(thumbnails, rows["train"], rows["test"]),
         "intensity": controls.intensity(train, test, rows["test"]),
         "background": controls.background(rows["test"]),
     }.items():

@@ -10,82 +10,110 @@ from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg import coco
 from tumorseg.errors import InputError
-from tumorseg.manifest import RECTANGLE_FILL
+from tumorseg.geometry import RECTANGLE_FILL
 from tumorseg.params import ValidateParams
 
-MODES = ["L", "RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "1", "I", "I;16", "F"]
 NAMED = 5  # files that a message names before it counts the rest
+
+# Finding → the sentence that a failure prints, for what `tumorseg.manifest` and `tumorseg.leakage`
+# note as oddities or columns of their own.
+ODDITIES = {
+    "rotated": "no picture is turned by EXIF; labels may mean the picture before it is turned",
+    "coloured": "every picture is grey; of a coloured one only the brightness is used",
+    "blank": "no picture is blank",
+    "wrong_extension": "every file's format is the one that its name says",
+    "duplicate_annotation_id": "no two annotations of an image share an id",
+    "empty_label": "every annotation covers at least a pixel",
+    "self_intersection": "no outline crosses itself",
+    "out_of_frame": "no label leaves its picture",
+    "intensity_outlier": "no picture is far brighter, darker, flatter or harsher than the others",
+    "size_outlier": "all pictures have the usual size",
+}
+ELSEWHERE = {
+    "duplicate_across_splits": ("duplicate_elsewhere", "no file is in two splits"),
+    "near_duplicate_across_splits": (
+        "near_duplicate_elsewhere",
+        "no picture has a near duplicate in another split (validate.near_duplicate); where one "
+        "has, its test figure may be recognition rather than segmentation",
+    ),
+    "neighbour_across_splits": (
+        "neighbour_elsewhere",
+        "no slice has a neighbour (by the number in its name) in another split; where one has, "
+        "its test figure may be recognition rather than segmentation",
+    ),
+}
 
 
 def suite(params: ValidateParams) -> list[expect.Expectation]:
-    """The expectations; `notes` is the sentence that a failure prints."""
-    critical: Any = {"severity": "critical"}
-    warning: Any = {"severity": "warning"}
+    """The expectations, each with its finding's name and the sentence that a failure prints."""
+
+    def about(name: str, sentence: str) -> Any:
+        stops = name in params.stop_on and not (params.quarantine and name == "unusable")
+        severity = "critical" if stops else "warning"
+        return {"meta": {"finding": name}, "notes": sentence, "severity": severity}
+
     side: Any = {"min_value": params.min_side, "max_value": params.max_side}
-    return [
+    size = about("size", "every picture's sides are within validate.min_side and max_side")
+    expectations: list[expect.Expectation] = [
         expect.ExpectColumnValuesToBeNull(
-            column="problem", notes="every image can be read and has usable labels", **critical
-        ),
-        expect.ExpectColumnValuesToBeUnique(
-            column="path", notes="no image is listed twice", **critical
+            column="problem",
+            **about("unusable", "every image can be read and has usable labels"),
         ),
         expect.ExpectColumnDistinctValuesToContainSet(
-            column="split", value_set=list(coco.SPLITS), notes="every split has images", **critical
+            column="split",
+            value_set=list(coco.SPLITS),
+            **about("empty_split", "every split has images"),
         ),
-        expect.ExpectColumnValuesToBeBetween(
-            column="width",
-            notes="the width in pixels is within validate.*_side",
-            **side,
-            **critical,
-        ),
-        expect.ExpectColumnValuesToBeBetween(
-            column="height",
-            notes="the height in pixels is within validate.*_side",
-            **side,
-            **critical,
-        ),
+        expect.ExpectColumnValuesToBeBetween(column="width", **side, **size),
+        expect.ExpectColumnValuesToBeBetween(column="height", **side, **size),
         expect.ExpectColumnValuesToBeInSet(
-            column="mode", value_set=MODES, notes="the colour mode is known", **critical
+            column="mode",
+            value_set=["L", "RGB"],
+            **about("unusual_mode", "every picture is 8-bit grey or RGB without transparency"),
         ),
         expect.ExpectColumnValuesToBeBetween(
             column="tumour_fraction",
             max_value=params.max_tumour_fraction,
-            notes="no tumour covers more of its image than validate.max_tumour_fraction",
-            **critical,
-        ),
-        expect.ExpectColumnValuesToBeInSet(
-            column="duplicate_in_other_split",
-            value_set=[False],
-            notes="no file is in two splits",
-            **critical,
-        ),
-        expect.ExpectColumnValuesToBeInSet(
-            column="neighbour_in_other_split",
-            value_set=[False],
-            notes="no slice has a neighbour (by the number in its name) in another split; where "
-            "one has, its test figure may be recognition rather than segmentation",
-            **warning,
+            **about(
+                "tumour_fraction",
+                "no tumour covers more of its image than validate.max_tumour_fraction",
+            ),
         ),
         expect.ExpectColumnMinToBeBetween(
             column="box_fill",
             max_value=RECTANGLE_FILL,
-            notes="not all masks are rectangles; from boxes, a network learns boxes",
-            **warning,
+            **about(
+                "only_rectangles",
+                "not all masks are rectangles; from boxes, a network learns boxes",
+            ),
         ),
     ]
+    expectations += [
+        expect.ExpectColumnValuesToBeInSet(
+            column=column, value_set=[False], **about(name, sentence)
+        )
+        for name, (column, sentence) in ELSEWHERE.items()
+    ]
+    expectations += [
+        expect.ExpectColumnValuesToNotMatchRegex(
+            column="oddities", regex=rf"\b{name}\b", **about(name, sentence)
+        )
+        for name, sentence in ODDITIES.items()
+    ]
+    return expectations
 
 
 def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[dict[str, Any]]:
     """Runs the suite and writes Data Docs.
 
     Args:
-        manifest: As `tumorseg.manifest.build_manifest` returns it.
+        manifest: As `tumorseg.manifest.build_manifest` returns it, with its leaks marked.
         params: The validate section.
         docs: Receives the HTML site; its entry is `index.html`.
 
     Returns:
-        One finding an expectation: expectation, success, severity, images (number of offenders),
-        examples (up to five paths).
+        One finding an expectation: name, expectation (a sentence), success, severity, images
+        (number of offenders), examples (up to five paths).
     """
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
@@ -114,9 +142,10 @@ def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[di
             "include_unexpected_rows": False,
         },
     )
-    outcome = context.checkpoints.add(checkpoint).run(
-        {"dataframe": manifest.drop(columns="mask_rle")}
-    )
+    # A file that could not be read has no size that could be wrong.
+    sizes = manifest[["width", "height"]].where(manifest[["width", "height"]] > 0)
+    known = manifest.drop(columns="mask_rle").assign(width=sizes["width"], height=sizes["height"])
+    outcome = context.checkpoints.add(checkpoint).run({"dataframe": known})
     (validation,) = outcome.run_results.values()
     return [_finding(result) for result in validation.results]
 
@@ -127,6 +156,7 @@ def _finding(result: Any) -> dict[str, Any]:
         raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
     offenders = [str(row["path"]) for row in result.result.get("unexpected_index_list") or []]
     return {
+        "name": result.expectation_config.meta["finding"],
         "expectation": result.expectation_config.notes,
         "success": bool(result.success),
         "severity": result.expectation_config.severity.value,
@@ -137,7 +167,7 @@ def _finding(result: Any) -> dict[str, Any]:
 
 def report(findings: list[dict[str, Any]], manifest: pd.DataFrame) -> list[str]:
     """The failed expectations in words, a line each, with the files and what is wrong with them."""
-    problems = manifest.set_index("path")["problem"].dropna().to_dict()
+    problems = manifest.set_index("path")["why"].dropna().to_dict()
     lines = []
     for finding in findings:
         if finding["success"]:
@@ -146,7 +176,9 @@ def report(findings: list[dict[str, Any]], manifest: pd.DataFrame) -> list[str]:
         if finding["images"] > len(named):
             named.append(f"and {finding['images'] - len(named)} more")
         where = f": {'; '.join(named)}" if named else ""
-        lines.append(f"{finding['severity']}: not met: {finding['expectation']}{where}")
+        lines.append(
+            f"{finding['severity']}: {finding['name']}: not met: {finding['expectation']}{where}"
+        )
     return lines
 
 

@@ -1,42 +1,58 @@
 """From a COCO folder to the manifest: one row an image, and all that later stages need of it."""
 
-import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from PIL import Image
 from pycocotools import mask as rle_tools
+from tqdm import tqdm
 
 from tumorseg import coco
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path
-from tumorseg.preprocess import to_grey
+from tumorseg.geometry import box_fill, oddities
+from tumorseg.params import ValidateParams
+from tumorseg.scan import FORMATS, Facts, scan
+from tumorseg.similarity import SIDE
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-# At least this share of its bounding box makes an annotation a rectangle.
-RECTANGLE_FILL = 0.99
+MANIFEST = Path("artifacts/validate/manifest.parquet")
+SPLIT_MANIFEST = Path("artifacts/split/manifest.parquet")  # the same, with the sides in use
+THUMBNAILS = Path("artifacts/validate/thumbnails.npy")
+MEMORY = Path(".state/scan.db")
+
+TEXTS = ("group", "problem", "why", "sha256", "format", "mode", "mask_rle")
+BLANK_STD = 1.0  # grey values; a picture with less shows nothing
+OUTLIER_MADS = 8.0  # median absolute deviations from the median
+FLAT_MAD = 4.0  # grey values; sets that vary less are taken to vary so much
+USUAL_SHARE = 0.9  # where so many images have one size, others are odd
 
 
-def build_manifest(data: Path) -> pd.DataFrame:
-    """Reads a folder of splits into a table.
+def build_manifest(
+    data: Path, params: ValidateParams, thumbnails: Path = THUMBNAILS, memory: Path = MEMORY
+) -> pd.DataFrame:
+    """Reads a folder of splits into a table, decoding each file once.
 
     Args:
         data: Holds `train/`, `valid/` and `test/`, each with images and `_annotations.coco.json`.
+        params: The validate section.
+        thumbnails: Receives an array, uint8 of shape (N, 48, 48), a thumbnail a row.
+        memory: Remembers what unchanged files hold.
 
     Returns:
         One row an image, sorted by split and path, with the columns
 
-        - `path` relative to `data`, `split`, `sha256` of the file, `width` and `height` in pixels,
-          `mode` as Pillow names it;
+        - `path` relative to `data`, `split`, `thumbnail` (its index in the array), `sha256` of the
+          file, `format`, `mode` as Pillow names it, `width` and `height` in pixels, `rotated`,
+          `coloured`, `mean` and `std` of the grey values;
         - `annotations` (their number), `categories` (names, comma-separated), `mask_rle` (union
           of the annotations as compressed COCO run lengths), `tumour_fraction` of the image,
           `box_fill` (area over bounding box, of the least box-like annotation; NaN without one);
-        - `slice_number` (the digits that begin the file name, if any),
-          `neighbour_in_other_split`, `duplicate_in_other_split`;
-        - `problem`: why the image cannot be used, or None.
+        - `group` (patient or series, from the JSON or the name), `slice_number`, `spacing_mm`;
+        - `oddities`: names of what is strange but usable, comma-separated; `wrong_if_zipped`;
+        - `problem` and `why`: why the image cannot be used, or None.
 
     Raises:
         InputError: A split or its JSON is missing or unusable.
@@ -48,108 +64,149 @@ def build_manifest(data: Path) -> pd.DataFrame:
             f"with images and {coco.ANNOTATIONS}"
         )
     listed = [(split, image) for split in coco.SPLITS for image in _split(data / split)]
-    with ThreadPoolExecutor() as pool:  # hashing and decoding release the interpreter's lock
-        rows = list(pool.map(lambda item: _row(data, *item), listed))
-    table = pd.DataFrame(rows)
-    if table.empty:
+    if not listed:
         raise InputError(f"{data}: lists no image at all")
-    return _compare_splits(table)
-
-
-def _split(folder: Path) -> list[coco.LabelledImage]:
-    images = coco.read_split(folder)
-    names = {image.file_name for image in images}
-    unlisted = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in names
-    )
-    # Size 0 marks what no JSON describes.
-    return images + [coco.LabelledImage(name, 0, 0) for name in unlisted]
-
-
-def _row(data: Path, split: str, image: coco.LabelledImage) -> dict[str, Any]:
-    path = data / split / image.file_name
-    digits = re.match(r"\d+", image.file_name)
-    row: dict[str, Any] = {
-        "path": f"{split}/{image.file_name}",
-        "split": split,
-        "sha256": None,
-        "width": image.width,
-        "height": image.height,
-        "mode": None,
-        "annotations": len(image.annotations),
-        "categories": ",".join(
-            sorted({str(annotation.get("category_id")) for annotation in image.annotations})
-        ),
-        "mask_rle": None,
-        "tumour_fraction": 0.0,
-        "box_fill": float("nan"),
-        "slice_number": int(digits[0]) if digits else None,
-        "problem": None,
-    }
-    try:
-        row["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        with Image.open(path) as picture:
-            row["mode"] = picture.mode
-            height, width = to_grey(picture).shape
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return row | {"problem": f"cannot be read: {error.__class__.__name__}: {error}"}
-    if image.width == 0:
-        return row | {"problem": f"is not listed in {coco.ANNOTATIONS}"}
-    if (image.width, image.height) != (width, height):
-        return row | {
-            "problem": f"is {width}×{height}, but its JSON says {image.width}×{image.height}"
-        }
-    try:
-        rle = coco.image_rle(image)
-        fills = [
-            coco.box_fill(annotation, coco.annotation_rle(annotation, height, width))
-            for annotation in image.annotations
-        ]
-    except ValueError as error:
-        return row | {"problem": str(error)}
-    area = int(rle_tools.area({"size": [height, width], "counts": rle.encode()}))
-    return row | {
-        "mask_rle": rle,
-        "tumour_fraction": area / (height * width),
-        "box_fill": min(fills, default=float("nan")),
-    }
-
-
-def _compare_splits(table: pd.DataFrame) -> pd.DataFrame:
-    splits_of_hash = table.groupby("sha256")["split"].agg(set).to_dict()
-    splits_of_number = table.dropna(subset="slice_number").groupby("slice_number")["split"].agg(set)
-    neighbours = splits_of_number.to_dict()
-
-    def elsewhere(splits: set[str], own: str) -> bool:
-        return bool(splits - {own})
-
+    pattern = re.compile(params.name_pattern)
+    paths = [data / split / image.file_name for split, image in listed]
+    found = scan(paths, params.max_side, memory)
+    rows = []
+    with atomic_path(thumbnails) as temporary:
+        small = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(listed), SIDE, SIDE))
+        progress = tqdm(
+            found, "reading images", len(listed), unit="image", leave=False, disable=None
+        )
+        for index, ((split, image), (facts, thumbnail)) in enumerate(
+            zip(listed, progress, strict=True)
+        ):
+            small[index] = thumbnail
+            outside = _leads_out(paths[index], data)
+            rows.append(
+                {"thumbnail": index} | _row(split, image, outside or facts) | _place(image, pattern)
+            )
+        small.flush()
+    table = pd.DataFrame(rows)
     table["slice_number"] = table["slice_number"].astype("Int64")
-    table["neighbour_in_other_split"] = [
-        not pd.isna(number)
-        and any(elsewhere(neighbours.get(number + step, set()), own) for step in (-1, 0, 1))
-        for number, own in zip(table["slice_number"], table["split"], strict=True)
-    ]
-    table["duplicate_in_other_split"] = [
-        elsewhere(splits_of_hash.get(digest, set()), own)
-        for digest, own in zip(table["sha256"], table["split"], strict=True)
-    ]
+    # Also where all are missing, so that the file holds what the table holds.
+    table = table.astype(dict.fromkeys(TEXTS, "str"))
+    _mark_outliers(table)
     return table
 
 
-def save_manifest(table: pd.DataFrame, path: Path) -> None:
+def _split(folder: Path) -> Iterator[coco.LabelledImage]:
+    images = coco.read_split(folder)
+    names = {image.file_name for image in images}
+    suffixes = set().union(*FORMATS.values())
+    yield from images
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in suffixes and name not in names and not path.is_dir():
+            why = f"is not listed in {coco.ANNOTATIONS}"
+            if coco.printable(name) != name:
+                why = "has a name that is not UTF-8 text; rename it"
+            yield coco.LabelledImage(coco.printable(name), 0, 0, problem=("unlisted", why))
+
+
+def _leads_out(path: Path, data: Path) -> Facts | None:
+    """A problem if a link leads out of the data; DVC's own links into its cache are none."""
+    if path.is_symlink() or path.parent.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(data.resolve()) and target.parts[-4:-2] != ("files", "md5"):
+            return Facts(problem="outside", why="is a link that leads out of the data folder")
+    return None
+
+
+def _row(split: str, image: coco.LabelledImage, facts: Facts) -> dict[str, Any]:
+    row = vars(facts) | {
+        "path": f"{split}/{image.file_name}",
+        "split": split,
+        "annotations": len(image.annotations),
+        "categories": ",".join(sorted(image.categories)),
+        "mask_rle": None,
+        "tumour_fraction": 0.0,
+        "box_fill": float("nan"),
+        "oddities": "",
+        "wrong_if_zipped": image.wrong_if_zipped,
+    }
+
+    def unusable(problem: str, why: str) -> dict[str, Any]:
+        return row | {"problem": problem, "why": why}
+
+    if image.problem:
+        return unusable(*image.problem)
+    if facts.problem:
+        return row
+    if (image.width, image.height) != (facts.width, facts.height):
+        said = f"its JSON says {image.width}×{image.height}"
+        return unusable("size_mismatch", f"is {facts.width}×{facts.height}, but {said}")
+    try:
+        rle = coco.image_rle(image)
+    except ValueError as error:
+        return unusable("bad_annotation", str(error))
+    fills = [
+        box_fill(annotation, coco.annotation_rle(annotation, image.height, image.width))
+        for annotation in image.annotations
+    ]
+    area = int(rle_tools.area({"size": [image.height, image.width], "counts": rle.encode()}))
+    strange = oddities(image)
+    if image.annotations and not area:
+        strange.add("empty_label")
+    if Path(image.file_name).suffix.lower() not in FORMATS[str(facts.format)]:
+        strange.add("wrong_extension")
+    strange |= {name for name in ("rotated", "coloured") if getattr(facts, name)}
+    return row | {
+        "mask_rle": rle,
+        "tumour_fraction": area / (image.height * image.width),
+        "box_fill": min(fills, default=float("nan")),
+        "oddities": ",".join(sorted(strange)),
+    }
+
+
+def _place(image: coco.LabelledImage, pattern: re.Pattern[str]) -> dict[str, Any]:
+    match = pattern.match(image.file_name)
+    named = match.groupdict() if match else {}
+    number = image.slice_number
+    if number is None and named.get("number"):
+        number = int(named["number"])
+    spacing = "" if image.spacing is None else "×".join(f"{mm:g}" for mm in image.spacing)
+    return {
+        "group": image.group or named.get("group"),
+        "slice_number": number,
+        "spacing_mm": spacing,
+    }
+
+
+def _mark_outliers(table: pd.DataFrame) -> None:
+    usable = table["problem"].isna()
+    found = {"blank": usable & (table["std"] < BLANK_STD)}
+    far = pd.Series(data=False, index=table.index)
+    for name in ("mean", "std"):
+        values = table.loc[usable, name]
+        spread = (values - values.median()).abs().median()
+        far |= (table[name] - values.median()).abs() > OUTLIER_MADS * max(spread, FLAT_MAD)
+    found["intensity_outlier"] = usable & far
+    sizes = table["width"].astype(str) + "×" + table["height"].astype(str)
+    shares = sizes[usable].value_counts(normalize=True)
+    if len(shares) and shares.iloc[0] >= USUAL_SHARE:
+        found["size_outlier"] = usable & (sizes != shares.index[0])
+    for name, rows in found.items():
+        for index in table.index[rows]:
+            table.loc[index, "oddities"] = ",".join(
+                sorted({name, *str(table.loc[index, "oddities"]).split(",")} - {""})
+            )
+
+
+def save_manifest(table: pd.DataFrame, path: Path = MANIFEST) -> None:
     """Writes the manifest as Parquet."""
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
 
 
-def load_manifest(path: Path = Path("artifacts/validate/manifest.parquet")) -> pd.DataFrame:
-    """Reads a manifest that validate wrote.
+def load_manifest(path: Path = SPLIT_MANIFEST) -> pd.DataFrame:
+    """Reads a manifest that validate or split wrote.
 
     Raises:
         InputError: There is none.
     """
     if not path.exists():
-        raise InputError(f"{path}: is missing; run `dvc repro validate` first")
+        raise InputError(f"{path}: is missing; run `dvc repro {path.parent.name}` first")
     return pd.read_parquet(path)

@@ -1,14 +1,48 @@
 """params.yaml, checked: one class a section, and a wrong key or value is an error that names it."""
 
+import re
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tumorseg.errors import InputError
 
 Fraction = Field(ge=0, le=1)
+
+# What validate may find, by name; tumorseg.expectations says what each means.
+Finding = Literal[
+    "unusable",
+    "empty_split",
+    "size",
+    "tumour_fraction",
+    "duplicate_across_splits",
+    "near_duplicate_across_splits",
+    "neighbour_across_splits",
+    "only_rectangles",
+    "unusual_mode",
+    "rotated",
+    "coloured",
+    "blank",
+    "wrong_extension",
+    "duplicate_annotation_id",
+    "empty_label",
+    "self_intersection",
+    "out_of_frame",
+    "intensity_outlier",
+    "size_outlier",
+]
+FINDINGS: tuple[str, ...] = get_args(Finding)
 
 
 class Section(BaseModel):
@@ -19,12 +53,43 @@ class Section(BaseModel):
 
 
 class ValidateParams(Section):
-    """What an acceptable image is."""
+    """What an acceptable data set is."""
 
     section = "validate"
-    min_side: PositiveInt
+    min_side: PositiveInt  # pixels
     max_side: PositiveInt
     max_tumour_fraction: float = Fraction
+    name_pattern: str  # regular expression with the groups `number` and, if wanted, `group`
+    near_duplicate: float = Field(gt=0, le=1)  # correlation of thumbnails
+    stop_on: list[Finding]
+    quarantine: bool
+
+    @field_validator("name_pattern")
+    @classmethod
+    def _names_its_groups(cls, pattern: str) -> str:
+        try:
+            groups = set(re.compile(pattern).groupindex)
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from None
+        if not groups or groups - {"number", "group"}:
+            raise ValueError("needs the named groups (?P<number>…) or (?P<group>…), and no others")
+        return pattern
+
+
+class SplitParams(Section):
+    """Who is trained on, who chooses, who is tested on."""
+
+    section = "split"
+    method: Literal["official", "grouped"]
+    seed: int = Field(ge=0)
+    shortest_block: PositiveInt  # slices
+    longest_block: PositiveInt
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> "SplitParams":
+        if self.longest_block < 2 * self.shortest_block:
+            raise ValueError("longest_block must be at least twice shortest_block")
+        return self
 
 
 class AugmentParams(Section):
@@ -126,6 +191,7 @@ class RetrainParams(Section):
 
 SECTIONS: tuple[type[Section], ...] = (
     ValidateParams,
+    SplitParams,
     AugmentParams,
     TrainParams,
     EvaluateParams,

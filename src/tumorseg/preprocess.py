@@ -35,6 +35,16 @@ def to_grey(image: Image.Image) -> Grey:
     return np.asarray(image.convert("L"))
 
 
+def to_square(plane: NDArray[Any]) -> NDArray[Any]:
+    """Pads an image or a mask, shape (H, W), with zeros to a square around it."""
+    height, width = plane.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side), plane.dtype)
+    square[top : top + height, left : left + width] = plane
+    return square
+
+
 def to_grid(plane: NDArray[Any], size: int) -> NDArray[Any]:
     """Brings an image or a mask to the network's grid: padded to a square, then resized.
 
@@ -47,13 +57,9 @@ def to_grid(plane: NDArray[Any], size: int) -> NDArray[Any]:
     Returns:
         The same dtype, shape (size, size).
     """
-    height, width = plane.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.zeros((side, side), plane.dtype)
-    square[top : top + height, left : left + width] = plane
+    square = to_square(plane)
     # Area averaging when shrinking: anything else aliases the noise.
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if len(square) > size else cv2.INTER_LINEAR
     return cv2.resize(square, (size, size), interpolation=how)
 
 

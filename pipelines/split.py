@@ -1,0 +1,58 @@
+"""split: manifest → the same with every slice's side, as the data set has it or by groups."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipelines._flow import main, stage, step
+from tumorseg.audit import control_figures
+from tumorseg.files import write_json
+from tumorseg.leakage import PAIRS, mark_leaks
+from tumorseg.manifest import MANIFEST, SPLIT_MANIFEST, THUMBNAILS, load_manifest, save_manifest
+from tumorseg.params import SplitParams, load_params
+from tumorseg.splits import ASIDE, SIDES, grouped, official
+
+
+@stage(name="split")
+def split() -> None:
+    """Decides who is trained on and who is tested on, and says what still ties the sides."""
+    params = load_params(SplitParams)
+    table, pairs = load_manifest(MANIFEST), pd.read_parquet(PAIRS)
+    blocks = (params.shortest_block, params.longest_block)
+    if params.method == "grouped":
+        result = step(grouped)(table, pairs, *blocks, params.seed)
+    else:
+        result = step(official)(table, pairs, *blocks)
+    result = mark_leaks(result, pairs, SIDES)
+    write_json(Path("reports/split.json"), describe(result, params.method))
+    save_manifest(result, SPLIT_MANIFEST)
+
+
+def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
+    """The figures of reports/split.json, also printed."""
+    used = table[table["split"] != ASIDE]
+    counts = used["split"].value_counts()
+    assignment = "\n".join(sorted(table["path"] + " " + table["split"]))
+    torn = used.groupby("split_group")["split"].nunique() > 1
+    figures: dict[str, object] = {
+        "method": method,
+        "digest": hashlib.sha256(assignment.encode()).hexdigest(),
+        "slices": {side: int(counts.get(side, 0)) for side in SIDES},
+        "shares": {side: round(float(counts.get(side, 0) / len(used)), 4) for side in SIDES},
+        "set_aside": int((table["split"] == ASIDE).sum()),
+        "groups": len(torn),
+        "groups_torn_apart": int(torn.sum()),
+        "slices_with_neighbour_elsewhere": int(used["neighbour_elsewhere"].sum()),
+        "slices_with_near_duplicate_elsewhere": int(used["near_duplicate_elsewhere"].sum()),
+        "slices_with_duplicate_elsewhere": int(used["duplicate_elsewhere"].sum()),
+        "controls": control_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
+    }
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    return figures
+
+
+if __name__ == "__main__":
+    main(split)
