@@ -24,11 +24,11 @@ def contents(folder) -> dict:
 
 
 def test_use_copies_records_and_can_go_back(repository, phantom, coco_folder) -> None:
-    assert dataset.use(phantom) == 22
+    assert dataset.use(phantom).images == 22
     assert contents(repository / "data") == contents(phantom)
     first = (repository / "data.dvc").read_text()
     other = coco_folder.write()
-    assert dataset.use(other) == 2
+    assert dataset.use(other).images == 2
     assert contents(repository / "data") == contents(other)
     (repository / "data.dvc").write_text(first)
     dataset.dvc("checkout", "--quiet")

@@ -12,8 +12,8 @@ from tests.conftest import REPOSITORY
 SOURCES = sorted((REPOSITORY / "src" / "tumorseg").rglob("*.py"))
 TRAINING_SIDE = {
     "arrays", "augmentation", "bento", "coco", "controls", "evaluation", "expectations", "export",
-    "figures", "gate", "loss", "manifest", "networks", "params", "phantom", "registry", "tracking",
-    "training",
+    "figures", "gate", "importers", "loss", "manifest", "networks", "params", "phantom", "registry",
+    "tracking", "training",
 }  # fmt: skip
 
 

@@ -10,12 +10,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tumorseg import dataset, environment
 from tumorseg.errors import InputError
+
+if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
+    from tumorseg.importers import Summary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, tracked by DVC.")
@@ -148,9 +151,31 @@ def env() -> None:
 
 
 @data_app.command("use")
-def data_use(folder: Path) -> None:
-    """Copy FOLDER (train/, valid/, test/ with _annotations.coco.json) to data/."""
-    _report(dataset.use(folder))
+def data_use(
+    folder: Path,
+    format_: Annotated[
+        str, typer.Option("--format", help="auto, coco, masks, nifti or dicom.")
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    axis: Annotated[
+        str, typer.Option(help="Slices of volumes: axial, coronal or sagittal.")
+    ] = "axial",
+    slices: Annotated[
+        str, typer.Option(help="Slices of volumes: all, tumour (labelled ones) or every:N.")
+    ] = "all",
+    modality: Annotated[
+        str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
+    ] = None,
+) -> None:
+    """Import FOLDER (COCO, images with masks, NIfTI, or DICOM with SEG) to data/."""
+    from tumorseg.importers import Options, plan
+
+    kind = None if format_ == "auto" else format_
+    options = Options(axis=axis, slices=slices, modality=modality)
+    if dry_run:
+        print(plan(folder, kind, options))
+    else:
+        _report(dataset.use(folder, kind=kind, options=options))
 
 
 @data_app.command("phantom")
@@ -176,6 +201,7 @@ def _from_scratch(make: Callable[[Path], None]) -> None:
         _report(dataset.use(folder))
 
 
-def _report(images: int) -> None:
-    print(f"data/ now holds {images} images, recorded in data.dvc.")
+def _report(summary: "Summary") -> None:
+    print(summary)
+    print(f"data/ now holds {summary.images} images, recorded in data.dvc.")
     print("next: `make run`; then `git commit data.dvc` keeps this version")

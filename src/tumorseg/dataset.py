@@ -4,9 +4,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tumorseg import coco
 from tumorseg.errors import InputError
+
+if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
+    from tumorseg.importers import Options, Summary
 
 KAGGLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"
 
@@ -25,33 +28,36 @@ def dvc(*arguments: str) -> str:
     return done.stdout
 
 
-def use(folder: Path, data: Path = Path("data")) -> int:
-    """Puts a copy of a folder under data/ and records it with `dvc add`.
+def use(
+    folder: Path,
+    data: Path = Path("data"),
+    kind: str | None = None,
+    options: "Options | None" = None,
+) -> "Summary":
+    """Puts a folder under data/ in the project's layout and records it with `dvc add`.
 
     Args:
-        folder: Holds train, valid and test, each with images and `_annotations.coco.json`.
+        folder: In a format that `tumorseg.importers` reads; one that has the layout is copied.
         data: The folder that DVC tracks, in the repository's root.
+        kind: The importer's name; None to look.
+        options: How to cut volumes.
 
     Returns:
-        The number of images that the annotations list.
+        What was imported.
 
     Raises:
-        InputError: The folder has another layout, or data/ holds changes that DVC has not recorded
+        InputError: The folder cannot be imported, or data/ holds changes that DVC has not recorded
             and that would be lost.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder")
+    from tumorseg.importers import import_folder
+
     if folder.resolve() == data.resolve():
         raise InputError(f"{folder}: is in use already; record changes to it with `dvc add data`")
-    images = sum(len(coco.read_split(folder / split)) for split in coco.SPLITS)
     refuse_to_lose(data)
     incoming, outgoing = data.with_name(f".{data.name}.new"), data.with_name(f".{data.name}.old")
     for leftover in (incoming, outgoing):
         shutil.rmtree(leftover, ignore_errors=True)
-    for split in coco.SPLITS:
-        # copyfile, not copy2: a read-only source must not make a folder that nobody can replace
-        shutil.copytree(folder / split, incoming / split, copy_function=shutil.copyfile)
-        (incoming / split).chmod(0o755)
+    summary = import_folder(folder, incoming, kind, options)
     if data.exists():
         data.rename(outgoing)
     incoming.rename(data)
@@ -63,7 +69,7 @@ def use(folder: Path, data: Path = Path("data")) -> int:
             outgoing.rename(data)
         raise
     shutil.rmtree(outgoing, ignore_errors=True)
-    return images
+    return summary
 
 
 def refuse_to_lose(data: Path) -> None:

@@ -1,0 +1,126 @@
+"""COCO annotations with their images: copied as they are."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tumorseg.coco import ANNOTATIONS, SPLITS
+from tumorseg.errors import InputError
+from tumorseg.importers.coco_json import Document, is_coco, read_document
+from tumorseg.importers.reading import Names, readable
+from tumorseg.importers.record import Copied, Options, Record, Source
+
+LOOKS_FOR = (
+    f"train/, valid/ and test/ with {ANNOTATIONS}, or one COCO JSON with the images beside it or "
+    "in images/"
+)
+
+
+def is_layout(folder: Path) -> bool:
+    """Whether a folder has the project's own layout."""
+    return all((folder / split / ANNOTATIONS).is_file() for split in SPLITS)
+
+
+def fits(folder: Path) -> bool:
+    """Whether a split or the folder itself has COCO annotations."""
+    beside = any((folder / split / ANNOTATIONS).is_file() for split in SPLITS)
+    return beside or bool(_coco_files(folder))
+
+
+def read(folder: Path, options: Options) -> Source:
+    """Indexes a folder of splits, which is copied whole, or a single folder with one JSON.
+
+    Raises:
+        InputError: A JSON file is missing or unusable, there are several, or most images that it
+            lists are missing.
+    """
+    found = _coco_files(folder)
+    if any((folder / split).is_dir() for split in SPLITS) and not found:
+        return _splits(folder)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise InputError(
+            f"{folder}: needs exactly one COCO JSON and has {names}; keep the right one"
+        )
+    document = read_document(found[0])
+    records, missing = _records(document, folder, None)
+    if len(missing) > len(records):
+        raise InputError(
+            f"{found[0]}: lists {len(missing) + len(records)} images, and {len(missing)} are "
+            f"missing, such as {next(iter(missing))}; put them beside it or in images/"
+        )
+    header: dict[str, Any] = {key: document[key] for key in ("info", "licenses") if key in document}
+    return Source(records, document["categories"], missing, header=header)
+
+
+def _splits(folder: Path) -> Source:
+    records: list[Record] = []
+    doubts = []
+    categories: dict[str, Any] = {}
+    for split in SPLITS:
+        document = read_document(folder / split / ANNOTATIONS)
+        found, missing = _records(document, folder / split, split)
+        records += found
+        categories |= {str(category.get("name")): category for category in document["categories"]}
+        if missing:
+            doubts.append(
+                f"{len(missing)} images of {split} are listed but missing, such as "
+                f"{next(iter(missing))}"
+            )
+    return Source(records, list(categories.values()), doubts=doubts, layout=folder)
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.json")) if is_coco(path)]
+
+
+def _records(
+    document: Document, folder: Path, split: str | None
+) -> tuple[list[Record], dict[Path, str]]:
+    """The records of one JSON file, and the images that it lists and that are missing."""
+    annotations: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in document["images"]}
+    for annotation in document["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    labels = {str(entry["id"]): str(entry.get("name")) for entry in document["categories"]}
+    records, missing, new_name = [], {}, Names()
+    for entry in document["images"]:
+        listed = Path(str(entry["file_name"]))
+        if listed.is_absolute() or ".." in listed.parts:
+            raise InputError(f"{folder}: image {listed} lies outside it; move the image inside")
+        path = next((p for p in (folder / listed, folder / "images" / listed) if p.is_file()), None)
+        if path is None:
+            missing[folder / listed] = "is listed but missing"
+            if split is None:
+                continue
+        group, number, spacing = (entry.get(k) for k in ("group", "slice_number", "spacing_mm"))
+        own = annotations[entry["id"]]
+        records.append(
+            Record(
+                name=new_name(listed.stem, listed.suffix.lower(), group),
+                group=None if group is None else str(group),
+                number=number,
+                split=split,
+                spacing=_spacing(spacing),
+                categories=partial(_present, own, labels),
+                load=partial(_load, path or folder / listed, entry, own),
+            )
+        )
+    return records, missing
+
+
+def _spacing(value: Any) -> tuple[float, float] | None:
+    """Two distances in mm, where the file came from here; other tools may mean something else."""
+    try:
+        row, column = value
+        return float(row), float(column)
+    except (TypeError, ValueError):
+        return None
+
+
+def _present(annotations: list[dict[str, Any]], labels: dict[str, str]) -> set[str]:
+    return {labels.get(str(each.get("category_id")), "unknown") for each in annotations}
+
+
+def _load(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Copied:
+    with readable(path):
+        return Copied(path.read_bytes(), entry, annotations)

@@ -1,0 +1,88 @@
+"""The project's layout, written slice by slice."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle_tools
+from tqdm import tqdm
+
+from tumorseg import coco
+from tumorseg.importers.record import Copied, Drawn, Record, Source
+
+
+def write(source: Source, sides: Sequence[str], folder: Path) -> None:
+    """Writes train, valid and test, each with its images and `_annotations.coco.json`.
+
+    One slice is in memory at a time, beside the entries of the JSON files.
+
+    Args:
+        source: What to write.
+        sides: train, valid or test for each record.
+        folder: Is made; must not exist.
+    """
+    documents: dict[str, dict[str, Any]] = {
+        split: source.header | {"categories": source.categories, "images": [], "annotations": []}
+        for split in coco.SPLITS
+    }
+    for split in coco.SPLITS:
+        (folder / split).mkdir(parents=True)
+    ids = {str(category.get("name")): category.get("id") for category in source.categories}
+    numbers = itertools.count(1)
+    progress = tqdm(source.records, "writing", unit="slice", disable=None)
+    for image_id, (record, side) in enumerate(zip(progress, sides, strict=True), start=1):
+        loaded = record.load()
+        path = folder / side / record.name
+        if isinstance(loaded, Copied):
+            path.write_bytes(loaded.image)
+            entry, annotations = loaded.entry | {"file_name": record.name}, loaded.annotations
+        else:
+            Image.fromarray(loaded.grey).save(path)
+            height, width = loaded.grey.shape
+            entry = {"id": image_id, "file_name": record.name, "height": height, "width": width}
+            annotations = [
+                {"id": next(numbers), "image_id": image_id, "category_id": ids[name]} | shape
+                for name, shape in _shapes(loaded)
+            ]
+        documents[side]["images"].append(entry | _known(record))
+        documents[side]["annotations"] += annotations
+    for split, document in documents.items():
+        path = folder / split / coco.ANNOTATIONS
+        path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _shapes(slice_: Drawn) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, mask in slice_.masks.items():
+        if mask.any():
+            rle = rle_tools.encode(np.asfortranarray(mask.astype(np.uint8)))
+            yield (
+                name,
+                {
+                    "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+                    "area": int(rle_tools.area(rle)),
+                    "bbox": rle_tools.toBbox(rle).tolist(),
+                    "iscrowd": 0,
+                },
+            )
+
+
+def _known(record: Record) -> dict[str, Any]:
+    extra = {
+        "group": record.group,
+        "slice_number": record.number,
+        "spacing_mm": record.spacing,
+    }
+    return {key: value for key, value in extra.items() if value is not None}
+
+
+def copy(layout: Path, folder: Path) -> None:
+    """Copies a folder that has the layout already, byte for byte."""
+    for split in coco.SPLITS:
+        # copyfile, not copy2: a read-only source must not make a folder that nobody can replace
+        shutil.copytree(layout / split, folder / split, copy_function=shutil.copyfile)
+        (folder / split).chmod(0o755)
