@@ -15,6 +15,7 @@ from tumorseg import cli, coco, dataset
 from tumorseg.errors import InputError
 from tumorseg.importers import Options, detect, dicom, dicom_image, import_folder, nifti, plan
 from tumorseg.manifest import build_manifest
+from tumorseg.params import ValidateParams, load_params
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_masks_survive(imported, title: str) -> None:
 
 
 @every_sample
-def test_what_is_written_is_consistent(imported, title: str) -> None:
+def test_what_is_written_is_consistent(imported, title: str, tmp_path) -> None:
     sample, written, summary = imported(title)
     split_of: dict[str, set[str]] = {}
     written_documents = documents(written)
@@ -76,7 +77,8 @@ def test_what_is_written_is_consistent(imported, title: str) -> None:
         for key in ("images", "annotations"):
             ids = [each["id"] for doc in written_documents.values() for each in doc[key]]
             assert len(ids) == len(set(ids))
-    table = build_manifest(written)
+    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
+    table = build_manifest(written, section, tmp_path / "small.npy", tmp_path / "scan.db")
     assert table["problem"].isna().all()
 
 

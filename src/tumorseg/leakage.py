@@ -30,7 +30,7 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
     small = np.load(thumbnails, mmap_mode="r")
     first = usable.drop_duplicates("sha256")
     original = usable["sha256"].map(first.set_index("sha256")["path"])
-    twins = usable["path"] != original
+    twins = (usable["path"] != original).to_numpy(bool)
     equal = pd.DataFrame({"left": original[twins], "right": usable["path"][twins]})
 
     places, values = similar_pairs(small, first["thumbnail"].to_numpy(np.intp), threshold)
