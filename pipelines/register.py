@@ -30,12 +30,12 @@ def register() -> None:
             f"{split}_{key}": value
             for split in ("valid", "test")
             for key, value in figures[split][name].items()
-        }
+        } | {f"test_copy_{key}": value for key, value in figures["test"]["copy"].items()}
         step(tracking.complete_run, retries=2)(
             params.experiment,
             run["run_id"],
             scores,
-            {"winner": str(name == figures["winner"])},
+            {"winner": str(name == figures["winner"]), "split": figures["split"]["method"]},
             [
                 TRAINED / name / "weights.safetensors",
                 *(REPORTS / f for f in ("metrics.json", "per_slice.csv")),
@@ -70,6 +70,7 @@ def register() -> None:
                 "threshold": load_params(EvaluateParams).threshold,
                 "data_md5": lineage["data_md5"],
                 "git_sha": lineage["git_sha"],
+                "split": figures["split"],
                 "validation": figures["valid"][winner],
                 "test": figures["test"][winner],
             },
@@ -78,6 +79,8 @@ def register() -> None:
         last = registry.champion(params.model_name, params.experiment)
         if last is not None:
             registry.fetch(params.model_name, last.version, params.experiment, current)
+            if json.loads((current / "model.json").read_text()).get("split") != figures["split"]:
+                print("the champion saw another split: it may remember what it is judged on here")
         champion = step(served_dice)(current, rows, Path("data")) if last else None
         verdict = Verdict(newcomer, champion, params.min_gain)
         version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)

@@ -10,7 +10,7 @@ from tumorseg.arrays import Slices, build_arrays, load_slices
 from tumorseg.augmentation import load_policy, save_policy
 from tumorseg.coco import decode
 from tumorseg.errors import InputError
-from tumorseg.evaluation import compare, load_network, reduce, table
+from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table
 from tumorseg.manifest import build_manifest
 from tumorseg.params import (
     NETWORKS,
@@ -24,6 +24,7 @@ from tumorseg.params import (
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
 from tumorseg.training import EpochSampler, train
 
+SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
 
 
@@ -159,7 +160,7 @@ def test_comparison_and_pictures(workplace, train_params, phantom, tmp_path) -> 
         ("background", "test"): 5,
     }
     assert (comparison[["tp", "fp", "fn", "tn"]].sum(axis=1) == 96 * 96).all()
-    result = json.loads(json.dumps(reduce(comparison, EVALUATE)))
+    result = json.loads(json.dumps(reduce(comparison, SPLIT, EVALUATE)))
     valid = {name: result["valid"][name]["mean_dice"] for name in NETWORKS}
     assert result["winner"] == max(valid, key=valid.__getitem__)
     healthy = 1 - workplace["manifest"].query("split == 'test'")["tumour_fraction"].mean()
@@ -200,3 +201,16 @@ def test_masks_are_cut_from_the_network_s_own_probabilities(
     expected = to_native(found[0], (96, 96)) >= 0.05
     assert first["path"] == rows.iloc[0]["path"]
     assert np.array_equal(decode(first["mask_rle"], 96, 96), expected)
+
+
+def test_the_honesty_gap_needs_both_splits() -> None:
+    now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
+    other = {"unet": {"test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
+    grouped = {"split": {"method": "grouped"}, "test": now}
+    assert honesty_gap(grouped, {}) == {}
+    assert honesty_gap(grouped, other) == {
+        "unet": {"official": 0.7, "grouped": 0.4, "gap": 0.3},
+        "copy": {"official": 0.69, "grouped": 0.3, "gap": 0.39},
+    }
+    official = grouped | {"split": {"method": "official"}}
+    assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}

@@ -178,6 +178,24 @@ def data_use(
         _report(dataset.use(folder, kind=kind, options=options))
 
 
+@data_app.command("labels")
+def data_labels(
+    folder: Path,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
+) -> None:
+    """Put the COCO labels in FOLDER's train/, valid/ and test/ on the same images."""
+    from tumorseg import labels
+
+    print("the present labels, judged by those of", folder)
+    print(labels.table(labels.compare_labels(folder, Path("data"))))
+    print("A perfect model of the present labels would reach these figures, judged by the others.")
+    if not dry_run:
+        labels.use_labels(folder)
+        print("data/ now has the other labels, recorded in data.dvc.")
+        print("next: `make run`; `dvc metrics diff` and `dvc plots diff` show what it changed;")
+        print("      `git commit data.dvc dvc.lock reports` keeps it as a version")
+
+
 @data_app.command("phantom")
 def data_phantom(
     seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,

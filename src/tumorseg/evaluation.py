@@ -106,12 +106,19 @@ def compare(
     return pd.concat(tables, ignore_index=True)
 
 
-def reduce(comparison: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
+def reduce(
+    comparison: pd.DataFrame, split: dict[str, Any], params: EvaluateParams
+) -> dict[str, Any]:
     """The figures of reports/metrics.json: split → method → figure, and the winner.
 
     The winner has the highest mean Dice on the validation split; the test split has no say.
+
+    Args:
+        comparison: From `compare`.
+        split: reports/split.json: which sides these are.
+        params: The evaluate section.
     """
-    figures: dict[str, Any] = {
+    figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
         str(split): {
             str(method): summarise(table, params.bootstrap_samples, params.seed)
             for method, table in part.groupby("method", sort=False)
@@ -123,10 +130,36 @@ def reduce(comparison: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
     return figures
 
 
+def honesty_gap(
+    figures: dict[str, Any], other: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What mean Dice on test the official split flatters a method by, against the grouped one.
+
+    Args:
+        figures: Of this run, from `reduce`.
+        other: Network → metric → value of the last runs with the other split of the same data.
+
+    Returns:
+        Method → official, grouped and gap; empty unless both splits were run.
+    """
+    if not other:
+        return {}
+    then = {name: scores["test_mean_dice"] for name, scores in other.items()}
+    then["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
+    gaps = {}
+    for method, before in then.items():
+        pair = {"official": figures["test"][method]["mean_dice"], "grouped": before}
+        if figures["split"]["method"] == "grouped":
+            pair = {"official": before, "grouped": figures["test"][method]["mean_dice"]}
+        gaps[method] = pair | {"gap": round(pair["official"] - pair["grouped"], 5)}
+    return gaps
+
+
 def table(figures: dict[str, Any]) -> str:
     """The comparison on the test split as a Markdown table."""
+    split = f"{figures['split']['method']} test split"
     lines = [
-        "| test split | mean Dice (95% CI) | mean IoU | micro Dice | micro IoU | accuracy |",
+        f"| {split} | mean Dice (95% CI) | mean IoU | micro Dice | micro IoU | accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for method, row in figures["test"].items():

@@ -80,6 +80,18 @@ def start_run(experiment: str, network: str, params: dict[str, Any]) -> MLFlowLo
     return logger
 
 
+def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str, float]]:
+    """What the networks last scored under the given tags: network → metric → value."""
+    store, number = client(experiment)
+    wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    runs = store.search_runs([number], wanted, order_by=["attributes.start_time DESC"])
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        if "test_mean_dice" in run.data.metrics:
+            found.setdefault(run.data.tags["network"], dict(run.data.metrics))
+    return found
+
+
 def complete_run(
     experiment: str,
     run_id: str,

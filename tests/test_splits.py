@@ -1,0 +1,160 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tumorseg.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
+from tumorseg.splits import ASIDE, SIDES, _cuts, assign_sides, find_groups, grouped, official
+
+
+def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:
+    """Manifest rows of numbered slices; a number of None means that the name carries none."""
+    count = len(numbers)
+    return pd.DataFrame(
+        {
+            "path": [f"train/{index:04d}.png" for index in range(count)],
+            "split": "train",
+            "thumbnail": range(count),
+            "sha256": sha or [f"hash {index}" for index in range(count)],
+            "slice_number": pd.array(numbers, dtype="Int64"),
+            "group": pd.array(groups or [None] * count, dtype="str"),
+            "categories": category,
+            "tumour_fraction": fraction,
+            "problem": pd.array([None] * count, dtype="str"),
+        }
+    )
+
+
+def patients(lengths, seed=0) -> np.ndarray:
+    """Thumbnails: the slices of a patient resemble each other, those of two patients do not."""
+    rng = np.random.default_rng(seed)
+    faces = [rng.integers(0, 256, (48, 48)) for _ in lengths]
+    noisy = [
+        face * 0.7 + rng.integers(0, 77, (48, 48))
+        for face, length in zip(faces, lengths, strict=True)
+        for _ in range(length)
+    ]
+    return np.stack(noisy).astype(np.uint8)
+
+
+@pytest.fixture
+def pairs_of(tmp_path):
+    """The pairs of a table with given thumbnails."""
+
+    def find(table, thumbnails, threshold=0.999):
+        np.save(tmp_path / "small.npy", thumbnails)
+        return find_pairs(table, tmp_path / "small.npy", threshold)
+
+    return find
+
+
+def test_a_chain_is_cut_between_patients(pairs_of) -> None:
+    lengths = [7, 12, 5, 9, 10, 8]
+    table = slices(list(range(100, 100 + sum(lengths))))
+    groups = find_groups(table, pairs_of(table, patients(lengths)), shortest=4, longest=12)
+    truth = np.repeat(np.arange(len(lengths)), lengths)
+    # Cuts only at true borders: each group is one patient, or whole patients.
+    borders = np.flatnonzero(np.diff(groups)) + 1
+    assert set(borders) <= set(np.flatnonzero(np.diff(truth)) + 1)
+    assert len(borders) == len(lengths) - 1
+
+
+def test_a_gap_in_the_numbers_ends_a_chain(pairs_of) -> None:
+    table = slices([1, 2, 3, 5, 6, 90])
+    groups = find_groups(table, pairs_of(table, patients([6])), shortest=2, longest=50)
+    assert groups.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_known_patients_stay_whole_whatever_the_numbers_say(pairs_of) -> None:
+    names = ["a", "a", "b", "b", "a", "b"]
+    table = slices([1, 2, 3, 4, 5, 6], groups=names)
+    groups = find_groups(table, pairs_of(table, patients([6])), shortest=1, longest=2)
+    assert groups.tolist() == [0, 0, 1, 1, 0, 1]
+
+
+def test_equal_and_similar_slices_join_groups(pairs_of) -> None:
+    table = slices([None] * 5, sha=["x", "y", "x", "z", "w"])
+    thumbnails = patients([1] * 5)
+    thumbnails[4] = thumbnails[1] // 2 + 9  # the same picture at another gain
+    pairs = pairs_of(table, thumbnails, threshold=0.99)
+    groups = find_groups(table, pairs, shortest=2, longest=4)
+    assert groups.tolist() == [0, 1, 0, 2, 1]
+
+
+def test_slices_of_one_number_are_never_parted() -> None:
+    cuttable = np.array([True, False, True, True])
+    assert 1 not in _cuts(np.array([0.9, 0.0, 0.5, 0.9]), cuttable, shortest=1, longest=2)
+
+
+def test_grouped_leaves_nothing_between_the_sides(pairs_of) -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(6, 14, 60).tolist()
+    count = sum(lengths)
+    table = slices(list(range(count)), category=rng.choice(["glioma", "pituitary"], count))
+    table["tumour_fraction"] = rng.random(count) * 0.1
+    pairs = pairs_of(table, patients(lengths), threshold=0.98)
+    result = grouped(table, pairs, shortest=10, longest=30, seed=0)
+    used = result[result["split"] != ASIDE].reset_index(drop=True)
+    assert not neighbours_elsewhere(used, SIDES).any()
+    assert not linked_elsewhere(used, pairs, "near", SIDES).any()
+    shares = used["split"].value_counts(normalize=True)
+    for side, wanted in {"train": 0.7, "valid": 0.2, "test": 0.1}.items():
+        assert shares[side] == pytest.approx(wanted, abs=0.05)
+    assert (result["split"] == ASIDE).mean() < 0.06
+    assert (result["official_split"] == "train").all()
+    again = grouped(table, pairs, shortest=10, longest=30, seed=0)
+    assert again.equals(result)
+
+
+def test_official_keeps_the_sides_and_tells_the_groups(pairs_of) -> None:
+    table = slices([1, 2, 3, 9])
+    table["split"] = ["train", "test", "train", "valid"]
+    result = official(table, pairs_of(table, patients([3, 1])), shortest=2, longest=9)
+    assert result["split"].equals(table["split"])
+    assert result["split_group"].tolist() == [0, 0, 0, 1]
+
+
+def test_every_category_and_size_is_on_every_side() -> None:
+    rng = np.random.default_rng(0)
+    strata = rng.choice(["a", "b", "c"], 90, p=[0.6, 0.3, 0.1])
+    groups = [f"group {index // 3}" for index in range(90)]
+    strata = np.repeat(strata[::3], 3)
+    sides = pd.Series(assign_sides(groups, strata))
+    share = pd.crosstab(sides, strata, normalize="columns")
+    assert (share.loc["train"] - 0.7).abs().max() < 0.12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40),
+    kinds=st.lists(st.sampled_from("abc"), min_size=40, max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_no_group_is_ever_parted_and_no_side_is_empty(sizes, kinds, seed) -> None:
+    groups = np.repeat([f"g{index}" for index in range(len(sizes))], sizes)
+    strata = np.repeat(kinds[: len(sizes)], sizes)
+    sides = pd.Series(assign_sides(groups, strata, seed=seed))
+    assert sides.groupby(groups).nunique().max() == 1
+    assert set(sides) == set(SIDES)
+    assert sides.tolist() == assign_sides(groups, strata, seed=seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    alike=st.lists(st.floats(-1, 1), min_size=1, max_size=120),
+    shortest=st.integers(1, 20),
+    data=st.data(),
+)
+def test_cuts_leave_no_block_too_short(alike, shortest, data) -> None:
+    longest = data.draw(st.integers(2 * shortest, 60))
+    cuttable = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(alike), max_size=len(alike)))
+    )
+    cuts = sorted(_cuts(np.array(alike), cuttable, shortest, longest))
+    assert cuttable[cuts].all() if cuts else True
+    lengths = np.diff([-1, *cuts, len(alike)])
+    if cuts:
+        assert lengths.min() >= shortest
+    if cuttable.all():
+        assert lengths.max() <= longest
