@@ -7,7 +7,8 @@ import numpy as np
 from pipelines._flow import main, stage, step
 from tumorseg import coco
 from tumorseg.audit import audit
-from tumorseg.audit_page import link_from, write_page
+from tumorseg.audit_page import write_page
+from tumorseg.data_docs import settle
 from tumorseg.expectations import check, report, stop_on_critical
 from tumorseg.files import atomic_path, write_json
 from tumorseg.leakage import find_pairs, mark_leaks, save_pairs
@@ -34,7 +35,7 @@ def validate() -> None:
     figures = step(audit)(manifest, pairs, thumbnails, findings)
     write_json(REPORTS / "audit.json", figures)
     step(write_page)(figures, manifest, pairs, thumbnails, DATA, REPORTS / "audit.html")
-    link_from(REPORTS / "data_docs", REPORTS / "audit.html")
+    settle(REPORTS / "data_docs", REPORTS / "audit.html")
     unusable = manifest["problem"].notna()
     with atomic_path(REPORTS / "unusable.csv") as temporary:
         manifest.loc[unusable, ["path", "problem", "why"]].to_csv(temporary, index=False)

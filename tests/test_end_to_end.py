@@ -89,6 +89,13 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     for name in ("augmentation", "curves", "comparison", "predictions"):
         assert Image.open(workspace.root / "reports" / f"{name}.png").size[0] > 300
     assert (workspace.root / "reports" / "data_docs" / "index.html").exists()
+    audit = read(workspace, "reports/audit.json")
+    page = (workspace.root / "reports" / "audit.html").read_text()
+    assert audit["images"] == 22 and "22 images" in page and page.count("data:image/jpeg") > 12
+    copy = figures["test"]["copy"]["micro_dice"]
+    assert audit["controls"]["copy"]["micro_dice"] == pytest.approx(copy, abs=1e-5)
+    assert read(workspace, "reports/split.json")["method"] == "official"
+    assert read(workspace, "reports/honesty.json") == {}
     shown = workspace.call("dvc", "metrics", "show", "--json")
     assert "micro_dice" in shown
     workspace.call("dvc", "plots", "show", "--out", "plots")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from tumorseg import coco
 from tumorseg.coco import decode
+from tumorseg.data_docs import settle
 from tumorseg.errors import InputError
 from tumorseg.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
 from tumorseg.leakage import find_pairs, mark_leaks
@@ -73,7 +75,18 @@ def test_a_good_set_passes_and_writes_data_docs(phantom, manifest_of, tmp_path) 
     table = manifest_of(phantom)
     assert table["problem"].isna().all()
     assert lines_of(table, tmp_path) == []
-    assert "manifest" in (tmp_path / "docs" / "index.html").read_text()
+    settle(tmp_path / "docs", tmp_path / "audit.html")
+    pages = list((tmp_path / "docs").rglob("*.html"))
+    assert len(pages) == 3
+    for page in pages:
+        text = page.read_text()
+        # Nothing is fetched from anywhere when the page is opened; links to click on may stay.
+        assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=.https?:", text)
+        audit, results = (
+            re.search(f'href="([^"]*)">{n}<', text)[1] for n in ("Data audit", "Results")
+        )
+        assert (page.parent / audit).resolve() == tmp_path / "audit.html"
+        assert (page.parent / results).exists()
 
 
 def test_offenders_are_named_and_stop_the_run(coco_folder, manifest_of, tmp_path) -> None:

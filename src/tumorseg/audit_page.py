@@ -130,21 +130,3 @@ def _picture(path: Path, row: Any) -> str:
     cv2.drawContours(small, borders, -1, GREEN, 1)
     _, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
-def link_from(docs: Path, page: Path) -> None:
-    """Puts a link to the page at the top of every page of Great Expectations' Data Docs.
-
-    Raises:
-        RuntimeError: Their pages have no body, so that the link would be missing.
-    """
-    for html in docs.rglob("*.html"):
-        text = html.read_text(encoding="utf-8")
-        start = text.find("<body")
-        if start < 0:
-            raise RuntimeError(f"{html} has no <body>: Data Docs look different now")
-        end = text.index(">", start) + 1
-        up = "../" * len(html.relative_to(docs.parent).parts[:-1])
-        link = f'<p style="padding:8px 16px;margin:0"><a href="{up}{page.name}">Data audit</a></p>'
-        with atomic_path(html) as temporary:
-            temporary.write_text(text[:end] + link + text[end:], encoding="utf-8")
