@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import samples
+from tests.conftest import REPOSITORY
 from tests.test_dataset import contents
 from tumorseg import cli, coco, dataset
 from tumorseg.errors import InputError
