@@ -65,7 +65,8 @@ def write_page(
 def _spread(usable: pd.DataFrame) -> pd.DataFrame:
     """Slices with tumour, from the least to the most box-like."""
     labelled = usable[usable["tumour_fraction"] > 0].sort_values(["box_fill", "path"])
-    return labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, SHOWN).astype(int))]
+    shown = min(SHOWN, len(labelled))
+    return labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, shown).astype(int))]
 
 
 def _single(row: Any, data: Path) -> dict[str, str]:

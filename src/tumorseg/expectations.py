@@ -142,9 +142,9 @@ def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[di
             "include_unexpected_rows": False,
         },
     )
-    # A file that could not be read has no size that could be wrong.
-    sizes = manifest[["width", "height"]].where(manifest[["width", "height"]] > 0)
-    known = manifest.drop(columns="mask_rle").assign(width=sizes["width"], height=sizes["height"])
+    # An image that cannot be used fills no split, and its size or mode must not stop the run too.
+    of_usable = manifest[["split", "width", "height", "mode"]].where(manifest["problem"].isna())
+    known = manifest.drop(columns="mask_rle").assign(**of_usable)
     outcome = context.checkpoints.add(checkpoint).run({"dataframe": known})
     (validation,) = outcome.run_results.values()
     return [_finding(result) for result in validation.results]

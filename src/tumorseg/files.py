@@ -27,3 +27,10 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a path, its links followed, is outside a folder; DVC's links to its cache are not."""
+    target = Path(os.path.realpath(path))
+    inside = target.is_relative_to(os.path.realpath(root))
+    return not inside and target.parts[-4:-2] != ("files", "md5")

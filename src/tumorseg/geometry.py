@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as rle_tools
 from shapely.geometry import Polygon
 from shapely.validation import explain_validity
 
+from tumorseg import shapes
 from tumorseg.coco import LabelledImage
 
 # At least this share of its bounding box makes an annotation a rectangle.
@@ -28,7 +28,7 @@ def box_fill(annotation: dict[str, Any], rle: dict[str, Any]) -> float:
     if not shape:
         return 1.0
     if isinstance(shape, list) and len(shape) == 1:
-        points = _points(shape[0])
+        (points,) = shapes.polygons(annotation)
         x, y = points[:, 0], points[:, 1]
         area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # shoelace formula
         box = float(np.ptp(x) * np.ptp(y))
@@ -47,12 +47,9 @@ def oddities(image: LabelledImage) -> set[str]:
     found = set()
     for annotation in image.annotations:
         shape = annotation.get("segmentation")
-        if isinstance(shape, dict):
+        if shape and isinstance(shape, dict):
             continue
-        if not shape:
-            x, y, w, h = annotation["bbox"]
-            shape = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        for points in map(_points, shape):
+        for points in shapes.polygons(annotation):
             if "Self-intersection" in explain_validity(Polygon(points)):
                 found.add("self_intersection")
             frame = np.array([image.width, image.height]) + FRAME_TOLERANCE
@@ -62,7 +59,3 @@ def oddities(image: LabelledImage) -> set[str]:
     if len(set(ids)) < len(ids):
         found.add("duplicate_annotation_id")
     return found
-
-
-def _points(flat: list[float]) -> NDArray[np.float64]:
-    return np.asarray(flat, dtype=np.float64).reshape(-1, 2)

@@ -39,7 +39,9 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
         {"left": paths[places[:, 0]], "right": paths[places[:, 1]], "correlation": values}
     )
 
-    numbered = usable.dropna(subset="slice_number").assign(series=usable["group"].fillna(""))
+    numbered = usable.dropna(subset="slice_number")
+    # Not from `usable`: where no slice has a number, pandas would bring all its rows back.
+    numbered = numbered.assign(series=numbered["group"].fillna(""))
     numbered = numbered.sort_values(["series", "slice_number", "path"])
     step = numbered["slice_number"].astype(float).diff() <= 1
     follows = (step & (numbered["series"] == numbered["series"].shift())).to_numpy(bool)

@@ -27,6 +27,7 @@ TEXTS = ("group", "problem", "why", "sha256", "format", "mode", "mask_rle")
 BLANK_STD = 1.0  # grey values; a picture with less shows nothing
 OUTLIER_MADS = 8.0  # median absolute deviations from the median
 FLAT_MAD = 4.0  # grey values; sets that vary less are taken to vary so much
+LONGEST_NUMBER = 15  # digits; what is longer is an identifier, not a place in a scan
 USUAL_SHARE = 0.9  # where so many images have one size, others are odd
 
 
@@ -68,7 +69,7 @@ def build_manifest(
         raise InputError(f"{data}: lists no image at all")
     pattern = re.compile(params.name_pattern)
     paths = [data / split / image.file_name for split, image in listed]
-    found = scan(paths, params.max_side, memory)
+    found = scan(paths, data, params.max_side, memory)
     rows = []
     with atomic_path(thumbnails) as temporary:
         small = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(listed), SIDE, SIDE))
@@ -79,10 +80,8 @@ def build_manifest(
             zip(listed, progress, strict=True)
         ):
             small[index] = thumbnail
-            outside = _leads_out(paths[index], data)
-            rows.append(
-                {"thumbnail": index} | _row(split, image, outside or facts) | _place(image, pattern)
-            )
+            row = {"thumbnail": index} | _row(split, image, facts) | _place(image, pattern)
+            rows.append({k: coco.printable(v) if isinstance(v, str) else v for k, v in row.items()})
         small.flush()
     table = pd.DataFrame(rows)
     table["slice_number"] = table["slice_number"].astype("Int64")
@@ -99,20 +98,15 @@ def _split(folder: Path) -> Iterator[coco.LabelledImage]:
     yield from images
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in suffixes and name not in names and not path.is_dir():
+        if (
+            path.suffix.lower() in suffixes
+            and coco.printable(name) not in names
+            and not path.is_dir()
+        ):
             why = f"is not listed in {coco.ANNOTATIONS}"
             if coco.printable(name) != name:
-                why = "has a name that is not UTF-8 text; rename it"
+                why = coco.UNUSUAL_NAME
             yield coco.LabelledImage(coco.printable(name), 0, 0, problem=("unlisted", why))
-
-
-def _leads_out(path: Path, data: Path) -> Facts | None:
-    """A problem if a link leads out of the data; DVC's own links into its cache are none."""
-    if path.is_symlink() or path.parent.is_symlink():
-        target = path.resolve()
-        if not target.is_relative_to(data.resolve()) and target.parts[-4:-2] != ("files", "md5"):
-            return Facts(problem="outside", why="is a link that leads out of the data folder")
-    return None
 
 
 def _row(split: str, image: coco.LabelledImage, facts: Facts) -> dict[str, Any]:
@@ -137,18 +131,19 @@ def _row(split: str, image: coco.LabelledImage, facts: Facts) -> dict[str, Any]:
         return row
     if (image.width, image.height) != (facts.width, facts.height):
         said = f"its JSON says {image.width}×{image.height}"
+        if facts.rotated:
+            said += "; EXIF turns it, and the JSON must mean the picture as it is shown"
         return unusable("size_mismatch", f"is {facts.width}×{facts.height}, but {said}")
     try:
-        rle = coco.image_rle(image)
+        parts = coco.image_rles(image)
     except ValueError as error:
         return unusable("bad_annotation", str(error))
-    fills = [
-        box_fill(annotation, coco.annotation_rle(annotation, image.height, image.width))
-        for annotation in image.annotations
-    ]
+    fills = list(map(box_fill, image.annotations, parts))
+    rle = coco.union(image, parts)
     area = int(rle_tools.area({"size": [image.height, image.width], "counts": rle.encode()}))
     strange = oddities(image)
-    if image.annotations and not area:
+    # One by one: given a list, pycocotools cannot count beyond 255.
+    if not all(rle_tools.area(part) for part in parts):
         strange.add("empty_label")
     if Path(image.file_name).suffix.lower() not in FORMATS[str(facts.format)]:
         strange.add("wrong_extension")
@@ -165,8 +160,9 @@ def _place(image: coco.LabelledImage, pattern: re.Pattern[str]) -> dict[str, Any
     match = pattern.match(image.file_name)
     named = match.groupdict() if match else {}
     number = image.slice_number
-    if number is None and named.get("number"):
-        number = int(named["number"])
+    digits = named.get("number")
+    if number is None and digits and len(digits) <= LONGEST_NUMBER:
+        number = int(digits)
     spacing = "" if image.spacing is None else "×".join(f"{mm:g}" for mm in image.spacing)
     return {
         "group": image.group or named.get("group"),

@@ -8,7 +8,9 @@ import io
 import json
 import os
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,18 +21,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tumorseg.files import leads_out
 from tumorseg.memory import Memory
 from tumorseg.preprocess import to_grey
 from tumorseg.similarity import SIDE, thumbnail
 
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 FORMATS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
 MAX_BYTES = 100 * 2**20
 MIN_SIDE = 8  # pixels; fewer make no thumbnail
 ORIENTATION = 0x0112  # EXIF's tag
 COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
 COLOURED = 2.0  # grey values between the channels, on average; JPEG alone makes about one
+# What Pillow raises over damaged files: its own errors, and whatever its parsers stumble over.
+BROKEN = (
+    *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+)
 AT_ONCE = 64  # files in flight: bounds the memory, whatever the number of files
-VERSION = 2  # of the facts below; another number forgets what was remembered
+VERSION = 3  # of the facts below; another number forgets what was remembered
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,12 @@ Scanned = tuple[Facts, NDArray[np.uint8]]
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
 
 
-def scan(paths: Iterable[Path], max_side: int, memory: Path) -> Iterator[Scanned]:
+def scan(paths: Iterable[Path], root: Path, max_side: int, memory: Path) -> Iterator[Scanned]:
     """Examines files on all cores, in their order.
 
     Args:
         paths: The files; one that is missing or broken gets a problem, not an exception.
+        root: The folder that they lie in; one that leads out of it is not opened.
         max_side: A picture with a longer side, in pixels, is not decoded.
         memory: The file that remembers.
 
@@ -85,10 +95,12 @@ def scan(paths: Iterable[Path], max_side: int, memory: Path) -> Iterator[Scanned
         ThreadPoolExecutor() as pool,  # decoding and hashing release the interpreter's lock
     ):
         while batch := list(islice(waiting, AT_ONCE)):
-            yield from pool.map(lambda path: _scan(path, max_side, store), batch)
+            yield from pool.map(lambda path: _scan(path, root, max_side, store), batch)
 
 
-def _scan(path: Path, max_side: int, store: Memory) -> Scanned:
+def _scan(path: Path, root: Path, max_side: int, store: Memory) -> Scanned:
+    if leads_out(path, root):
+        return Facts(problem="outside", why="is a link that leads out of the data folder"), BLANK
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
@@ -98,8 +110,8 @@ def _scan(path: Path, max_side: int, store: Memory) -> Scanned:
         content = path.read_bytes()
     except FileNotFoundError:
         return Facts(problem="missing_file", why="is listed, but there is no such file"), BLANK
-    except (OSError, ValueError) as error:
-        return Facts(problem="unreadable", why=f"cannot be read: {error}"), BLANK
+    except OSError as error:
+        return Facts(problem="unreadable", why=f"cannot be read: {error.strerror}"), BLANK
     digest = hashlib.sha256(content).hexdigest()
     key = f"{digest} {max_side}"
     if (known := store.get(key)) is not None:
@@ -128,11 +140,17 @@ def _examine(content: bytes, digest: str, max_side: int) -> Scanned:
                     return unusable("too_small", f"is {width}×{height}, which shows nothing")
                 picture.load()
                 rotated = picture.getexif().get(ORIENTATION, 1) != 1
-                kind, mode, grey = picture.format, picture.mode, to_grey(picture)
+                # A JPEG with several pictures in it, as phones write, calls itself MPO.
+                kind = "JPEG" if picture.format == "MPO" else picture.format
+                mode, grey = picture.mode, to_grey(picture)
                 coloured = mode in COLOUR_MODES and _channels_differ(picture)
     except Image.UnidentifiedImageError:
-        return unusable("unreadable", "is neither JPEG nor PNG")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        damaged = content.startswith(SIGNATURES)
+        why = "has a damaged header" if damaged else "is neither JPEG nor PNG"
+        return unusable("unreadable", why)
+    except Image.DecompressionBombError:
+        return unusable("too_large", "claims more pixels than are safe to decode")
+    except BROKEN as error:
         return unusable("unreadable", f"cannot be decoded: {error}")
     facts = Facts(
         sha256=digest,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tumorseg.errors import InputError
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
+from tumorseg.importers.reading import refuse_links_out
 from tumorseg.importers.record import Copied, Drawn, Options, Record, Source
 from tumorseg.importers.sides import assign
 from tumorseg.importers.summary import Summary, summarise
@@ -127,6 +128,7 @@ def _prepare(
         raise InputError(f"--format {kind}: must be one of auto, {', '.join(IMPORTERS)}")
     if kind is None or not folder.is_dir():
         kind = detect(folder)
+    refuse_links_out(folder)
     options = options or Options()
     if kind != "nifti" and options != Options():
         raise InputError(f"{folder}: is {kind}; --axis, --slices and --modality are for volumes")

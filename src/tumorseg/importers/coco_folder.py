@@ -1,13 +1,14 @@
 """COCO annotations with their images: copied as they are."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tumorseg.coco import ANNOTATIONS, SPLITS
+from tumorseg.coco import ANNOTATIONS, SPLITS, printable
 from tumorseg.errors import InputError
 from tumorseg.importers.coco_json import Document, is_coco, read_document
-from tumorseg.importers.reading import Names, readable
+from tumorseg.importers.reading import Names, readable, refuse_uncopyable
 from tumorseg.importers.record import Copied, Options, Record, Source
 
 LOOKS_FOR = (
@@ -54,6 +55,8 @@ def read(folder: Path, options: Options) -> Source:
 
 
 def _splits(folder: Path) -> Source:
+    for split in SPLITS:
+        refuse_uncopyable(folder / split)
     records: list[Record] = []
     doubts = []
     categories: dict[str, Any] = {}
@@ -86,8 +89,11 @@ def _records(
     for entry in document["images"]:
         listed = Path(str(entry["file_name"]))
         if listed.is_absolute() or ".." in listed.parts:
-            raise InputError(f"{folder}: image {listed} lies outside it; move the image inside")
-        path = next((p for p in (folder / listed, folder / "images" / listed) if p.is_file()), None)
+            name = printable(str(listed))
+            raise InputError(f"{folder}: image {name} lies outside it; move the image inside")
+        path = next(
+            (p for p in (folder / listed, folder / "images" / listed) if os.path.isfile(p)), None
+        )
         if path is None:
             missing[folder / listed] = "is listed but missing"
             if split is None:
@@ -113,7 +119,7 @@ def _spacing(value: Any) -> tuple[float, float] | None:
     try:
         row, column = value
         return float(row), float(column)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

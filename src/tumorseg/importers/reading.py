@@ -1,11 +1,14 @@
 """Finding, naming and reading files, for all importers."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tumorseg.coco import printable
 from tumorseg.errors import InputError
+from tumorseg.files import leads_out
 
 
 class Names:
@@ -38,6 +41,36 @@ def visible_files(folder: Path) -> list[Path]:
         if path.is_file()
         and not any(p.startswith((".", "__MACOSX")) for p in path.relative_to(folder).parts)
     )
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raises InputError if a link under a folder leads out of it: its target was never meant."""
+    for path in _everything(folder):
+        if path.is_symlink() and leads_out(path, folder):
+            raise InputError(
+                f"{printable(str(path))}: is a link that leads out of {folder}; put what it means "
+                "in its place, or remove it"
+            )
+
+
+def refuse_uncopyable(folder: Path) -> None:
+    """Raises InputError if something under a folder is no plain file or folder that can be read.
+
+    Links to folders are refused since they may go round in circles.
+    """
+    for path in _everything(folder):
+        if not os.path.isfile(path) and (path.is_symlink() or not os.path.isdir(path)):
+            raise InputError(
+                f"{printable(str(path))}: is neither a file nor a folder (a pipe, or a link that "
+                "leads to a folder or nowhere); remove it"
+            )
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{printable(str(path))}: may not be read; allow it")
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    for home, folders, files in os.walk(folder):
+        yield from (Path(home, name) for name in sorted(folders + files))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
 from tumorseg import coco
+from tumorseg.errors import InputError
 from tumorseg.importers.record import Copied, Drawn, Record, Source
 
 
@@ -81,8 +82,18 @@ def _known(record: Record) -> dict[str, Any]:
 
 
 def copy(layout: Path, folder: Path) -> None:
-    """Copies a folder that has the layout already, byte for byte."""
-    for split in coco.SPLITS:
-        # copyfile, not copy2: a read-only source must not make a folder that nobody can replace
-        shutil.copytree(layout / split, folder / split, copy_function=shutil.copyfile)
-        (folder / split).chmod(0o755)
+    """Copies a folder that has the layout already, byte for byte.
+
+    Raises:
+        InputError: A file cannot be read or written.
+    """
+    try:
+        for split in coco.SPLITS:
+            # copyfile, not copy2: a read-only source must not make a folder that nobody can replace
+            shutil.copytree(layout / split, folder / split, copy_function=shutil.copyfile)
+            (folder / split).chmod(0o755)
+    except shutil.Error as error:  # of a list with an entry a file
+        name, _, why = error.args[0][0]
+        raise InputError(f"{coco.printable(str(name))}: cannot be copied ({why})") from None
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be copied ({error.strerror})") from None

@@ -1,0 +1,108 @@
+"""What one COCO annotation draws, checked first: pycocotools trusts whatever it is given.
+
+Run lengths that do not add up make it write past its memory, and an outline that goes far away
+makes it ask for more than there is.
+"""
+
+import reprlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = NDArray[np.float64]  # (N, 2): x and y in pixels
+
+FARTHEST = (
+    1e6  # pixels, for a coordinate and for an outline's length; drawing takes ~100 B for each
+)
+
+
+def polygons(annotation: dict[str, Any]) -> list[Points]:
+    """The outlines of an annotation that has no run lengths; its box, if it has only that.
+
+    Returns:
+        One array a polygon, float64, shape (N, 2), N ≥ 3.
+
+    Raises:
+        ValueError: It has neither, or they cannot be drawn.
+    """
+    shape = annotation.get("segmentation")
+    if not shape:
+        return [_box(annotation.get("bbox"))]
+    if not isinstance(shape, list):
+        raise ValueError("its segmentation is neither a list of polygons nor run lengths")
+    return [_polygon(flat) for flat in shape]
+
+
+def runs(shape: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Run lengths, compressed or not, as COCO's uncompressed ones.
+
+    Args:
+        shape: With `size` and `counts`.
+        height: Of the picture, in pixels.
+        width: In pixels.
+
+    Raises:
+        ValueError: They are none, are for another size or do not add up to it.
+    """
+    size, counts, pixels = shape.get("size"), shape.get("counts"), height * width
+    if size != [height, width]:
+        raise ValueError(f"its run lengths are for {reprlib.repr(size)}, not {[height, width]}")
+    if isinstance(counts, str):
+        lengths = _unpack(counts.encode("utf-8", "surrogatepass"))
+    elif isinstance(counts, bytes):
+        lengths = _unpack(counts)
+    elif isinstance(counts, list) and all(type(count) is int for count in counts):
+        lengths = counts
+    else:
+        raise ValueError("its run lengths are neither text nor a list of whole numbers")
+    if min(lengths, default=0) < 0 or sum(lengths) != pixels:
+        raise ValueError(f"its run lengths do not add up to the picture's {pixels} pixels")
+    return {"size": [height, width], "counts": lengths}
+
+
+def _numbers(values: Any, what: str) -> NDArray[np.float64]:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"its {what} is no plain list of numbers")
+    if not all(abs(value) <= FARTHEST for value in values):
+        raise ValueError(f"its {what} needs finite coordinates up to {FARTHEST:.0f} pixels")
+    return np.array(values, np.float64)
+
+
+def _box(values: Any) -> Points:
+    if values is None:
+        raise ValueError("it has neither a segmentation nor a bbox")
+    found = _numbers(values, "bbox")
+    if found.shape != (4,) or (found[2:] < 0).any():
+        raise ValueError("its bbox is not x, y, width and height, with none of these two below 0")
+    x, y, w, h = found
+    return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
+
+
+def _polygon(flat: Any) -> Points:
+    found = _numbers(flat, "polygon")
+    if found.size < 6 or found.size % 2:
+        raise ValueError("a polygon needs at least three points, each an x and a y")
+    points = found.reshape(-1, 2)
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    if steps.sum() > FARTHEST:
+        raise ValueError(f"a polygon is longer than {FARTHEST:.0f} pixels around")
+    return points
+
+
+def _unpack(packed: bytes) -> list[int]:
+    """COCO's compressed counts: groups of 5 bits, lowest first; from the fourth, differences."""
+    bits = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
+    last = (bits & 32) == 0
+    if not bits.size or (bits < 0).any() or (bits > 63).any() or not last[-1]:
+        raise ValueError("its run lengths are damaged: this is no COCO text")
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    places = np.arange(bits.size) - np.repeat(starts, np.diff([*starts, bits.size]))
+    if places.max() > 6:  # seven groups hold more than pycocotools' 32 bits
+        raise ValueError("its run lengths are damaged: one has more than 32 bits")
+    values = np.add.reduceat((bits & 31) << (5 * places), starts)
+    negative = (bits[last] & 16) != 0
+    values[negative] -= 1 << (5 * (places[last][negative] + 1))
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return [int(value) for value in values]
