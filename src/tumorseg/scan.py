@@ -36,7 +36,7 @@ COLOURED = 2.0  # grey values between the channels, on average; JPEG alone makes
 # What Pillow raises over damaged files: its own errors, and whatever its parsers stumble over.
 BROKEN = (
     *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
-    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
 )
 AT_ONCE = 64  # files in flight: bounds the memory, whatever the number of files
 VERSION = 3  # of the facts below; another number forgets what was remembered
