@@ -9,6 +9,7 @@ from tests.conftest import REPOSITORY
 from tumorseg.arrays import Slices, build_arrays, load_slices
 from tumorseg.augmentation import load_policy, save_policy
 from tumorseg.coco import decode
+from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
 from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table
 from tumorseg.manifest import build_manifest
@@ -22,7 +23,7 @@ from tumorseg.params import (
     load_params,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
-from tumorseg.training import EpochSampler, train
+from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
@@ -46,7 +47,9 @@ def workplace(phantom, tmp_path_factory) -> dict:
 
 
 def fit(workplace: dict, name: str, params: TrainParams, folder) -> dict:
-    return train(name, params, workplace["slices"], workplace["policy"], folder)
+    return train(
+        name, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"
+    )
 
 
 def test_arrays_follow_the_manifest(workplace, phantom) -> None:
@@ -106,7 +109,7 @@ def test_training_runs_the_policy_on_every_slice_of_every_epoch(
         seeds.append(seed)
         return workplace["policy"](image, mask, seed)
 
-    train("unet", train_params, workplace["slices"], spy, tmp_path)
+    train("unet", train_params, workplace["slices"], spy, tmp_path, tmp_path / "c")
     assert len(seeds) == len(set(seeds)) == 2 * 12
 
 
@@ -123,7 +126,8 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
         common=train_params.common.model_copy(update=longer), unet=larger, attention_unet=larger
     )
     for name in NETWORKS:
-        summary = train(name, params, slices, lambda i, m, _: (i, m), tmp_path / name)
+        folders = (tmp_path / name, tmp_path / name / "c")
+        summary = train(name, params, slices, lambda i, m, _: (i, m), *folders)
         assert summary["val_dice"] > 0.9, summary
 
 
@@ -131,7 +135,7 @@ def test_an_empty_split_is_named(workplace, train_params, tmp_path) -> None:
     empty = Slices(np.zeros((0, 64, 64), np.uint8), np.zeros((0, 64, 64), np.uint8))
     slices = workplace["slices"] | {"valid": empty}
     with pytest.raises(InputError, match="data/valid"):
-        train("unet", train_params, slices, workplace["policy"], tmp_path)
+        train("unet", train_params, slices, workplace["policy"], tmp_path, tmp_path / "c")
 
 
 def test_comparison_and_pictures(workplace, train_params, phantom, tmp_path) -> None:
@@ -214,3 +218,84 @@ def test_the_honesty_gap_needs_both_splits() -> None:
     }
     official = grouped | {"split": {"method": "official"}}
     assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+@pytest.mark.parametrize("draws", [5, 12, 30, 47])
+def test_an_interrupted_training_comes_to_the_same_weights(
+    workplace, train_params, tmp_path, draws
+) -> None:
+    common = {"epochs": 5, "plateau_patience": 1, "learning_rate": 0.05, "plateau_factor": 0.1}
+    params = train_params.model_copy(
+        update={"common": train_params.common.model_copy(update=common)}
+    )
+    whole = fit(workplace, "attention_unet", params, tmp_path / "whole")
+    calls = []
+
+    def killer(image, mask, seed):
+        calls.append(seed)
+        if len(calls) == draws:
+            raise Killed
+        return workplace["policy"](image, mask, seed)
+
+    broken = tmp_path / "broken"
+    given = ("attention_unet", params, workplace["slices"])
+    with pytest.raises(Killed):
+        train(*given, killer, broken, broken / "unfinished")
+    assert not (broken / "weights.safetensors").exists()
+    again = train(*given, killer, broken, broken / "unfinished")
+    unequal = {key for key in whole if whole[key] != again[key]}
+    assert unequal <= {"images_per_second"}
+    assert len(calls) == 5 * 12 + draws - 12 * ((draws - 1) // 12)  # only the epoch at hand is lost
+    for name in ("weights.safetensors", "history.csv"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (broken / "unfinished").exists()
+
+
+def test_a_damaged_checkpoint_loses_only_an_epoch(
+    workplace, train_params, tmp_path, capsys
+) -> None:
+    longer = train_params.model_copy(
+        update={"common": train_params.common.model_copy(update={"epochs": 4})}
+    )
+    fit(workplace, "unet", longer, tmp_path / "whole")
+    calls = []
+
+    def killer(image, mask, seed):
+        calls.append(seed)
+        if len(calls) == 40:
+            raise Killed
+        return workplace["policy"](image, mask, seed)
+
+    broken = tmp_path / "broken"
+    given = ("unet", longer, workplace["slices"], killer, broken, broken / "unfinished")
+    with pytest.raises(Killed):
+        train(*given)
+    last = broken / "unfinished" / "epoch=2.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    train(*given)
+    assert "epoch=2.ckpt: is damaged" in capsys.readouterr().out
+    files = [folder / "weights.safetensors" for folder in (broken, tmp_path / "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_loss_that_is_no_number_names_the_batch(workplace, train_params, tmp_path) -> None:
+    images = np.array(workplace["slices"]["train"].images)
+
+    def poison(image, mask, seed):
+        return image, mask.astype(np.float32) * (np.nan if np.array_equal(image, images[7]) else 1)
+
+    with pytest.raises(InputError, match=r"epoch 1, batch \d: the loss is nan.*rows \[.*7.*\]"):
+        train("unet", train_params, workplace["slices"], poison, tmp_path, tmp_path / "c")
+
+
+def test_a_full_disk_is_named(workplace, train_params, tmp_path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "c"))
+
+    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    with pytest.raises(InputError, match=r"No space left on device.*make room"):
+        fit(workplace, "unet", train_params, tmp_path)

@@ -61,18 +61,27 @@ def page(experiment: str) -> str:
     return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
-def start_run(experiment: str, network: str, params: dict[str, Any]) -> MLFlowLogger:
-    """Starts a run for Lightning to log each epoch to.
+def start_run(
+    experiment: str, network: str, params: dict[str, Any], run_id: str | None = None
+) -> MLFlowLogger:
+    """Starts a run for Lightning to log each epoch to, or goes on with one.
 
     Args:
         experiment: The experiment's name.
         network: `unet` or `attention_unet`, which also names the run.
         params: Nested parameters; they are logged flat, as `augment.zoom`.
+        run_id: Of a training that was interrupted.
     """
-    client(experiment)
+    store, _ = client(experiment)
+    if run_id is not None:
+        try:
+            store.get_run(run_id)
+        except mlflow.MlflowException:
+            run_id = None  # another MLflow than the one it began in
     logger = MLFlowLogger(
         experiment_name=experiment,
         run_name=network,
+        run_id=run_id,
         tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
         tags={"stage": "train", "network": network} | lineage(),
     )
