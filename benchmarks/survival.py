@@ -1,0 +1,128 @@
+"""Kills `dvc repro` at random moments, types it again, and compares what it comes to.
+
+    python benchmarks/survival.py [--kills 20] [--epochs 12]
+
+Works on a small phantom set in a temporary copy of the repository; needs what `make` installs.
+Prints a Markdown table; exit status 1 if a rerun fails or comes to other figures.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from tumorseg import environment
+from tumorseg.phantom import make_phantom
+from tumorseg.server import prefect_server
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = ("reports/metrics.json", "reports/per_slice.csv", "artifacts/train/*/*.safetensors")
+REPRO = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", "evaluate"]
+
+
+def prepare(root: Path, epochs: int) -> None:
+    """Copies the repository as git knows it, with small data and small networks."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        if not name.startswith(("remote/", "data.dvc")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, root / name)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["augment"]["image_size"] = 64
+    params["train"]["common"] |= {"epochs": epochs, "early_stopping_patience": epochs}
+    for name in ("unet", "attention_unet"):
+        params["train"][name]["channels"] = [4, 8, 16]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    make_phantom(root / "data", counts={"train": 24, "valid": 8, "test": 8}, size=96)
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "-q", "add", "data"], cwd=root, check=True)
+
+
+def forget(root: Path) -> None:
+    """Removes what a run made, so that the next one starts from the data."""
+    for name in ("artifacts", "reports", "dvc.lock", ".state/train", ".state/scan.db"):
+        path = root / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+
+def digest(root: Path) -> str:
+    """One hash of the figures and the weights; run ids and times are not among them."""
+    found = hashlib.sha256()
+    for pattern in RESULTS:
+        for path in sorted(root.glob(pattern)):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def interrupted(root: Path, seconds: float) -> str:
+    """Runs `dvc repro`, kills it and all its children after some time, and says during what."""
+    with subprocess.Popen(
+        REPRO, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0].decode()
+    stages = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running")]
+    return stages[-1] if stages else "dvc"
+
+
+def main() -> int:
+    """Prints a row a kill and counts the equal ones."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary, "repository")
+        root.mkdir()
+        os.chdir(root)
+        (root / environment.STATE).mkdir()
+        os.environ |= environment.defaults(root)
+        os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
+        prepare(root, chosen.epochs)
+        with prefect_server():
+            return compare(root, chosen.kills, random.Random(chosen.seed))
+
+
+def compare(root: Path, kills: int, chance: random.Random) -> int:
+    """Runs once unbroken, then `kills` times with an interruption; returns the exit status."""
+    start = time.monotonic()
+    subprocess.run(REPRO, cwd=root, check=True, capture_output=True)
+    whole, expected = time.monotonic() - start, digest(root)
+    figures = json.loads((root / "reports" / "metrics.json").read_text())["test"]
+    print(f"unbroken: U-Net {figures['unet']['mean_dice']}, {expected[:12]}, {whole:.0f} s\n")
+    print("| kill | at, of an unbroken run | during | rerun | figures and weights |")
+    print("|---|---|---|---|---|")
+    equal = 0
+    for number in range(kills):
+        forget(root)
+        moment = chance.uniform(0.02, 0.98)
+        during = interrupted(root, moment * whole)
+        again = subprocess.run(REPRO, cwd=root, capture_output=True, text=True, check=False)
+        resumed = "resumed" if "going on after epoch" in again.stdout else "from the stage's start"
+        same = again.returncode == 0 and digest(root) == expected
+        equal += same
+        state = "equal" if same else f"DIFFERENT (status {again.returncode})"
+        print(f"| {number + 1} | {moment:.0%} | {during} | {resumed} | {state} |", flush=True)
+        if again.returncode:
+            print(again.stdout[-2000:] + again.stderr[-2000:], file=sys.stderr)
+    print(f"\n{equal} of {kills} equal")
+    return 0 if equal == kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
