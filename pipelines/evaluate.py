@@ -12,7 +12,7 @@ from pipelines.train import TRAINED
 from tumorseg import figures
 from tumorseg.arrays import load_slices
 from tumorseg.coco import SPLITS
-from tumorseg.evaluation import TITLES, compare, honesty_gap, load_network, reduce, table
+from tumorseg.evaluation import TITLES, compare, honesty_gap, load_network, reduce, table, verdicts
 from tumorseg.files import atomic_path, write_json
 from tumorseg.manifest import THUMBNAILS, load_manifest
 from tumorseg.params import (
@@ -48,6 +48,7 @@ def evaluate() -> None:
         comparison.drop(columns=["mask_rle", "truth_rle"]).to_csv(temporary, index=False)
     step(draw)(comparison)
     print("\n" + table(result))
+    print("\n".join(["", *verdicts(result)]))
     say_honesty_gap(result)
 
 

@@ -12,6 +12,7 @@ from tumorseg.coco import decode
 from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
 from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table
+from tumorseg.leakage import find_pairs
 from tumorseg.manifest import build_manifest
 from tumorseg.params import (
     NETWORKS,
@@ -23,6 +24,7 @@ from tumorseg.params import (
     load_params,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
+from tumorseg.splits import official
 from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}
@@ -35,6 +37,8 @@ def workplace(phantom, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("work")
     section = load_params(ValidateParams, REPOSITORY / "params.yaml")
     manifest = build_manifest(phantom, section, folder / "small.npy", folder / "scan.db")
+    pairs = find_pairs(manifest, folder / "small.npy", section.near_duplicate)
+    manifest = official(manifest, pairs, shortest=2, longest=4)
     build_arrays(manifest, phantom, 64, folder / "arrays", folder / "grids.db")
     save_policy(load_params(AugmentParams, REPOSITORY / "params.yaml"), folder / "policy.json")
     return {

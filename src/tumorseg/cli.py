@@ -109,10 +109,13 @@ class Clock:
 def table() -> None:
     """Print the comparison on the test split."""
     from tumorseg.evaluation import table as render
+    from tumorseg.evaluation import verdicts
 
     if not METRICS.exists():
         raise InputError(f"{METRICS}: is missing; type `make run` first")
-    print("\n" + render(json.loads(METRICS.read_text())))
+    figures = json.loads(METRICS.read_text())
+    print("\n" + render(figures))
+    print("\n".join(["", *verdicts(figures)]))
 
 
 @app.command()

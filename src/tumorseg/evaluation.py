@@ -14,6 +14,7 @@ from tumorseg import coco, controls
 from tumorseg.arrays import Slices, true_masks
 from tumorseg.metrics import count, score, summarise
 from tumorseg.networks import UNet, build_network
+from tumorseg.paired import Difference, comparisons, verdict
 from tumorseg.params import NETWORKS, EvaluateParams, TrainParams
 from tumorseg.preprocess import Mask, to_input, to_native
 from tumorseg.similarity import Thumbnails
@@ -67,7 +68,7 @@ def network_masks(
 def judge(method: str, masks: Iterable[Mask], rows: pd.DataFrame) -> pd.DataFrame:
     """Counts and scores of one method, a row a slice, with its masks as run lengths."""
     table = [
-        {"method": method, "split": row.split, "path": row.path}
+        {"method": method, "split": row.split, "path": row.path, "group": row.split_group}
         | count(mask, truth)
         | {"mask_rle": coco.encode(mask), "truth_rle": row.mask_rle}
         for mask, truth, row in zip(masks, true_masks(rows), rows.itertuples(), strict=True)
@@ -85,8 +86,8 @@ def compare(
     """Judges the networks on the validation and test splits, and the controls on the test split.
 
     Returns:
-        A row a method and slice: method, split, path, tp, fp, fn, tn, mask_rle, truth_rle, dice,
-        iou. Counts are in pixels of each image's own size.
+        A row a method and slice: method, split, path, group, tp, fp, fn, tn, mask_rle, truth_rle,
+        dice, iou. Counts are in pixels of each image's own size.
     """
     rows = {split: manifest[manifest["split"] == split] for split in coco.SPLITS}
     tables = [
@@ -127,7 +128,19 @@ def reduce(
     }
     validation = figures["valid"]
     figures["winner"] = max(NETWORKS, key=lambda name: validation[name]["mean_dice"])
+    test = comparison[comparison["split"] == "test"]
+    pairs = [("attention_unet", "unet"), *((name, "copy") for name in NETWORKS)]
+    figures["paired"] = comparisons(test, pairs, params.bootstrap_samples, params.seed)
     return figures
+
+
+def verdicts(figures: dict[str, Any]) -> list[str]:
+    """What the comparison on the test split shows and what it does not, a sentence a pair."""
+    sentences = []
+    for pair, found in figures["paired"].items():
+        first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
+        sentences.append(verdict(Difference(**found), first, second))
+    return sentences
 
 
 def honesty_gap(

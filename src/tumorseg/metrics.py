@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from tumorseg.preprocess import Mask
 
@@ -50,10 +49,11 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """Reduces the slices of one method on one split.
 
     Micro figures pool all pixels, and are those that the superseded project reports; mean figures
-    average slices, with a 95% percentile interval from bootstrapping slices.
+    average slices, with a 95% percentile interval from the bootstrap.
 
     Args:
-        scored: A row a slice, as `score` returns it.
+        scored: A row a slice, as `score` returns it; the column `group`, if there is one, says
+            which slices belong together.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
     """
@@ -63,9 +63,12 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_dice": float(dice(tp, fp + fn)),
         "micro_iou": float(iou(tp, fp + fn)),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "micro_sensitivity": float(_ratio(np.asarray(tp, np.float64), fn)),
+        "micro_precision": float(_ratio(np.asarray(tp, np.float64), fp)),
     }
+    groups = scored.get("group", scored.index).to_numpy()
     for name in ("dice", "iou"):
-        low, high = _interval(scored[name].to_numpy(), samples, seed)
+        low, high = interval(scored[name].to_numpy(float), groups, samples, seed)
         result |= {
             f"mean_{name}": float(scored[name].mean()),
             f"mean_{name}_low": low,
@@ -74,14 +77,30 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     return {key: round(value, 5) for key, value in result.items()}
 
 
-def _interval(values: Floats, samples: int, seed: int) -> tuple[float, float]:
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=samples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def bootstrap_means(
+    values: Floats, groups: NDArray[Any], samples: int, seed: int
+) -> NDArray[np.float64]:
+    """Means of resamples that draw whole groups: slices of one patient are not independent.
+
+    Cluster bootstrap, Field and Welsh 2007. Where each slice is a group it is the plain one.
+
+    Args:
+        values: Shape (N,).
+        groups: Whose slice each is, shape (N,).
+        samples: Number of resamples.
+        seed: Of the draws.
+
+    Returns:
+        Shape (samples,).
+    """
+    _, member = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(member, values), np.bincount(member)
+    chances = np.full(len(sizes), 1 / len(sizes))
+    draws = np.random.default_rng(seed).multinomial(len(sizes), chances, samples)
+    return np.asarray((draws @ sums) / (draws @ sizes))
+
+
+def interval(values: Floats, groups: NDArray[Any], samples: int, seed: int) -> tuple[float, float]:
+    """The 95% percentile interval of a mean, from `bootstrap_means`."""
+    low, high = np.percentile(bootstrap_means(values, groups, samples, seed), [2.5, 97.5])
+    return float(low), float(high)

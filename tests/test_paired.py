@@ -1,0 +1,98 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tumorseg.metrics import bootstrap_means, interval
+from tumorseg.paired import comparisons, difference, verdict
+
+
+def scores(first, second, groups=None) -> pd.DataFrame:
+    """Two methods' Dice on the same slices, in another order for each."""
+    count = len(first)
+    base = {"path": [f"{n}.png" for n in range(count)], "group": groups or list(range(count))}
+    one = pd.DataFrame(base | {"method": "gated", "dice": first})
+    two = pd.DataFrame(base | {"method": "plain", "dice": second})
+    return pd.concat([one, two.sample(frac=1, random_state=0)], ignore_index=True)
+
+
+def test_slices_are_paired_by_path_not_by_position() -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.random(50)
+    found = difference(scores(plain + 0.01, plain), "gated", "plain", 500, 0)
+    assert found.mean == pytest.approx(0.01) and found.shown
+    assert found.low == pytest.approx(0.01) and found.high == pytest.approx(0.01)
+    assert (found.slices, found.groups) == (50, 50)
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
+    low, high = interval(values, np.arange(400), 4000, 0)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_a_patient_s_slices_count_as_one() -> None:
+    # 20 patients of 10 equal slices: as much evidence as 20 slices, not as 200.
+    patients = np.random.default_rng(2).normal(0.5, 0.2, 20)
+    values, groups = np.repeat(patients, 10), np.repeat(np.arange(20), 10)
+    alone = np.subtract(*interval(patients, np.arange(20), 4000, 0)[::-1])
+    clustered = np.subtract(*interval(values, groups, 4000, 0)[::-1])
+    naive = np.subtract(*interval(values, np.arange(200), 4000, 0)[::-1])
+    assert clustered == pytest.approx(alone, rel=1e-9)
+    assert naive < 0.5 * clustered
+
+
+def test_coverage_is_about_what_it_says() -> None:
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(300):
+        patients = rng.normal(0, 1, 40)
+        values = np.repeat(patients, 5) + rng.normal(0, 0.3, 200)
+        low, high = interval(values, np.repeat(np.arange(40), 5), 400, 0)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_the_verdict_claims_no_more_than_was_shown() -> None:
+    rng = np.random.default_rng(4)
+    plain = rng.random(60)
+    alike = difference(scores(plain + rng.normal(0, 0.1, 60), plain), "gated", "plain", 500, 0)
+    assert verdict(alike, "A", "B").startswith("No difference shown between A and B (")
+    better = difference(scores(plain + 0.1, plain), "gated", "plain", 500, 0)
+    assert verdict(better, "A", "B").startswith("A scores higher than B (A minus B: +0.100")
+    worse = difference(scores(plain - 0.1, plain), "gated", "plain", 500, 0)
+    assert verdict(worse, "A", "B").startswith("B scores higher than A (A minus B: -0.100")
+    assert "p < 0.001, 60 slices in 60 groups" in verdict(worse, "A", "B")
+
+
+def test_equal_methods_differ_by_nothing() -> None:
+    same = difference(scores([0.5, 1.0, 0.0], [0.5, 1.0, 0.0]), "gated", "plain", 100, 0)
+    assert (same.mean, same.low, same.high, same.p_value, same.shown) == (0, 0, 0, 1, False)
+
+
+def test_a_single_bad_patient_is_no_evidence() -> None:
+    # One patient with many slices makes the test of slices sure; the interval is not.
+    groups = [0] * 60 + list(range(1, 11))
+    gaps = np.array([0.3] * 60 + [-0.1, 0.1] * 5)
+    found = difference(scores(0.5 + gaps, np.full(70, 0.5), groups), "gated", "plain", 2000, 0)
+    assert found.p_value < 0.001 and not found.shown
+
+
+def test_wilcoxon_is_scipy_s() -> None:
+    first, second = [0.9, 0.8, 0.7, 0.6, 0.5, 0.95], [0.8, 0.85, 0.5, 0.5, 0.5, 0.9]
+    gaps = np.subtract(first, second)
+    found = comparisons(scores(first, second), [("gated", "plain")], 100, 0)["gated-plain"]
+    assert found["p_value"] == pytest.approx(
+        stats.wilcoxon(gaps, zero_method="pratt").pvalue, abs=1e-5
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(1, 7), st.integers(0, 9))
+def test_resampled_means_stay_within_the_values(values, patients, seed) -> None:
+    groups = np.arange(len(values)) % patients
+    means = bootstrap_means(np.array(values), groups, 50, seed)
+    assert means.shape == (50,)
+    assert min(values) - 1e-9 <= means.min() and means.max() <= max(values) + 1e-9
