@@ -134,8 +134,8 @@ TINY_TRAIN = {
         "workers": 0,
         "deterministic": True,
     },
-    "unet": {"channels": [4, 8, 16], "batch_norm": True},
-    "attention_unet": {"channels": [4, 8, 16], "batch_norm": True},
+    "unet": {"channels": [4, 8, 16], "batch_norm": True, "stem": 1},
+    "attention_unet": {"channels": [4, 8, 16], "batch_norm": True, "stem": 1},
 }
 
 

@@ -9,13 +9,15 @@ from tumorseg.loss import bce_dice_loss, dice_loss
 from tumorseg.networks import AttentionGate, AttentionUNet, UNet, build_network
 from tumorseg.params import NETWORKS, NetworkParams
 
-TINY = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True)
+TINY = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True, stem=1)
+FOLDED = TINY.model_copy(update={"stem": 2})
+EVERY = [(name, params) for name in NETWORKS for params in (TINY, FOLDED)]
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=EVERY, ids=lambda case: f"{case[0]}, stem {case[1].stem}")
 def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
-    return build_network(request.param, TINY)
+    return build_network(*request.param)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 1, 32, 48)])
@@ -48,6 +50,15 @@ def test_the_gate_is_the_only_difference() -> None:
     assert set(plain) <= set(gated) and extra and all(key.startswith("gates.") for key in extra)
     for key, value in plain.items():
         assert torch.equal(value, gated[key]), key
+
+
+def test_a_stem_sees_every_pixel_once_and_puts_it_back() -> None:
+    network = build_network("unet", FOLDED)
+    image = torch.arange(64.0).reshape(1, 1, 8, 8)
+    folded = network.fold(image)
+    assert folded.shape == (1, 4, 4, 4) and folded.unique().numel() == 64
+    assert torch.equal(network.unfold(folded), image)
+    assert network.encoders[0][0].in_channels == network.head.out_channels == 4
 
 
 def test_an_open_gate_makes_the_plain_network() -> None:

@@ -11,7 +11,7 @@ from tumorseg.augmentation import load_policy, save_policy
 from tumorseg.coco import decode
 from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
-from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table
+from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table, verdicts
 from tumorseg.leakage import find_pairs
 from tumorseg.manifest import build_manifest
 from tumorseg.params import (
@@ -125,7 +125,7 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     longer = {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
-    larger = NetworkParams(channels=[8, 16], batch_norm=True)
+    larger = NetworkParams(channels=[8, 16], batch_norm=True, stem=1)
     params = TrainParams(
         common=train_params.common.model_copy(update=longer), unet=larger, attention_unet=larger
     )
@@ -133,6 +133,13 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
         folders = (tmp_path / name, tmp_path / name / "c")
         summary = train(name, params, slices, lambda i, m, _: (i, m), *folders)
         assert summary["val_dice"] > 0.9, summary
+
+
+def test_a_grid_that_does_not_fit_is_named(workplace, train_params, tmp_path) -> None:
+    deep = NetworkParams(channels=[2, 4, 4, 4, 4], batch_norm=True, stem=3)
+    params = train_params.model_copy(update={"unet": deep})
+    with pytest.raises(InputError, match=r"image_size is 64.*multiple of 48"):
+        fit(workplace, "unet", params, tmp_path)
 
 
 def test_an_empty_split_is_named(workplace, train_params, tmp_path) -> None:
@@ -174,6 +181,9 @@ def test_comparison_and_pictures(workplace, train_params, phantom, tmp_path) -> 
     healthy = 1 - workplace["manifest"].query("split == 'test'")["tumour_fraction"].mean()
     assert result["test"]["background"]["accuracy"] == pytest.approx(healthy, abs=1e-5)
     text = table(result)
+    sentences = verdicts(result)
+    assert len(sentences) == 3 and "Attention U-Net" in sentences[0]
+    assert result["paired"]["unet-copy"]["slices"] == 5
     assert len(text.splitlines()) == 7 and "copy of the most similar train slice" in text
 
     figures.augmentation_gallery(

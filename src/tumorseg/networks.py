@@ -56,20 +56,24 @@ class UNet(nn.Module):
     """The plain U-Net for one grey channel and one class.
 
     Args:
-        channels: Channels a level, from full resolution to the bottom; n of them mean n − 1
-            poolings, so that height and width must be multiples of 2ⁿ⁻¹.
+        channels: Channels a level, from the first to the bottom; n of them mean n − 1 poolings, so
+            that height and width must be multiples of stem · 2ⁿ⁻¹.
         batch_norm: Whether each convolution is followed by batch normalisation.
+        stem: Side of the square of pixels that the first level sees as channels of one (space to
+            depth, Shi et al. 2016). With 1 the network is the published one; with 2 its first and
+            costliest level runs at half the resolution, and the last one writes four pixels each.
     """
 
-    def __init__(self, channels: list[int], batch_norm: bool = True) -> None:
+    def __init__(self, channels: list[int], batch_norm: bool = True, stem: int = 1) -> None:
         super().__init__()
-        down = list(zip([1, *channels], channels, strict=False))  # (1, 16), (16, 32), …
+        down = list(zip([stem**2, *channels], channels, strict=False))  # (1, 16), (16, 32), …
         up = list(zip(channels[::-1], channels[-2::-1], strict=False))  # (256, 128), (128, 64), …
+        self.fold, self.unfold = nn.PixelUnshuffle(stem), nn.PixelShuffle(stem)
         self.encoders = nn.ModuleList(double_conv(i, o, batch_norm) for i, o in down)
         self.pool = nn.MaxPool2d(2)
         self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in up)
         self.decoders = nn.ModuleList(double_conv(2 * o, o, batch_norm) for _, o in up)
-        self.head = nn.Conv2d(channels[0], 1, 1)
+        self.head = nn.Conv2d(channels[0], stem**2, 1)
         # Tumour is rare: start from a probability of 2% (Lin et al. 2017), not from 50%.
         nn.init.constant_(self.head.bias, -4.0)  # type: ignore[arg-type]
         # Gates last: with the same seed both networks start from the same shared weights.
@@ -81,7 +85,7 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes the logits of tumour, (B, 1, H, W), from normalised images, (B, 1, H, W)."""
-        x, skips = image, []  # B, 1, H, W
+        x, skips = self.fold(image), []  # B, S², H/S, W/S; H and W mean these from here on
         for encoder in self.encoders[:-1]:
             x = encoder(x)  # B, C, H, W
             skips.append(x)
@@ -91,7 +95,7 @@ class UNet(nn.Module):
             x = upsample(x)  # B, C, 2H', 2W'
             skip = gate(skips.pop(), x)  # B, C, 2H', 2W'
             x = decoder(torch.cat([skip, x], dim=1))  # B, C, 2H', 2W'
-        return self.head(x)  # B, 1, H, W
+        return self.unfold(self.head(x))  # B, 1, S·H, S·W
 
 
 class AttentionUNet(UNet):
@@ -107,4 +111,4 @@ CLASSES = dict(zip(NETWORKS, (UNet, AttentionUNet), strict=True))
 
 def build_network(name: str, params: NetworkParams) -> UNet:
     """Builds `unet` or `attention_unet` from its section of params.yaml."""
-    return CLASSES[name](list(params.channels), params.batch_norm)
+    return CLASSES[name](list(params.channels), params.batch_norm, params.stem)

@@ -135,6 +135,7 @@ class NetworkParams(Section):
     section = "train"
     channels: list[PositiveInt] = Field(min_length=2, max_length=5)
     batch_norm: bool
+    stem: int = Field(ge=1, le=4)  # pixels a side that the first level takes as one
 
 
 class TrainParams(Section):

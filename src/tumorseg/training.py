@@ -163,14 +163,21 @@ def train(
         A summary: parameters, epochs, best epoch and its figures, images per second, device.
 
     Raises:
-        InputError: A split has no slice, the loss is not a number, or the disk is full.
+        InputError: A split has no slice, the grid does not fit the network, the loss is not a
+            number, or the disk is full.
     """
     for split in ("train", "valid"):
         if not len(slices[split].images):
             raise InputError(f"data/{split}: has no usable image; training needs some")
+    chosen, side = params.network(name), slices["train"].images.shape[-1]
+    if side % (step := chosen.stem * 2 ** (len(chosen.channels) - 1)):
+        raise InputError(
+            f"augment.image_size is {side}, which train.{name}.stem and channels need to be a "
+            f"multiple of {step}"
+        )
     common = params.common
     lightning.seed_everything(common.seed, workers=True, verbose=False)
-    module = Segmenter(build_network(name, params.network(name)), params)
+    module = Segmenter(build_network(name, chosen), params)
     loaders = [
         DataLoader(
             TrainingSlices(slices["train"], policy, common.seed),
@@ -225,14 +232,14 @@ def train(
     with atomic_path(folder / "weights.safetensors") as temporary:
         save_file(weights, temporary)
     shutil.rmtree(checkpoints)
-    chosen = min(history.rows, key=lambda row: row["val_loss"])
+    row_of_best = min(history.rows, key=lambda row: row["val_loss"])
     return {
         "network": name,
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "epochs": len(history.rows),
-        "best_epoch": chosen["epoch"],
-        "val_loss": chosen["val_loss"],
-        "val_dice": chosen["val_dice"],
+        "best_epoch": row_of_best["epoch"],
+        "val_loss": row_of_best["val_loss"],
+        "val_dice": row_of_best["val_dice"],
         "images_per_second": round(len(history.rows) * len(slices["train"].images) / seconds, 2),
         "device": str(trainer.strategy.root_device),
     }
