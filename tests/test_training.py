@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY_TRAIN
 from tumorseg.arrays import Slices, build_arrays, load_slices
 from tumorseg.augmentation import load_policy, save_policy
 from tumorseg.coco import decode
@@ -238,15 +239,23 @@ class Killed(BaseException):
     """Stands for a signal: nothing catches it."""
 
 
-@pytest.mark.parametrize("draws", [5, 12, 30, 47])
+@pytest.fixture(scope="module")
+def unbroken(workplace, tmp_path_factory) -> tuple[TrainParams, dict, Path]:
+    """Eight epochs, in the seventh of which the schedule acts, and what they come to."""
+    common = {"epochs": 8, "plateau_patience": 1, "learning_rate": 0.05, "plateau_factor": 0.1}
+    common["early_stopping_patience"] = 9
+    given = TrainParams.model_validate(TINY_TRAIN | {"common": TINY_TRAIN["common"] | common})
+    folder = tmp_path_factory.mktemp("unbroken")
+    summary = fit(workplace, "attention_unet", given, folder)
+    assert pd.read_csv(folder / "history.csv")["learning_rate"].nunique() > 1
+    return given, summary, folder
+
+
+@pytest.mark.parametrize("draws", [5, 30, 70, 90])
 def test_an_interrupted_training_comes_to_the_same_weights(
-    workplace, train_params, tmp_path, draws
+    workplace, unbroken, tmp_path, draws
 ) -> None:
-    common = {"epochs": 5, "plateau_patience": 1, "learning_rate": 0.05, "plateau_factor": 0.1}
-    params = train_params.model_copy(
-        update={"common": train_params.common.model_copy(update=common)}
-    )
-    whole = fit(workplace, "attention_unet", params, tmp_path / "whole")
+    params, whole, folder = unbroken
     calls = []
 
     def killer(image, mask, seed):
@@ -263,19 +272,14 @@ def test_an_interrupted_training_comes_to_the_same_weights(
     again = train(*given, killer, broken, broken / "unfinished")
     unequal = {key for key in whole if whole[key] != again[key]}
     assert unequal <= {"images_per_second"}
-    assert len(calls) == 5 * 12 + draws - 12 * ((draws - 1) // 12)  # only the epoch at hand is lost
+    assert len(calls) == 8 * 12 + draws - 12 * ((draws - 1) // 12)  # only the epoch at hand is lost
     for name in ("weights.safetensors", "history.csv"):
-        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (broken / name).read_bytes() == (folder / name).read_bytes()
     assert not (broken / "unfinished").exists()
 
 
-def test_a_damaged_checkpoint_loses_only_an_epoch(
-    workplace, train_params, tmp_path, capsys
-) -> None:
-    longer = train_params.model_copy(
-        update={"common": train_params.common.model_copy(update={"epochs": 4})}
-    )
-    fit(workplace, "unet", longer, tmp_path / "whole")
+def test_a_damaged_checkpoint_loses_only_an_epoch(workplace, unbroken, tmp_path, capsys) -> None:
+    params, _, folder = unbroken
     calls = []
 
     def killer(image, mask, seed):
@@ -284,15 +288,15 @@ def test_a_damaged_checkpoint_loses_only_an_epoch(
             raise Killed
         return workplace["policy"](image, mask, seed)
 
-    broken = tmp_path / "broken"
-    given = ("unet", longer, workplace["slices"], killer, broken, broken / "unfinished")
+    slices, unfinished = workplace["slices"], tmp_path / "unfinished"
+    given = ("attention_unet", params, slices, killer, tmp_path, unfinished)
     with pytest.raises(Killed):
         train(*given)
-    last = broken / "unfinished" / "epoch=2.ckpt"
+    last = unfinished / "epoch=2.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     train(*given)
     assert "epoch=2.ckpt: is damaged" in capsys.readouterr().out
-    files = [folder / "weights.safetensors" for folder in (broken, tmp_path / "whole")]
+    files = [where / "weights.safetensors" for where in (folder, tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
