@@ -187,7 +187,7 @@ def stop_on_critical(lines: list[str]) -> None:
     critical = [line for line in lines if line.startswith("critical")]
     if critical:
         raise InputError(
-            "data/ is not fit for use: mend what is named here and type `dvc add data`, or choose in "
-            "params.yaml (validate.stop_on; validate.quarantine sets unusable files aside); "
+            "data/ is not fit for use: mend what is named here and type `dvc add data`, or choose "
+            "in params.yaml (validate.stop_on; validate.quarantine sets unusable files aside); "
             "reports/audit.html shows it\n  " + "\n  ".join(critical)
         )
