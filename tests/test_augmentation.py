@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader
 from tests.conftest import REPOSITORY
 from tumorseg.arrays import Slices
 from tumorseg.augmentation import load_policy, save_policy
+from tumorseg.draws import EpochSampler, TrainingSlices
 from tumorseg.errors import InputError
 from tumorseg.params import AugmentParams, load_params
 from tumorseg.preprocess import to_input
-from tumorseg.training import EpochSampler, TrainingSlices
 
 PARAMS = load_params(AugmentParams, REPOSITORY / "params.yaml")
 STILL = {
@@ -89,7 +89,8 @@ def loader(policy, pair, epoch: int) -> list[np.ndarray]:
     sampler = EpochSampler(3, seed=0)
     sampler.set_epoch(epoch)
     batches = DataLoader(TrainingSlices(slices, policy, 0), batch_size=3, sampler=sampler)
-    ((images, masks),) = batches
+    ((images, masks, indices),) = batches
+    assert sorted(indices.tolist()) == [0, 1, 2]
     return [images.numpy(), masks.numpy()]
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -189,7 +188,7 @@ def test_a_schedule_plans_runs_also_after_it_was_stopped_once(workspace) -> None
         while not planned() or paused() != [False]:
             assert process.poll() is None and time.monotonic() < deadline, (planned(), paused())
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
         assert paused() == [True] and not planned()
 

@@ -150,7 +150,7 @@ def test_models_are_judged_as_served(tmp_path) -> None:
     assert mask.any()
     rows = pd.DataFrame(
         [
-            {"path": "valid/a.png", "split": "valid", "mask_rle": encode(truth)}
+            {"path": "valid/a.png", "split": "valid", "mask_rle": encode(truth), "split_group": 0}
             | dict(zip(("height", "width"), mask.shape, strict=True))
             for truth in (mask, ~mask)
         ]
