@@ -89,7 +89,7 @@ def test_wilcoxon_is_scipy_s() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(1, 7), st.integers(0, 9))
 def test_resampled_means_stay_within_the_values(values, patients, seed) -> None:
     groups = np.arange(len(values)) % patients

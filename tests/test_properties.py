@@ -12,7 +12,7 @@ from tumorseg.masks import outlines
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
 from tumorseg.similarity import normalised, similar_pairs, thumbnail
 
-PROPERTY = settings(max_examples=80, deadline=None)
+PROPERTY = settings(max_examples=80)
 sides = st.integers(16, 90)
 
 
@@ -56,7 +56,10 @@ def test_outlines_move_the_border_by_less_than_a_pixel(mask) -> None:
     assume(polygons)
     found = read_back(polygons, mask.shape)
     drawn, square = mask.astype(np.uint8), np.ones((3, 3))
-    border = cv2.dilate(drawn, square) != cv2.erode(drawn, square)
+    # Where a mask meets the frame it has a border too, so there is background outside.
+    border = cv2.dilate(drawn, square) != cv2.erode(
+        drawn, square, borderType=cv2.BORDER_CONSTANT, borderValue=0
+    )
     # Outlines are outer borders: holes are not theirs to keep.
     outer, _ = cv2.findContours(drawn, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, outer, -1, 1, -1)

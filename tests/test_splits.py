@@ -125,7 +125,7 @@ def test_every_category_and_size_is_on_every_side() -> None:
     assert (share.loc["train"] - 0.7).abs().max() < 0.12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40),
     kinds=st.lists(st.sampled_from("abc"), min_size=40, max_size=40),
@@ -140,7 +140,7 @@ def test_no_group_is_ever_parted_and_no_side_is_empty(sizes, kinds, seed) -> Non
     assert sides.tolist() == assign_sides(groups, strata, seed=seed)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     alike=st.lists(st.floats(-1, 1), min_size=1, max_size=120),
     shortest=st.integers(1, 20),
