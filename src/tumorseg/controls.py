@@ -14,8 +14,6 @@ from tumorseg.arrays import Slices, true_masks
 from tumorseg.preprocess import Mask, to_native
 from tumorseg.similarity import Thumbnails, most_similar
 
-CONTROLS = ("background", "intensity", "copy")
-
 
 def background(rows: pd.DataFrame) -> Iterator[Mask]:
     """Calls every pixel healthy; its accuracy is the share of healthy pixels."""
