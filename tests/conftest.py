@@ -150,3 +150,38 @@ def train_params():
     from tumorseg.params import TrainParams
 
     return TrainParams.model_validate(TINY_TRAIN)
+
+
+@pytest.fixture(scope="session")
+def workplace(phantom, tmp_path_factory) -> dict:
+    """The phantom's manifest, arrays and policy, as validate and augment leave them."""
+    from tumorseg.arrays import build_arrays, load_slices
+    from tumorseg.augmentation import load_policy, save_policy
+    from tumorseg.leakage import find_pairs
+    from tumorseg.manifest import build_manifest
+    from tumorseg.params import AugmentParams, ValidateParams, load_params
+    from tumorseg.splits import official
+
+    folder = tmp_path_factory.mktemp("work")
+    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
+    manifest = build_manifest(phantom, section, folder / "small.npy", folder / "scan.db")
+    pairs = find_pairs(manifest, folder / "small.npy", section.near_duplicate)
+    manifest = official(manifest, pairs, shortest=2, longest=4)
+    build_arrays(manifest, phantom, 64, folder / "arrays", folder / "grids.db")
+    save_policy(load_params(AugmentParams, REPOSITORY / "params.yaml"), folder / "policy.json")
+    return {
+        "manifest": manifest,
+        "thumbnails": np.load(folder / "small.npy"),
+        "slices": {s: load_slices(s, folder / "arrays") for s in ("train", "valid", "test")},
+        "policy": load_policy(folder / "policy.json"),
+        "folder": folder,
+    }
+
+
+def fit(workplace: dict, name: str, params, folder) -> dict:
+    """Trains one network on the workplace's slices."""
+    from tumorseg.training import train
+
+    return train(
+        name, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"
+    )

@@ -1,60 +1,27 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, TINY_TRAIN
-from tumorseg.arrays import Slices, build_arrays, load_slices
-from tumorseg.augmentation import load_policy, save_policy
+from tests.conftest import fit
+from tumorseg.arrays import Slices, load_slices
 from tumorseg.coco import decode
 from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
 from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table, verdicts
-from tumorseg.leakage import find_pairs
-from tumorseg.manifest import build_manifest
 from tumorseg.params import (
     NETWORKS,
-    AugmentParams,
     EvaluateParams,
     NetworkParams,
     TrainParams,
-    ValidateParams,
-    load_params,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
-from tumorseg.splits import official
 from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
-
-
-@pytest.fixture(scope="module")
-def workplace(phantom, tmp_path_factory) -> dict:
-    """The phantom's manifest, arrays and policy, as validate and augment leave them."""
-    folder = tmp_path_factory.mktemp("work")
-    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
-    manifest = build_manifest(phantom, section, folder / "small.npy", folder / "scan.db")
-    pairs = find_pairs(manifest, folder / "small.npy", section.near_duplicate)
-    manifest = official(manifest, pairs, shortest=2, longest=4)
-    build_arrays(manifest, phantom, 64, folder / "arrays", folder / "grids.db")
-    save_policy(load_params(AugmentParams, REPOSITORY / "params.yaml"), folder / "policy.json")
-    return {
-        "manifest": manifest,
-        "thumbnails": np.load(folder / "small.npy"),
-        "slices": {s: load_slices(s, folder / "arrays") for s in ("train", "valid", "test")},
-        "policy": load_policy(folder / "policy.json"),
-        "folder": folder,
-    }
-
-
-def fit(workplace: dict, name: str, params: TrainParams, folder) -> dict:
-    return train(
-        name, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"
-    )
 
 
 def test_arrays_follow_the_manifest(workplace, phantom) -> None:
@@ -233,87 +200,3 @@ def test_the_honesty_gap_needs_both_splits() -> None:
     }
     official = grouped | {"split": {"method": "official"}}
     assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing catches it."""
-
-
-@pytest.fixture(scope="module")
-def unbroken(workplace, tmp_path_factory) -> tuple[TrainParams, dict, Path]:
-    """Eight epochs, in the seventh of which the schedule acts, and what they come to."""
-    common = {"epochs": 8, "plateau_patience": 1, "learning_rate": 0.05, "plateau_factor": 0.1}
-    common["early_stopping_patience"] = 9
-    given = TrainParams.model_validate(TINY_TRAIN | {"common": TINY_TRAIN["common"] | common})
-    folder = tmp_path_factory.mktemp("unbroken")
-    summary = fit(workplace, "attention_unet", given, folder)
-    assert pd.read_csv(folder / "history.csv")["learning_rate"].nunique() > 1
-    return given, summary, folder
-
-
-@pytest.mark.parametrize("draws", [5, 30, 70, 90])
-def test_an_interrupted_training_comes_to_the_same_weights(
-    workplace, unbroken, tmp_path, draws
-) -> None:
-    params, whole, folder = unbroken
-    calls = []
-
-    def killer(image, mask, seed):
-        calls.append(seed)
-        if len(calls) == draws:
-            raise Killed
-        return workplace["policy"](image, mask, seed)
-
-    broken = tmp_path / "broken"
-    given = ("attention_unet", params, workplace["slices"])
-    with pytest.raises(Killed):
-        train(*given, killer, broken, broken / "unfinished")
-    assert not (broken / "weights.safetensors").exists()
-    again = train(*given, killer, broken, broken / "unfinished")
-    unequal = {key for key in whole if whole[key] != again[key]}
-    assert unequal <= {"images_per_second"}
-    assert len(calls) == 8 * 12 + draws - 12 * ((draws - 1) // 12)  # only the epoch at hand is lost
-    for name in ("weights.safetensors", "history.csv"):
-        assert (broken / name).read_bytes() == (folder / name).read_bytes()
-    assert not (broken / "unfinished").exists()
-
-
-def test_a_damaged_checkpoint_loses_only_an_epoch(workplace, unbroken, tmp_path, capsys) -> None:
-    params, _, folder = unbroken
-    calls = []
-
-    def killer(image, mask, seed):
-        calls.append(seed)
-        if len(calls) == 40:
-            raise Killed
-        return workplace["policy"](image, mask, seed)
-
-    slices, unfinished = workplace["slices"], tmp_path / "unfinished"
-    given = ("attention_unet", params, slices, killer, tmp_path, unfinished)
-    with pytest.raises(Killed):
-        train(*given)
-    last = unfinished / "epoch=2.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    train(*given)
-    assert "epoch=2.ckpt: is damaged" in capsys.readouterr().out
-    files = [where / "weights.safetensors" for where in (folder, tmp_path)]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_a_loss_that_is_no_number_names_the_batch(workplace, train_params, tmp_path) -> None:
-    images = np.array(workplace["slices"]["train"].images)
-
-    def poison(image, mask, seed):
-        return image, mask.astype(np.float32) * (np.nan if np.array_equal(image, images[7]) else 1)
-
-    with pytest.raises(InputError, match=r"epoch 1, batch \d: the loss is nan.*rows \[.*7.*\]"):
-        train("unet", train_params, workplace["slices"], poison, tmp_path, tmp_path / "c")
-
-
-def test_a_full_disk_is_named(workplace, train_params, tmp_path, monkeypatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", str(tmp_path / "c"))
-
-    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
-    with pytest.raises(InputError, match=r"No space left on device.*make room"):
-        fit(workplace, "unet", train_params, tmp_path)
