@@ -12,7 +12,7 @@ from pipelines.train import TRAINED
 from tumorseg import figures
 from tumorseg.arrays import load_slices
 from tumorseg.coco import SPLITS
-from tumorseg.evaluation import TITLES, compare, honesty_gap, load_network, reduce, table, verdicts
+from tumorseg.evaluation import compare, load_network
 from tumorseg.files import atomic_path, write_json
 from tumorseg.manifest import THUMBNAILS, load_manifest
 from tumorseg.params import (
@@ -22,6 +22,8 @@ from tumorseg.params import (
     TrainParams,
     load_params,
 )
+from tumorseg.results import TITLES, honesty_gap, reduce, table, verdicts
+from tumorseg.strata import strata
 from tumorseg.tracking import latest_figures, lineage
 
 REPORTS = Path("reports")
@@ -33,8 +35,11 @@ def evaluate() -> None:
     """Compares the networks with each other and with the controls; draws what they predict."""
     params, training = load_params(EvaluateParams), load_params(TrainParams)
     networks = {
-        name: load_network(name, training, TRAINED / name / "weights.safetensors")
+        (name, seed): load_network(
+            name, training, TRAINED / f"{name}-{seed}" / "weights.safetensors", params
+        )
         for name in NETWORKS
+        for seed in training.seeds
     }
     slices = {split: load_slices(split) for split in SPLITS}
     thumbnails = np.load(THUMBNAILS, mmap_mode="r")
@@ -42,11 +47,19 @@ def evaluate() -> None:
     split = json.loads((REPORTS / "split.json").read_text())
     result = step(reduce)(comparison, split, params)
     write_json(REPORTS / "metrics.json", result)
+    scored = comparison.scored
+    test = scored[scored["split"] == "test"]
+    reliability = {name: found.table() for name, found in comparison.reliability.items()}
+    for path, frame in {
+        REPORTS / "per_slice.csv": scored.drop(columns=["mask_rle", "truth_rle"]),
+        REPORTS / "strata.csv": strata(test, params.bootstrap_samples, params.seed),
+        REPORTS / "calibration.csv": pd.concat(reliability, names=["method"]).reset_index(0),
+    }.items():
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False)
     with atomic_path(MASKS) as temporary:
-        comparison.to_parquet(temporary, index=False)
-    with atomic_path(REPORTS / "per_slice.csv") as temporary:
-        comparison.drop(columns=["mask_rle", "truth_rle"]).to_csv(temporary, index=False)
-    step(draw)(comparison)
+        scored.to_parquet(temporary, index=False)
+    step(draw)(scored, training.seeds)
     print("\n" + table(result))
     print("\n".join(["", *verdicts(result)]))
     say_honesty_gap(result)
@@ -67,13 +80,24 @@ def say_honesty_gap(figures: dict[str, Any]) -> None:
         )
 
 
-def draw(comparison: pd.DataFrame) -> None:
+def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
     """Draws the training curves, the comparison chart and the gallery of predictions."""
-    histories = {name: pd.read_csv(TRAINED / name / "history.csv") for name in NETWORKS}
+    histories = pd.concat(
+        [
+            pd.read_csv(TRAINED / f"{name}-{seed}" / "history.csv").assign(network=name, seed=seed)
+            for name in NETWORKS
+            for seed in seeds
+        ]
+    )
+    with atomic_path(REPORTS / "history.csv") as temporary:
+        means = histories.pivot_table(index="epoch", columns="network")
+        means = means.set_axis(
+            [f"{n}_{figure}" for figure, n in means.columns.to_flat_index()], axis=1
+        )
+        means.to_csv(temporary)
     figures.training_curves(histories, REPORTS / "curves.png")
-    test = comparison[comparison["split"] == "test"]
-    figures.comparison_chart(test, REPORTS / "comparison.png")
-    figures.prediction_gallery(comparison, Path("data"), REPORTS / "predictions.png")
+    figures.comparison_chart(scored[scored["split"] == "test"], REPORTS / "comparison.png")
+    figures.prediction_gallery(scored, Path("data"), REPORTS / "predictions.png")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pipelines._flow import main, stage, step
 from pipelines.evaluate import REPORTS
@@ -14,37 +15,41 @@ from tumorseg.export import export_onnx, parity
 from tumorseg.files import write_json
 from tumorseg.gate import Verdict, served_dice
 from tumorseg.manifest import load_manifest
-from tumorseg.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
+from tumorseg.params import EvaluateParams, RegisterParams, TrainParams, load_params
 
 CHAMPION = Path("artifacts/register/champion.json")
+ATTACHED = (
+    "metrics.json",
+    "per_slice.csv",
+    "strata.csv",
+    "calibration.csv",
+    "curves.png",
+    "comparison.png",
+    "predictions.png",
+)
 
 
 @stage(name="register")
 def register() -> None:
-    """Completes both runs in MLflow and registers the winner on the validation split."""
+    """Completes the runs in MLflow and registers the winner on the validation split."""
     params, training = load_params(RegisterParams), load_params(TrainParams)
     figures = json.loads((REPORTS / "metrics.json").read_text())
-    runs = {n: json.loads((TRAINED / n / "run.json").read_text()) for n in NETWORKS}
-    for name, run in runs.items():
-        scores = {
-            f"{split}_{key}": value
-            for split in ("valid", "test")
-            for key, value in figures[split][name].items()
-        } | {f"test_copy_{key}": value for key, value in figures["test"]["copy"].items()}
+    for name, found in figures["runs"].items():
+        network = name.rpartition("-")[0]
         step(tracking.complete_run, retries=2)(
             params.experiment,
-            run["run_id"],
-            scores,
-            {"winner": str(name == figures["winner"]), "split": figures["split"]["method"]},
-            [
-                TRAINED / name / "weights.safetensors",
-                *(REPORTS / f for f in ("metrics.json", "per_slice.csv")),
-                *(REPORTS / f"{f}.png" for f in ("curves", "comparison", "predictions")),
-            ],
+            run_of(name)["run_id"],
+            {f"{s}_{key}": value for s in ("valid", "test") for key, value in found[s].items()}
+            | {f"over_seeds_test_{key}": v for key, v in figures["test"][network].items()}
+            | {f"test_copy_{key}": value for key, value in figures["test"]["copy"].items()},
+            {"winner": str(network == figures["winner"]), "split": figures["split"]["method"]},
+            [TRAINED / name / "weights.safetensors", *(REPORTS / f for f in ATTACHED)],
         )
 
-    winner = figures["winner"]
-    network = load_network(winner, training, TRAINED / winner / "weights.safetensors")
+    winner, chosen = figures["winner"], f"{figures['winner']}-{figures['winner_seed']}"
+    network = load_network(
+        winner, training, TRAINED / chosen / "weights.safetensors", load_params(EvaluateParams)
+    )
     images = load_slices("valid").images
     rows = load_manifest().query("split == 'valid'")
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,16 +68,16 @@ def register() -> None:
             {
                 "name": params.model_name,
                 "version": "candidate",
-                "run_id": runs[winner]["run_id"],
+                "run_id": run_of(chosen)["run_id"],
                 "digest": registry.digest_of(folder / "model.onnx"),
                 "architecture": winner,
                 "image_size": images.shape[-1],
-                "threshold": load_params(EvaluateParams).threshold,
+                "threshold": figures["thresholds"][chosen],
                 "data_md5": lineage["data_md5"],
                 "git_sha": lineage["git_sha"],
                 "split": figures["split"],
-                "validation": figures["valid"][winner],
-                "test": figures["test"][winner],
+                "validation": figures["runs"][chosen]["valid"],
+                "test": figures["runs"][chosen]["test"],
             },
         )
         newcomer = step(served_dice)(folder, rows, Path("data"))
@@ -87,7 +92,7 @@ def register() -> None:
         if verdict.promotes:
             registry.promote(params.model_name, version, params.experiment)
         info = json.loads((folder / "model.json").read_text())
-    print(f"{winner}, version {version}: {verdict}")
+    print(f"{chosen}, version {version}: {verdict}")
     write_json(
         CHAMPION,
         {
@@ -96,6 +101,12 @@ def register() -> None:
             "verdict": str(verdict),
         },
     )
+
+
+def run_of(name: str) -> dict[str, Any]:
+    """What the train stage noted of a training, such as `unet-0`."""
+    found: dict[str, Any] = json.loads((TRAINED / name / "run.json").read_text())
+    return found
 
 
 if __name__ == "__main__":

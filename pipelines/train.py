@@ -1,76 +1,113 @@
-"""train: arrays → weights, for one network a call: `python -m pipelines.train unet`."""
+"""train: arrays → weights, for one network and seed a call: `python -m pipelines.train unet 0`."""
 
 import hashlib
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch.loggers import Logger
 
 from pipelines._flow import main, stage, step
 from pipelines.augment import POLICY
-from tumorseg import tracking
+from tumorseg import devices, tracking
 from tumorseg.arrays import ARRAYS, load_slices
 from tumorseg.augmentation import load_policy
 from tumorseg.environment import STATE
+from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, write_json
 from tumorseg.params import AugmentParams, RegisterParams, TrainParams, load_params
 from tumorseg.training import train as fit
 
 TRAINED = Path("artifacts/train")
-SOURCES = ("augmentation", "draws", "loss", "networks", "preprocess", "training")
+SOURCES = (
+    "augmentation",
+    "devices",
+    "draws",
+    "loss",
+    "networks",
+    "preprocess",
+    "segmenter",
+    "training",
+)
 
 
-@stage(name="train", flow_run_name="train-{network}")
-def train(network: str) -> None:
+@stage(name="train", flow_run_name="train-{network}-{seed}")
+def train(network: str, seed: int) -> None:
     """Trains one network, or goes on where it was interrupted; MLflow shows each epoch."""
     params = load_params(TrainParams)
     chosen = params.network(network)
-    checkpoints = unfinished(network, params)
+    checkpoints = unfinished(network, seed, params)
+    for other in checkpoints.parent.glob("*"):
+        if other != checkpoints:
+            shutil.rmtree(other)
     known = checkpoints / "run_id"
     logger = tracking.start_run(
         load_params(RegisterParams).experiment,
         network,
+        seed,
         {
             "augment": load_params(AugmentParams).model_dump(),
-            "train": params.common.model_dump() | chosen.model_dump(),
+            "train": {"seed": seed} | params.common.model_dump() | chosen.model_dump(),
         },
         known.read_text() if known.exists() else None,
     )
     with atomic_path(known) as temporary:
         temporary.write_text(str(logger.run_id))
-    summary = step(fit)(
+    summary = step(take_part, name="train")(network, seed, logger)
+    write_json(TRAINED / f"{network}-{seed}" / "run.json", summary | {"run_id": logger.run_id})
+    print(f"{network}-{seed}: {summary}")
+
+
+def take_part(network: str, seed: int, logger: Logger | None = None) -> dict[str, Any]:
+    """What each process of a training does; the first one's answer is the summary."""
+    params = load_params(TrainParams)
+    return fit(
         network,
+        seed,
         params,
         {split: load_slices(split) for split in ("train", "valid")},
         load_policy(POLICY),
-        TRAINED / network,
-        checkpoints,
+        TRAINED / f"{network}-{seed}",
+        unfinished(network, seed, params),
         logger,
-        progress_bar=sys.stderr.isatty(),
+        progress_bar=sys.stderr.isatty() and devices.rank() == 0,
     )
-    write_json(TRAINED / network / "run.json", summary | {"run_id": logger.run_id})
-    print(f"{network}: {summary}")
 
 
-def unfinished(network: str, params: TrainParams) -> Path:
-    """Where this very training keeps its checkpoints; those of any other are removed.
+def unfinished(network: str, seed: int, params: TrainParams) -> Path:
+    """Where this very training keeps its checkpoints.
 
     What it is trained on and by which code is part of the name, so that nothing is resumed that
     would come to other weights.
     """
-    digest = hashlib.sha256(f"{params.model_dump_json()} torch {torch.__version__}".encode())
+    told = params.common.model_dump_json() + params.network(network).model_dump_json()
+    digest = hashlib.sha256(f"{told} torch {torch.__version__}".encode())
     code = Path(tracking.__file__).parent
     for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *(code / f"{n}.py" for n in SOURCES)):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    folder = STATE / "train" / network / digest.hexdigest()[:16]
-    for other in folder.parent.glob("*"):
-        if other != folder:
-            shutil.rmtree(other)
-    return folder
+    return STATE / "train" / f"{network}-{seed}" / digest.hexdigest()[:16]
+
+
+def run(network: str, seed: int) -> int:
+    """Trains in this process, in several that it starts, or as one of those; the exit status."""
+    try:
+        common = load_params(TrainParams).common
+        if not devices.launched(common):
+            command = [sys.executable, "-m", "pipelines.train", network, str(seed)]
+            return devices.launch(common, command)
+        if devices.rank() > 0:  # the flow, MLflow and the files are the first one's
+            take_part(network, seed)
+            return 0
+    except InputError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    main(train, network, seed)
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("train: name one network: python -m pipelines.train unet")
-    main(train, sys.argv[1])
+    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+        sys.exit("train: name a network and a seed: python -m pipelines.train unet 0")
+    sys.exit(run(sys.argv[1], int(sys.argv[2])))

@@ -125,22 +125,32 @@ def coco_folder(tmp_path: Path) -> CocoFolder:
 
 
 TINY_TRAIN = {
+    "seeds": [0],
     "common": {
-        "seed": 0,
         "epochs": 2,
         "batch_size": 4,
+        "most_at_once": 8,
         "learning_rate": 0.01,
-        "bce_weight": 1.0,
-        "dice_weight": 1.0,
+        "weight_decay": 0.01,
+        "schedule": "plateau",
+        "warm_up": 0.2,
         "plateau_factor": 0.5,
         "plateau_patience": 1,
         "minimum_learning_rate": 1e-6,
+        "weight_averaging": 0.0,
+        "bce_weight": 1.0,
+        "dice_weight": 1.0,
         "early_stopping_patience": 5,
         "workers": 0,
+        "devices": 1,
+        "nodes": 1,
+        "rendezvous": "localhost:29400",
+        "precision": "auto",
+        "compile": False,
         "deterministic": True,
     },
-    "unet": {"channels": [4, 8, 16], "batch_norm": True, "stem": 1},
-    "attention_unet": {"channels": [4, 8, 16], "batch_norm": True, "stem": 1},
+    "unet": {"channels": [4, 8, 16], "norm": "batch", "stem": 1},
+    "attention_unet": {"channels": [4, 8, 16], "norm": "batch", "stem": 1},
 }
 
 
@@ -178,10 +188,10 @@ def workplace(phantom, tmp_path_factory) -> dict:
     }
 
 
-def fit(workplace: dict, name: str, params, folder) -> dict:
+def fit(workplace: dict, name: str, params, folder, seed: int = 0) -> dict:
     """Trains one network on the workplace's slices."""
     from tumorseg.training import train
 
     return train(
-        name, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"
+        name, seed, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"
     )

@@ -51,7 +51,7 @@ def test_a_pipeline_ends_without_a_traceback(tmp_path) -> None:
     params = (REPOSITORY / "params.yaml").read_text().replace("batch_size", "bach_size")
     (tmp_path / "params.yaml").write_text(params)
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.train", "unet"],
+        [sys.executable, "-m", "pipelines.train", "unet", "0"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

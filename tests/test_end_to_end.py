@@ -199,8 +199,8 @@ def test_one_network_s_key_reruns_only_what_depends_on_it(workspace) -> None:
     (workspace.root / "params.yaml").write_text(yaml.safe_dump(workspace.params))
     before = read(workspace, "artifacts/register/champion.json")
     ran = executed(workspace.call("dvc", "repro"))
-    assert ran == ["train@unet", "evaluate", "register"] or ran == [
-        "train@unet", "evaluate", "register", "package",
+    assert ran == ["train@unet-0", "evaluate", "register"] or ran == [
+        "train@unet-0", "evaluate", "register", "package",
     ]  # fmt: skip
     after = read(workspace, "artifacts/register/champion.json")
     assert before["champion"] == "1" and after["registered"]["version"] in ("1", "2")

@@ -6,15 +6,16 @@ import torch
 
 from tumorseg.export import export_onnx, parity
 from tumorseg.loss import bce_dice_loss, dice_loss
-from tumorseg.networks import AttentionGate, AttentionUNet, UNet, build_network
+from tumorseg.networks import AttentionGate, AttentionUNet, Probabilities, UNet, build_network
 from tumorseg.params import NETWORKS, NetworkParams
 
-TINY = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True, stem=1)
+TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=1)
 FOLDED = TINY.model_copy(update={"stem": 2})
-EVERY = [(name, params) for name in NETWORKS for params in (TINY, FOLDED)]
+KINDS = (TINY, FOLDED, TINY.model_copy(update={"norm": "instance"}))
+EVERY = [(name, params) for name in NETWORKS for params in KINDS]
 
 
-@pytest.fixture(params=EVERY, ids=lambda case: f"{case[0]}, stem {case[1].stem}")
+@pytest.fixture(params=EVERY, ids=lambda case: f"{case[0]}, {case[1].norm}, stem {case[1].stem}")
 def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
     return build_network(*request.param)
@@ -32,13 +33,14 @@ def test_every_parameter_learns(network: UNet) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_onnx_agrees_with_pytorch_for_any_batch(network: UNet, tmp_path) -> None:
-    network.eval()
-    export_onnx(network, 64, tmp_path / "model.onnx")
+@pytest.mark.parametrize("flips", [False, True])
+def test_onnx_agrees_with_pytorch_for_any_batch(network: UNet, flips: bool, tmp_path) -> None:
+    served = Probabilities(network, flips).eval()
+    export_onnx(served, 64, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     images = np.random.default_rng(0).integers(0, 255, (5, 64, 64)).astype(np.uint8)
     for count in (1, 5):
-        assert parity(network, tmp_path / "model.onnx", images[:count]) < 1e-5
+        assert parity(served, tmp_path / "model.onnx", images[:count]) < 1e-5
 
 
 def test_the_gate_is_the_only_difference() -> None:
@@ -76,7 +78,7 @@ def test_an_open_gate_makes_the_plain_network() -> None:
 @pytest.mark.parametrize(("kind", "millions"), [(UNet, 31.03), (AttentionUNet, 31.73)])
 def test_the_superseded_sizes_can_be_built(kind: type[UNet], millions: float) -> None:
     with torch.device("meta"):
-        count = sum(p.numel() for p in kind([64, 128, 256, 512, 1024], False).parameters())
+        count = sum(p.numel() for p in kind([64, 128, 256, 512, 1024], "none").parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.005)
 
 

@@ -13,7 +13,7 @@ from tumorseg.errors import InputError
 from tumorseg.export import export_onnx
 from tumorseg.files import write_json
 from tumorseg.gate import Verdict, served_dice
-from tumorseg.networks import build_network
+from tumorseg.networks import Probabilities, build_network
 from tumorseg.serving.predictor import Predictor
 
 NAME = EXPERIMENT = "tumorseg"
@@ -31,11 +31,11 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def candidate(tmp_path, train_params):
     """A model folder of an untrained network, under a run of its own."""
-    logger = tracking.start_run(EXPERIMENT, "unet", {"train": {"epochs": 2}})
+    logger = tracking.start_run(EXPERIMENT, "unet", 0, {"train": {"epochs": 2}})
     logger.log_metrics({"val_loss": 0.5}, step=1)
     folder = tmp_path / "candidate"
     network = build_network("unet", train_params.unet).eval()
-    export_onnx(network, 64, folder / "model.onnx")
+    export_onnx(Probabilities(network, flips=False), 64, folder / "model.onnx")
     info = {
         "name": NAME,
         "version": "candidate",

@@ -1,16 +1,17 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.torch import load_file
+import torch
 
-from tests.conftest import fit
+from tests.conftest import TINY_TRAIN, fit
 from tumorseg.arrays import Slices, load_slices
 from tumorseg.coco import decode
 from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
-from tumorseg.evaluation import compare, honesty_gap, load_network, reduce, table, verdicts
+from tumorseg.evaluation import THRESHOLDS, compare, judge, load_network, probabilities
 from tumorseg.params import (
     NETWORKS,
     EvaluateParams,
@@ -18,10 +19,18 @@ from tumorseg.params import (
     TrainParams,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
+from tumorseg.results import honesty_gap, reduce, table, verdicts
 from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}
-EVALUATE = EvaluateParams(threshold=0.5, bootstrap_samples=200, seed=0)
+EVALUATE = EvaluateParams(
+    threshold=0.5,
+    test_time_flips=False,
+    surface_tolerance=2.0,
+    lesion_overlap=0.1,
+    bootstrap_samples=200,
+    seed=0,
+)
 
 
 def test_arrays_follow_the_manifest(workplace, phantom) -> None:
@@ -81,7 +90,7 @@ def test_training_runs_the_policy_on_every_slice_of_every_epoch(
         seeds.append(seed)
         return workplace["policy"](image, mask, seed)
 
-    train("unet", train_params, workplace["slices"], spy, tmp_path, tmp_path / "c")
+    train("unet", 0, train_params, workplace["slices"], spy, tmp_path, tmp_path / "c")
     assert len(seeds) == len(set(seeds)) == 2 * 12
 
 
@@ -93,18 +102,17 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     longer = {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
-    larger = NetworkParams(channels=[8, 16], batch_norm=True, stem=1)
-    params = TrainParams(
-        common=train_params.common.model_copy(update=longer), unet=larger, attention_unet=larger
-    )
+    larger = NetworkParams(channels=[8, 16], norm="batch", stem=1)
+    common = train_params.common.model_copy(update=longer)
+    params = TrainParams(seeds=[0], common=common, unet=larger, attention_unet=larger)
     for name in NETWORKS:
         folders = (tmp_path / name, tmp_path / name / "c")
-        summary = train(name, params, slices, lambda i, m, _: (i, m), *folders)
+        summary = train(name, 0, params, slices, lambda i, m, _: (i, m), *folders)
         assert summary["val_dice"] > 0.9, summary
 
 
 def test_a_grid_that_does_not_fit_is_named(workplace, train_params, tmp_path) -> None:
-    deep = NetworkParams(channels=[2, 4, 4, 4, 4], batch_norm=True, stem=3)
+    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="batch", stem=3)
     params = train_params.model_copy(update={"unet": deep})
     with pytest.raises(InputError, match=r"image_size is 64.*multiple of 48"):
         fit(workplace, "unet", params, tmp_path)
@@ -114,84 +122,123 @@ def test_an_empty_split_is_named(workplace, train_params, tmp_path) -> None:
     empty = Slices(np.zeros((0, 64, 64), np.uint8), np.zeros((0, 64, 64), np.uint8))
     slices = workplace["slices"] | {"valid": empty}
     with pytest.raises(InputError, match="data/valid"):
-        train("unet", train_params, slices, workplace["policy"], tmp_path, tmp_path / "c")
+        train("unet", 0, train_params, slices, workplace["policy"], tmp_path, tmp_path / "c")
 
 
-def test_comparison_and_pictures(workplace, train_params, phantom, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def trained(workplace, tmp_path_factory) -> tuple[TrainParams, Path]:
+    """Both networks with two seeds, as the train stages leave them."""
+    params = TrainParams.model_validate(TINY_TRAIN | {"seeds": [0, 1]})
+    folder = tmp_path_factory.mktemp("trained")
+    for name in NETWORKS:
+        for seed in params.seeds:
+            fit(workplace, name, params, folder / f"{name}-{seed}", seed)
+    return params, folder
+
+
+def load_all(trained, params=EVALUATE) -> dict:
+    training, folder = trained
+    return {
+        (n, s): load_network(n, training, folder / f"{n}-{s}" / "weights.safetensors", params)
+        for n in NETWORKS
+        for s in training.seeds
+    }
+
+
+def compare_all(workplace, networks: dict, params=EVALUATE):
+    given = (workplace[key] for key in ("slices", "manifest", "thumbnails"))
+    return compare(networks, *given, params)
+
+
+def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     from tumorseg import figures
 
-    for name in NETWORKS:
-        fit(workplace, name, train_params, tmp_path / name)
-    networks = {
-        name: load_network(name, train_params, tmp_path / name / "weights.safetensors")
-        for name in NETWORKS
-    }
-    comparison = compare(
-        networks,
-        workplace["slices"],
-        workplace["manifest"],
-        workplace["thumbnails"],
-        EVALUATE,
-    )
-    assert comparison.groupby(["method", "split"]).size().to_dict() == {
-        ("unet", "valid"): 5,
-        ("unet", "test"): 5,
-        ("attention_unet", "valid"): 5,
-        ("attention_unet", "test"): 5,
+    comparison = compare_all(workplace, load_all(trained))
+    scored = comparison.scored
+    assert scored.groupby(["method", "split"]).size().to_dict() == {
+        ("unet", "valid"): 10,
+        ("unet", "test"): 10,
+        ("attention_unet", "valid"): 10,
+        ("attention_unet", "test"): 10,
         ("copy", "test"): 5,
         ("intensity", "test"): 5,
         ("background", "test"): 5,
     }
-    assert (comparison[["tp", "fp", "fn", "tn"]].sum(axis=1) == 96 * 96).all()
-    result = json.loads(json.dumps(reduce(comparison, SPLIT, EVALUATE)))
+    assert (scored[["tp", "fp", "fn", "tn"]].sum(axis=1) == 96 * 96).all()
+    result = json.loads(json.dumps(reduce(comparison, SPLIT, EVALUATE), allow_nan=False))
     valid = {name: result["valid"][name]["mean_dice"] for name in NETWORKS}
     assert result["winner"] == max(valid, key=valid.__getitem__)
+    seeds = {s: result["runs"][f"{result['winner']}-{s}"]["valid"]["mean_dice"] for s in (0, 1)}
+    assert result["winner_seed"] == max(seeds, key=seeds.__getitem__)
     healthy = 1 - workplace["manifest"].query("split == 'test'")["tumour_fraction"].mean()
     assert result["test"]["background"]["accuracy"] == pytest.approx(healthy, abs=1e-5)
+    assert (result["test"]["unet"]["seeds"], result["test"]["copy"]["seeds"]) == (2, 1)
+    assert result["distances"] == {"unit": "pixels", "tolerance": 2.0}
+    assert result["test"]["background"]["hd95_undefined"] == 5
+    assert 0 <= result["test"]["unet"]["ece"] <= 1
     text = table(result)
     sentences = verdicts(result)
-    assert len(sentences) == 3 and "Attention U-Net" in sentences[0]
+    assert len(sentences) == 3 and "Attention U-Net" in sentences[0] and "2 seeds" in sentences[0]
     assert result["paired"]["unet-copy"]["slices"] == 5
     assert len(text.splitlines()) == 7 and "copy of the most similar train slice" in text
 
     figures.augmentation_gallery(
         workplace["slices"]["train"], workplace["policy"], tmp_path / "augmentation.png"
     )
-    histories = {n: pd.read_csv(tmp_path / n / "history.csv") for n in NETWORKS}
+    histories = pd.concat(
+        pd.read_csv(trained[1] / f"{n}-{s}" / "history.csv").assign(network=n, seed=s)
+        for n in NETWORKS
+        for s in (0, 1)
+    )
     figures.training_curves(histories, tmp_path / "curves.png")
-    figures.comparison_chart(comparison.query("split == 'test'"), tmp_path / "comparison.png")
-    figures.prediction_gallery(comparison, phantom, tmp_path / "predictions.png")
+    figures.comparison_chart(scored.query("split == 'test'"), tmp_path / "comparison.png")
+    figures.prediction_gallery(scored, phantom, tmp_path / "predictions.png")
     for name in ("augmentation", "curves", "comparison", "predictions"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_masks_are_cut_from_the_network_s_own_probabilities(
-    workplace, train_params, tmp_path
-) -> None:
-    from tumorseg.evaluation import probabilities
-
-    fit(workplace, "unet", train_params, tmp_path)
-    network = load_network("unet", train_params, tmp_path / "weights.safetensors")
-    assert set(load_file(tmp_path / "weights.safetensors")) == set(network.state_dict())
-    rows = workplace["manifest"].query("split == 'test'")
-    low = EVALUATE.model_copy(update={"threshold": 0.05})
-    comparison = compare(
-        {"unet": network, "attention_unet": network},
-        workplace["slices"],
-        workplace["manifest"],
-        workplace["thumbnails"],
-        low,
-    )
-    found = probabilities(network, workplace["slices"]["test"].images)
-    first = comparison.query("method == 'unet' and split == 'test'").iloc[0]
+@pytest.mark.parametrize("flips", [False, True])
+def test_masks_are_cut_from_the_network_s_own_probabilities(workplace, trained, flips) -> None:
+    params = EVALUATE.model_copy(update={"threshold": 0.05, "test_time_flips": flips})
+    networks = load_all(trained, params)
+    comparison = compare_all(workplace, networks, params)
+    assert set(comparison.thresholds.values()) == {0.05}
+    found = probabilities(networks["unet", 1], workplace["slices"]["test"].images)
+    first = comparison.scored.query("method == 'unet' and seed == 1 and split == 'test'").iloc[0]
+    assert first["path"] == workplace["manifest"].query("split == 'test'").iloc[0]["path"]
     expected = to_native(found[0], (96, 96)) >= 0.05
-    assert first["path"] == rows.iloc[0]["path"]
     assert np.array_equal(decode(first["mask_rle"], 96, 96), expected)
+
+
+def test_a_threshold_is_chosen_where_the_test_split_has_no_say(workplace, trained) -> None:
+    params = EVALUATE.model_copy(update={"threshold": "validation"})
+    networks = load_all(trained)
+    comparison = compare_all(workplace, networks, params)
+    rows = workplace["manifest"].query("split == 'valid'")
+    for run, threshold in comparison.thresholds.items():
+        maps = probabilities(networks[run], workplace["slices"]["valid"].images)
+
+        def mean_dice(cut, maps=maps) -> float:
+            masks = [to_native(p, (96, 96)) >= cut for p in maps]
+            return judge("any", masks, rows, EVALUATE)["dice"].mean()
+
+        assert mean_dice(threshold) == max(mean_dice(cut) for cut in THRESHOLDS)
+
+
+def test_flips_are_the_mean_of_both_ways(trained) -> None:
+    plain, flipped = (
+        load_all(trained, EVALUATE.model_copy(update={"test_time_flips": flips}))["unet", 0]
+        for flips in (False, True)
+    )
+    image = torch.randn(2, 1, 32, 32)
+    with torch.inference_mode():
+        expected = (plain(image) + plain(image.flip(-1)).flip(-1)) / 2
+        assert torch.allclose(flipped(image), expected) and not torch.equal(expected, plain(image))
 
 
 def test_the_honesty_gap_needs_both_splits() -> None:
     now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
-    other = {"unet": {"test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
+    other = {"unet": {"over_seeds_test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
     grouped = {"split": {"method": "grouped"}, "test": now}
     assert honesty_gap(grouped, {}) == {}
     assert honesty_gap(grouped, other) == {

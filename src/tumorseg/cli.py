@@ -108,8 +108,8 @@ class Clock:
 @app.command()
 def table() -> None:
     """Print the comparison on the test split."""
-    from tumorseg.evaluation import table as render
-    from tumorseg.evaluation import verdicts
+    from tumorseg.results import table as render
+    from tumorseg.results import verdicts
 
     if not METRICS.exists():
         raise InputError(f"{METRICS}: is missing; type `make run` first")

@@ -13,12 +13,12 @@ from tumorseg.preprocess import to_input
 
 # (epoch, index): what the sampler hands to the data set.
 Draw = tuple[int, int]
-# Images and masks, float32, each (B, 1, S, S), and the slices' positions in their split, (B,).
+# Images, float32, and masks, uint8, each (B, 1, S, S); the slices' positions in their split, (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class TrainingSlices(Dataset[tuple[Tensor, Tensor, int]]):
-    """Slices as the network sees them in training: augmented, normalised, in float32.
+    """Slices as the network sees them in training: augmented, normalised.
 
     Item (epoch, index) depends on nothing but the seed, the epoch and the index, whatever the
     number of workers, the order, or how often training was interrupted.
@@ -28,13 +28,13 @@ class TrainingSlices(Dataset[tuple[Tensor, Tensor, int]]):
         self.slices, self.policy, self.seed = slices, policy, seed
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
-        """Image and mask of one draw, float32, each (1, S, S), and its index."""
+        """Image, float32, and mask, uint8, of one draw, each (1, S, S), and its index."""
         epoch, index = draw
         seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         image, mask = self.policy(
             np.array(self.slices.images[index]), np.array(self.slices.masks[index]), seed
         )
-        return torch.from_numpy(to_input(image)), torch.from_numpy(mask)[None].float(), index
+        return torch.from_numpy(to_input(image)), torch.from_numpy(mask)[None], index
 
 
 class ValidationSlices(Dataset[tuple[Tensor, Tensor, int]]):
@@ -47,24 +47,36 @@ class ValidationSlices(Dataset[tuple[Tensor, Tensor, int]]):
         return len(self.slices.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        """Image and mask, float32, each (1, S, S), and the index."""
+        """Image, float32, and mask, uint8, each (1, S, S), and the index."""
         image = torch.from_numpy(to_input(self.slices.images[index]))
-        return image, torch.from_numpy(np.array(self.slices.masks[index]))[None].float(), index
+        return image, torch.from_numpy(np.array(self.slices.masks[index]))[None], index
 
 
 class EpochSampler(Sampler[Draw]):
-    """A new order each epoch, the same for every network that is trained with the same seed."""
+    """A new order each epoch, the same for every network that is trained with the same seed.
 
-    def __init__(self, length: int, seed: int) -> None:
+    Several processes deal it out like cards, so that their batches of one step are together the
+    one process's batch; the first few slices fill up the last round.
+
+    Args:
+        length: Number of slices.
+        seed: Of the orders.
+        rank: This process's number.
+        processes: How many train together.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.rank, self.processes = rank, processes
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return -(-self.length // self.processes)
 
     def __iter__(self) -> Iterator[Draw]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        filled = np.resize(order, len(self) * self.processes)
+        return ((self.epoch, int(index)) for index in filled[self.rank :: self.processes])

@@ -1,8 +1,8 @@
-"""From networks and controls to counts to the table: the comparison on the test split."""
+"""From networks and controls to masks to counts: a row a method, seed and slice."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,32 +12,52 @@ from safetensors.torch import load_file
 
 from tumorseg import coco, controls
 from tumorseg.arrays import Slices, true_masks
-from tumorseg.metrics import count, score, summarise
-from tumorseg.networks import UNet, build_network
-from tumorseg.paired import Difference, comparisons, verdict
-from tumorseg.params import NETWORKS, EvaluateParams, TrainParams
+from tumorseg.calibration import Reliability
+from tumorseg.distances import distances
+from tumorseg.lesions import lesions
+from tumorseg.metrics import count, score
+from tumorseg.networks import Probabilities, build_network
+from tumorseg.params import EvaluateParams, TrainParams
 from tumorseg.preprocess import Mask, to_input, to_native
 from tumorseg.similarity import Thumbnails
+from tumorseg.threshold import best_threshold, dice_by_threshold
 
-TITLES = {
-    "unet": "U-Net",
-    "attention_unet": "Attention U-Net",
-    "copy": "control: copy of the most similar train slice",
-    "intensity": "control: best intensity band",
-    "background": "control: all background",
-}
+THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
+Run = tuple[str, int]  # network and seed
 
 
-def load_network(name: str, params: TrainParams, weights: Path) -> UNet:
-    """A trained network in evaluation mode, from its safetensors."""
-    network = build_network(name, params.network(name))
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds out.
+
+    Attributes:
+        scored: A row a method, seed and slice: method, seed (none for controls), split, path,
+            group, category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
+            hd95 and surface_dice (on test), mask_rle, truth_rle. In pixels of the image's own
+            size, distances in `unit`.
+        thresholds: The probability from which each run calls a pixel tumour.
+        reliability: Network → how its probabilities on test compare with what is there.
+        unit: `mm` where every test image has a spacing, else `pixels`.
+    """
+
+    scored: pd.DataFrame
+    thresholds: dict[Run, float]
+    reliability: dict[str, Reliability]
+    unit: str
+
+
+def load_network(
+    name: str, training: TrainParams, weights: Path, params: EvaluateParams
+) -> Probabilities:
+    """A trained network as it is evaluated and served, from its safetensors."""
+    network = build_network(name, training.network(name))
     network.load_state_dict(load_file(weights))
-    return network.eval()
+    return Probabilities(network, params.test_time_flips).eval()
 
 
 @torch.inference_mode()
 def probabilities(
-    network: torch.nn.Module, images: NDArray[np.uint8], batch_size: int = 16
+    network: Probabilities, images: NDArray[np.uint8], batch_size: int = 16
 ) -> NDArray[np.float32]:
     """Tumour probabilities on the grid.
 
@@ -50,135 +70,92 @@ def probabilities(
         float32, shape (N, S, S).
     """
     parts = []
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for start in range(0, len(images), batch_size):
         batch = np.stack([to_input(image) for image in images[start : start + batch_size]])
-        parts.append(torch.sigmoid(network(torch.from_numpy(batch)))[:, 0].numpy())
+        parts.append(network(torch.from_numpy(batch))[:, 0].numpy())
     return np.concatenate(parts)
 
 
-def network_masks(
-    network: torch.nn.Module, slices: Slices, rows: pd.DataFrame, threshold: float
-) -> Iterator[Mask]:
-    """A network's masks at the images' own sizes, made the way the service makes them."""
-    found = probabilities(network, slices.images)
+def at_native_size(found: NDArray[np.float32], rows: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
+    """Brings probabilities on the grid to the images' own sizes, the way the service does."""
     for probability, height, width in zip(found, rows["height"], rows["width"], strict=True):
-        yield to_native(probability, (height, width)) >= threshold
+        yield to_native(probability, (height, width))
 
 
-def judge(method: str, masks: Iterable[Mask], rows: pd.DataFrame) -> pd.DataFrame:
-    """Counts and scores of one method, a row a slice, with its masks as run lengths."""
-    table = [
-        {"method": method, "split": row.split, "path": row.path, "group": row.split_group}
-        | count(mask, truth)
-        | {"mask_rle": coco.encode(mask), "truth_rle": row.mask_rle}
-        for mask, truth, row in zip(masks, true_masks(rows), rows.itertuples(), strict=True)
-    ]
-    return score(pd.DataFrame(table))
+def judge(
+    method: str,
+    masks: Iterable[Mask],
+    rows: pd.DataFrame,
+    params: EvaluateParams,
+    seed: int | None = None,
+    unit: str | None = None,
+) -> pd.DataFrame:
+    """Counts and scores of one method, a row a slice, with its masks as run lengths.
+
+    Args:
+        method: Its name.
+        masks: Its answers, at the images' own sizes.
+        rows: The manifest's rows of the slices.
+        params: The evaluate section.
+        seed: Of the network's training.
+        unit: Of the distances; None leaves them out.
+    """
+    table = []
+    for mask, truth, row in zip(masks, true_masks(rows), rows.itertuples(), strict=True):
+        entry = {"method": method, "seed": seed, "split": row.split, "path": row.path}
+        entry |= {"group": row.split_group, "category": row.categories}
+        entry |= count(mask, truth) | lesions(mask, truth, params.lesion_overlap)
+        if unit is not None:
+            spacing = _spacing(str(row.spacing_mm)) if unit == "mm" else None
+            entry |= distances(mask, truth, spacing, params.surface_tolerance)
+        table.append(entry | {"mask_rle": coco.encode(mask), "truth_rle": row.mask_rle})
+    return score(pd.DataFrame(table).astype({"seed": "Int64"}))
 
 
 def compare(
-    networks: dict[str, UNet],
+    networks: dict[Run, Probabilities],
     slices: dict[str, Slices],
     manifest: pd.DataFrame,
     thumbnails: Thumbnails,
     params: EvaluateParams,
-) -> pd.DataFrame:
-    """Judges the networks on the validation and test splits, and the controls on the test split.
-
-    Returns:
-        A row a method and slice: method, split, path, group, tp, fp, fn, tn, mask_rle, truth_rle,
-        dice, iou. Counts are in pixels of each image's own size.
-    """
+) -> Comparison:
+    """Judges the networks on the validation and test splits, and the controls on the test split."""
     rows = {split: manifest[manifest["split"] == split] for split in coco.SPLITS}
-    tables = [
-        judge(
-            name, network_masks(network, slices[split], rows[split], params.threshold), rows[split]
-        )
-        for name, network in networks.items()
-        for split in ("valid", "test")
-    ]
+    unit = "mm" if rows["test"]["spacing_mm"].ne("").all() else "pixels"
+    tables, thresholds = [], {}
+    reliability = {name: Reliability() for name, _ in networks}
+    for (name, seed), network in networks.items():
+        found = {split: probabilities(network, slices[split].images) for split in ("valid", "test")}
+        threshold = thresholds[name, seed] = choose_threshold(found["valid"], rows["valid"], params)
+        for split, maps in found.items():
+            masks: Iterator[Mask] = (p >= threshold for p in at_native_size(maps, rows[split]))
+            measured = unit if split == "test" else None
+            tables.append(judge(name, masks, rows[split], params, seed, measured))
+        for probability, truth in zip(
+            at_native_size(found["test"], rows["test"]), true_masks(rows["test"]), strict=True
+        ):
+            reliability[name].add(probability, truth)
     train, test = slices["train"], slices["test"]
-    for name, masks in {
+    for name, answers in {
         "copy": controls.copy(thumbnails, rows["train"], rows["test"]),
         "intensity": controls.intensity(train, test, rows["test"]),
         "background": controls.background(rows["test"]),
     }.items():
-        tables.append(judge(name, masks, rows["test"]))
-    return pd.concat(tables, ignore_index=True)
+        tables.append(judge(name, answers, rows["test"], params, unit=unit))
+    return Comparison(pd.concat(tables, ignore_index=True), thresholds, reliability, unit)
 
 
-def reduce(
-    comparison: pd.DataFrame, split: dict[str, Any], params: EvaluateParams
-) -> dict[str, Any]:
-    """The figures of reports/metrics.json: split → method → figure, and the winner.
-
-    The winner has the highest mean Dice on the validation split; the test split has no say.
-
-    Args:
-        comparison: From `compare`.
-        split: reports/split.json: which sides these are.
-        params: The evaluate section.
-    """
-    figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
-        str(split): {
-            str(method): summarise(table, params.bootstrap_samples, params.seed)
-            for method, table in part.groupby("method", sort=False)
-        }
-        for split, part in comparison.groupby("split", sort=False)
-    }
-    validation = figures["valid"]
-    figures["winner"] = max(NETWORKS, key=lambda name: validation[name]["mean_dice"])
-    test = comparison[comparison["split"] == "test"]
-    pairs = [("attention_unet", "unet"), *((name, "copy") for name in NETWORKS)]
-    figures["paired"] = comparisons(test, pairs, params.bootstrap_samples, params.seed)
-    return figures
+def choose_threshold(
+    found: NDArray[np.float32], rows: pd.DataFrame, params: EvaluateParams
+) -> float:
+    """The threshold of params, or the one with the highest mean Dice on the given slices."""
+    if params.threshold != "validation":
+        return params.threshold
+    table = dice_by_threshold(at_native_size(found, rows), true_masks(rows), THRESHOLDS)
+    return best_threshold(table, THRESHOLDS)
 
 
-def verdicts(figures: dict[str, Any]) -> list[str]:
-    """What the comparison on the test split shows and what it does not, a sentence a pair."""
-    sentences = []
-    for pair, found in figures["paired"].items():
-        first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
-        sentences.append(verdict(Difference(**found), first, second))
-    return sentences
-
-
-def honesty_gap(
-    figures: dict[str, Any], other: dict[str, dict[str, float]]
-) -> dict[str, dict[str, float]]:
-    """What mean Dice on test the official split flatters a method by, against the grouped one.
-
-    Args:
-        figures: Of this run, from `reduce`.
-        other: Network → metric → value of the last runs with the other split of the same data.
-
-    Returns:
-        Method → official, grouped and gap; empty unless both splits were run.
-    """
-    if not other:
-        return {}
-    then = {name: scores["test_mean_dice"] for name, scores in other.items()}
-    then["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
-    gaps = {}
-    for method, before in then.items():
-        pair = {"official": figures["test"][method]["mean_dice"], "grouped": before}
-        if figures["split"]["method"] == "grouped":
-            pair = {"official": before, "grouped": figures["test"][method]["mean_dice"]}
-        gaps[method] = pair | {"gap": round(pair["official"] - pair["grouped"], 5)}
-    return gaps
-
-
-def table(figures: dict[str, Any]) -> str:
-    """The comparison on the test split as a Markdown table."""
-    split = f"{figures['split']['method']} test split"
-    lines = [
-        f"| {split} | mean Dice (95% CI) | mean IoU | micro Dice | micro IoU | accuracy |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method, row in figures["test"].items():
-        interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
-        lines.append(
-            f"| {TITLES[method]} | {row['mean_dice']:.3f} ({interval}) | {row['mean_iou']:.3f} "
-            f"| {row['micro_dice']:.4f} | {row['micro_iou']:.4f} | {row['accuracy']:.2%} |"
-        )
-    return "\n".join(lines)
+def _spacing(text: str) -> tuple[float, float]:
+    row, column = text.split("×")
+    return float(row), float(column)

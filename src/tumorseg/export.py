@@ -8,29 +8,16 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from tumorseg.files import atomic_path
-from tumorseg.networks import UNet
+from tumorseg.networks import Probabilities
 from tumorseg.preprocess import to_input
 
 # It warns of torchvision's operators, which nothing here uses.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
-class WithSigmoid(nn.Module):
-    """A network that answers probabilities, as the service needs them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Probabilities (B, 1, S, S) from normalised images (B, 1, S, S)."""
-        return torch.sigmoid(self.network(image))
-
-
-def export_onnx(network: UNet, image_size: int, path: Path) -> None:
+def export_onnx(network: Probabilities, image_size: int, path: Path) -> None:
     """Writes a network as one ONNX file: `image` in, `probability` out, any batch size.
 
     Args:
@@ -39,7 +26,7 @@ def export_onnx(network: UNet, image_size: int, path: Path) -> None:
         path: The file.
     """
     program = torch.onnx.export(
-        WithSigmoid(network).eval(),
+        network.eval(),
         (torch.zeros(2, 1, image_size, image_size),),
         input_names=["image"],
         output_names=["probability"],
@@ -53,7 +40,7 @@ def export_onnx(network: UNet, image_size: int, path: Path) -> None:
         onnx.checker.check_model(temporary, full_check=True)
 
 
-def parity(network: UNet, path: Path, images: NDArray[np.uint8]) -> float:
+def parity(network: Probabilities, path: Path, images: NDArray[np.uint8]) -> float:
     """The largest difference of a probability between ONNX Runtime and PyTorch.
 
     Args:
@@ -65,5 +52,5 @@ def parity(network: UNet, path: Path, images: NDArray[np.uint8]) -> float:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (ours,) = session.run(["probability"], {"image": batch})
     with torch.inference_mode():
-        theirs = torch.sigmoid(network(torch.from_numpy(batch))).numpy()
+        theirs = network(torch.from_numpy(batch)).numpy()
     return float(np.abs(ours - theirs).max())

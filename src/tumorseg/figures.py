@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tumorseg import coco
 from tumorseg.arrays import Slices, read_slice
 from tumorseg.augmentation import Policy
-from tumorseg.evaluation import TITLES
 from tumorseg.files import atomic_path
 from tumorseg.params import NETWORKS
+from tumorseg.results import TITLES
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = {"unet": "#0072B2", "attention_unet": "#D55E00"}
@@ -39,14 +39,21 @@ def augmentation_gallery(slices: Slices, policy: Policy, path: Path, count: int 
     _save(figure, path)
 
 
-def training_curves(histories: dict[str, pd.DataFrame], path: Path) -> None:
-    """Draws loss and validation Dice of each network by epoch."""
+def training_curves(histories: pd.DataFrame, path: Path) -> None:
+    """Draws loss and validation Dice of each network by epoch: the seeds thin, their mean thick.
+
+    Args:
+        histories: A row a network, seed and epoch.
+        path: The PNG.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
-    for name, history in histories.items():
-        epochs, colour = history["epoch"], COLOURS[name]
-        left.plot(epochs, history["train_loss"], "--", color=colour, alpha=0.6)
-        left.plot(epochs, history["val_loss"], color=colour, label=TITLES[name])
-        right.plot(epochs, history["val_dice"], color=colour, label=TITLES[name])
+    for name, history in histories.groupby("network", sort=False):
+        colour, mean = COLOURS[str(name)], history.groupby("epoch").mean(numeric_only=True)
+        left.plot(mean.index, mean["train_loss"], "--", color=colour, alpha=0.6)
+        for axis, column in ((left, "val_loss"), (right, "val_dice")):
+            axis.plot(mean.index, mean[column], color=colour, label=TITLES[str(name)])
+            for _, one in history.groupby("seed"):
+                axis.plot(one["epoch"], one[column], color=colour, alpha=0.4, linewidth=0.6)
     left.set(
         xlabel="epoch", ylabel="BCE + Dice loss", title="validation (solid), training (dashed)"
     )
@@ -59,12 +66,13 @@ def training_curves(histories: dict[str, pd.DataFrame], path: Path) -> None:
 
 
 def comparison_chart(scored: pd.DataFrame, path: Path) -> None:
-    """Draws every test slice's Dice by method, with the mean and its 95% interval beside it."""
+    """Draws every test slice's Dice by method, seeds averaged, with the mean beside it."""
     methods = list(dict.fromkeys(scored["method"]))
     figure, axis = plt.subplots(figsize=(8, 0.8 * len(methods) + 1))
     jitter = np.random.default_rng(0)
     for height, method in enumerate(reversed(methods)):
-        values = scored.loc[scored["method"] == method, "dice"].to_numpy()
+        of_method = scored[scored["method"] == method]
+        values = of_method.groupby("path")["dice"].mean().to_numpy()
         colour = COLOURS.get(method, "#777777")
         spread = height + jitter.uniform(-0.22, 0.22, len(values))
         axis.scatter(values, spread, s=9, alpha=0.35, color=colour, linewidths=0)
@@ -83,9 +91,11 @@ def comparison_chart(scored: pd.DataFrame, path: Path) -> None:
 def prediction_gallery(comparison: pd.DataFrame, data: Path, path: Path, count: int = 4) -> None:
     """Draws the worst, median and best test slices with the true and both predicted outlines.
 
-    Slices are ranked by the mean Dice of the two networks, among slices that hold tumour.
+    Slices are ranked by the mean Dice of the two networks, among slices that hold tumour. Of
+    several seeds the first is shown.
     """
     networks = comparison[comparison["method"].isin(NETWORKS) & (comparison["split"] == "test")]
+    networks = networks[networks["seed"] == networks["seed"].iloc[0]]
     tumour = networks[networks["tp"] + networks["fn"] > 0]
     ranked = tumour.groupby("path")["dice"].mean().sort_values().index
     middle = max(len(ranked) // 2 - count // 2, 0)

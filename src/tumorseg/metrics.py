@@ -49,32 +49,44 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """Reduces the slices of one method on one split.
 
     Micro figures pool all pixels, and are those that the superseded project reports; mean figures
-    average slices, with a 95% percentile interval from the bootstrap.
+    average slices, with a 95% percentile interval from the bootstrap, over those slices where they
+    are defined. Several seeds of a network are averaged, and drawn in the bootstrap.
 
     Args:
-        scored: A row a slice, as `score` returns it; the column `group`, if there is one, says
-            which slices belong together.
+        scored: A row a slice and seed, as `score` returns it. Without `path` each row is a slice;
+            without `group` each slice stands alone.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
     """
+    scored = scored.assign(path=scored.get("path", scored.index))
+    scored = scored.assign(group=scored.get("group", scored["path"]))
     tp, fp, fn, tn = (int(scored[name].sum()) for name in ("tp", "fp", "fn", "tn"))
     result: dict[str, Any] = {
-        "slices": len(scored),
+        "slices": scored["path"].nunique(),
+        "seeds": by_repetition(scored, "dice").shape[1],
         "micro_dice": float(dice(tp, fp + fn)),
         "micro_iou": float(iou(tp, fp + fn)),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
         "micro_sensitivity": float(_ratio(np.asarray(tp, np.float64), fn)),
         "micro_precision": float(_ratio(np.asarray(tp, np.float64), fp)),
     }
-    groups = scored.get("group", scored.index).to_numpy()
-    for name in ("dice", "iou"):
-        low, high = interval(scored[name].to_numpy(float), groups, samples, seed)
-        result |= {
-            f"mean_{name}": float(scored[name].mean()),
-            f"mean_{name}_low": low,
-            f"mean_{name}_high": high,
-        }
+    for name in ("dice", "iou", "hd95", "surface_dice"):
+        if name in scored and scored[name].notna().any():
+            result |= _mean_and_interval(scored, name, samples, seed)
+    for name in ("hd95", "surface_dice"):
+        if name in scored:
+            result[f"{name}_undefined"] = int(scored[name].isna().sum())
     return {key: round(value, 5) for key, value in result.items()}
+
+
+def _mean_and_interval(scored: pd.DataFrame, name: str, samples: int, seed: int) -> dict[str, Any]:
+    # A slice whose value some seeds lack counts with the mean of the others.
+    values = by_repetition(scored, name).dropna(how="all")
+    values = values.apply(lambda column: column.fillna(values.mean(axis=1)))
+    groups = scored.drop_duplicates("path").set_index("path")["group"].loc[values.index].to_numpy()
+    array = values.to_numpy(float)
+    low, high = interval(array, groups, samples, seed)
+    return {f"mean_{name}": array.mean(), f"mean_{name}_low": low, f"mean_{name}_high": high}
 
 
 def bootstrap_means(
@@ -83,9 +95,10 @@ def bootstrap_means(
     """Means of resamples that draw whole groups: slices of one patient are not independent.
 
     Cluster bootstrap, Field and Welsh 2007. Where each slice is a group it is the plain one.
+    Repetitions with other seeds are drawn too, since another training would come out differently.
 
     Args:
-        values: Shape (N,).
+        values: Shape (N,) or, with a column a repetition, (N, R).
         groups: Whose slice each is, shape (N,).
         samples: Number of resamples.
         seed: Of the draws.
@@ -93,14 +106,25 @@ def bootstrap_means(
     Returns:
         Shape (samples,).
     """
+    columns = values.reshape(len(values), -1)
     _, member = np.unique(groups, return_inverse=True)
-    sums, sizes = np.bincount(member, values), np.bincount(member)
-    chances = np.full(len(sizes), 1 / len(sizes))
-    draws = np.random.default_rng(seed).multinomial(len(sizes), chances, samples)
-    return np.asarray((draws @ sums) / (draws @ sizes))
+    sizes = np.bincount(member)
+    sums = np.stack([np.bincount(member, column) for column in columns.T], axis=1)  # G, R
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), samples)
+    means = (draws @ sums) / (draws @ sizes)[:, None]  # samples, R
+    repetitions = means.shape[1]
+    chosen = rng.multinomial(repetitions, np.full(repetitions, 1 / repetitions), samples)
+    return np.asarray((means * chosen).sum(axis=1) / repetitions)
 
 
 def interval(values: Floats, groups: NDArray[Any], samples: int, seed: int) -> tuple[float, float]:
     """The 95% percentile interval of a mean, from `bootstrap_means`."""
     low, high = np.percentile(bootstrap_means(values, groups, samples, seed), [2.5, 97.5])
     return float(low), float(high)
+
+
+def by_repetition(scored: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One method's values with a row a slice and a column a seed (one, for a control)."""
+    seeds = scored["seed"].fillna(-1).astype(int) if "seed" in scored else -1
+    return scored.assign(seed=seeds).pivot(index="path", columns="seed", values=column)

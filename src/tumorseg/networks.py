@@ -4,20 +4,26 @@ U-Net: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597. Attention gate
 2018, https://arxiv.org/abs/1804.03999. Shapes in the comments are batch, channels, height, width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from tumorseg.params import NETWORKS, NetworkParams
 
+NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
+    "batch": lambda channels: [nn.BatchNorm2d(channels)],
+    "instance": lambda channels: [nn.InstanceNorm2d(channels, affine=True)],
+    "none": lambda channels: [],
+}
 
-def double_conv(inputs: int, outputs: int, batch_norm: bool) -> nn.Sequential:
-    """Two 3×3 convolutions, each followed by (batch normalisation and) ReLU."""
+
+def double_conv(inputs: int, outputs: int, norm: str) -> nn.Sequential:
+    """Two 3×3 convolutions, each followed by normalisation, if any, and ReLU."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=not batch_norm))
-        if batch_norm:
-            layers.append(nn.BatchNorm2d(outputs))
-        layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=norm == "none"))
+        layers += [*NORMS[norm](outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -58,21 +64,21 @@ class UNet(nn.Module):
     Args:
         channels: Channels a level, from the first to the bottom; n of them mean n − 1 poolings, so
             that height and width must be multiples of stem · 2ⁿ⁻¹.
-        batch_norm: Whether each convolution is followed by batch normalisation.
+        norm: What follows each convolution: `batch` or `instance` normalisation, or `none`.
         stem: Side of the square of pixels that the first level sees as channels of one (space to
             depth, Shi et al. 2016). With 1 the network is the published one; with 2 its first and
             costliest level runs at half the resolution, and the last one writes four pixels each.
     """
 
-    def __init__(self, channels: list[int], batch_norm: bool = True, stem: int = 1) -> None:
+    def __init__(self, channels: list[int], norm: str = "batch", stem: int = 1) -> None:
         super().__init__()
         down = list(zip([stem**2, *channels], channels, strict=False))  # (1, 16), (16, 32), …
         up = list(zip(channels[::-1], channels[-2::-1], strict=False))  # (256, 128), (128, 64), …
         self.fold, self.unfold = nn.PixelUnshuffle(stem), nn.PixelShuffle(stem)
-        self.encoders = nn.ModuleList(double_conv(i, o, batch_norm) for i, o in down)
+        self.encoders = nn.ModuleList(double_conv(i, o, norm) for i, o in down)
         self.pool = nn.MaxPool2d(2)
         self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in up)
-        self.decoders = nn.ModuleList(double_conv(2 * o, o, batch_norm) for _, o in up)
+        self.decoders = nn.ModuleList(double_conv(2 * o, o, norm) for _, o in up)
         self.head = nn.Conv2d(channels[0], stem**2, 1)
         # Tumour is rare: start from a probability of 2% (Lin et al. 2017), not from 50%.
         nn.init.constant_(self.head.bias, -4.0)  # type: ignore[arg-type]
@@ -106,9 +112,30 @@ class AttentionUNet(UNet):
         return AttentionGate(channels)
 
 
+class Probabilities(nn.Module):
+    """A network as it is evaluated and served: it answers probabilities.
+
+    Args:
+        network: `UNet` or `AttentionUNet`.
+        flips: Whether to average the answers to the slice and to its mirror image.
+    """
+
+    def __init__(self, network: UNet, flips: bool) -> None:
+        super().__init__()
+        self.network, self.flips = network, flips
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities of tumour (B, 1, H, W) from normalised images (B, 1, H, W)."""
+        probability = torch.sigmoid(self.network(image))
+        if self.flips:
+            mirrored = torch.sigmoid(self.network(image.flip(-1))).flip(-1)
+            probability = (probability + mirrored) / 2
+        return probability
+
+
 CLASSES = dict(zip(NETWORKS, (UNet, AttentionUNet), strict=True))
 
 
 def build_network(name: str, params: NetworkParams) -> UNet:
     """Builds `unet` or `attention_unet` from its section of params.yaml."""
-    return CLASSES[name](list(params.channels), params.batch_norm, params.stem)
+    return CLASSES[name](list(params.channels), params.norm, params.stem)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -115,18 +115,38 @@ class CommonTrainParams(Section):
     """What both networks share, so that only their architecture differs."""
 
     section = "train"
-    seed: int = Field(ge=0)
     epochs: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    bce_weight: float = Field(ge=0)
-    dice_weight: float = Field(ge=0)
+    batch_size: PositiveInt  # slices an optimiser step, over all devices
+    most_at_once: PositiveInt  # slices on one device at a time; gradients are summed to batch_size
+    learning_rate: PositiveFloat  # with one_cycle, the highest
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["plateau", "one_cycle"]
+    warm_up: float = Field(gt=0, lt=1)  # of one_cycle's steps
     plateau_factor: float = Field(gt=0, lt=1)
     plateau_patience: PositiveInt
     minimum_learning_rate: float = Field(ge=0)
+    weight_averaging: float = Field(ge=0, lt=1)  # decay a step of the average; 0 is none
+    bce_weight: float = Field(ge=0)
+    dice_weight: float = Field(ge=0)
     early_stopping_patience: PositiveInt
     workers: int = Field(ge=0)
+    devices: PositiveInt  # processes on this node, one a GPU or so many on its CPU
+    nodes: PositiveInt
+    rendezvous: str = Field(pattern=r"^[^\s:]+:\d+$")  # where several nodes meet, host:port
+    precision: Literal["auto", "32-true", "bf16-mixed"]  # auto: bf16 on GPUs that have it
+    compile: bool
     deterministic: bool
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "CommonTrainParams":
+        if self.batch_size % (self.devices * self.nodes):
+            raise ValueError("batch_size must be a multiple of devices × nodes")
+        share = self.batch_size // (self.devices * self.nodes)
+        if share > self.most_at_once and share % self.most_at_once:
+            raise ValueError(
+                f"each device's share of batch_size, {share}, must be a multiple of most_at_once"
+            )
+        return self
 
 
 class NetworkParams(Section):
@@ -134,7 +154,7 @@ class NetworkParams(Section):
 
     section = "train"
     channels: list[PositiveInt] = Field(min_length=2, max_length=5)
-    batch_norm: bool
+    norm: Literal["batch", "instance", "none"]
     stem: int = Field(ge=1, le=4)  # pixels a side that the first level takes as one
 
 
@@ -142,9 +162,17 @@ class TrainParams(Section):
     """The training of both networks."""
 
     section = "train"
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # a training each
     common: CommonTrainParams
     unet: NetworkParams
     attention_unet: NetworkParams
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("must differ from each other")
+        return seeds
 
     def network(self, name: str) -> NetworkParams:
         """The section of one network, `unet` or `attention_unet`."""
@@ -160,7 +188,11 @@ class EvaluateParams(Section):
     """How masks are cut and intervals drawn."""
 
     section = "evaluate"
-    threshold: float = Field(gt=0, lt=1)
+    # A probability, or `validation`: for each network the one that is best there.
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["validation"]
+    test_time_flips: bool  # averages the probabilities of the slice and of its mirror image
+    surface_tolerance: PositiveFloat  # mm where the spacing is known, else pixels of the image
+    lesion_overlap: float = Field(gt=0, le=1)  # share that makes a lesion found, a call right
     bootstrap_samples: PositiveInt
     seed: int = Field(ge=0)
 

@@ -62,13 +62,14 @@ def page(experiment: str) -> str:
 
 
 def start_run(
-    experiment: str, network: str, params: dict[str, Any], run_id: str | None = None
+    experiment: str, network: str, seed: int, params: dict[str, Any], run_id: str | None = None
 ) -> MLFlowLogger:
     """Starts a run for Lightning to log each epoch to, or goes on with one.
 
     Args:
         experiment: The experiment's name.
-        network: `unet` or `attention_unet`, which also names the run.
+        network: `unet` or `attention_unet`.
+        seed: With the network, it names the run.
         params: Nested parameters; they are logged flat, as `augment.zoom`.
         run_id: Of a training that was interrupted.
     """
@@ -80,10 +81,10 @@ def start_run(
             run_id = None  # another MLflow than the one it began in
     logger = MLFlowLogger(
         experiment_name=experiment,
-        run_name=network,
+        run_name=f"{network}-{seed}",
         run_id=run_id,
         tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
-        tags={"stage": "train", "network": network} | lineage(),
+        tags={"stage": "train", "network": network, "seed": str(seed)} | lineage(),
     )
     logger.log_hyperparams(params)
     return logger
@@ -96,7 +97,7 @@ def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str,
     runs = store.search_runs([number], wanted, order_by=["attributes.start_time DESC"])
     found: dict[str, dict[str, float]] = {}
     for run in runs:
-        if "test_mean_dice" in run.data.metrics:
+        if "over_seeds_test_mean_dice" in run.data.metrics:
             found.setdefault(run.data.tags["network"], dict(run.data.metrics))
     return found
 
