@@ -91,9 +91,7 @@ def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
     )
     with atomic_path(REPORTS / "history.csv") as temporary:
         means = histories.pivot_table(index="epoch", columns="network")
-        means = means.set_axis(
-            [f"{n}_{figure}" for figure, n in means.columns.to_flat_index()], axis=1
-        )
+        means.columns = pd.Index([f"{column[1]}_{column[0]}" for column in means.columns])
         means.to_csv(temporary)
     figures.training_curves(histories, REPORTS / "curves.png")
     figures.comparison_chart(scored[scored["split"] == "test"], REPORTS / "comparison.png")

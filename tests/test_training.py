@@ -11,7 +11,7 @@ from tumorseg.arrays import Slices, load_slices
 from tumorseg.coco import decode
 from tumorseg.draws import EpochSampler
 from tumorseg.errors import InputError
-from tumorseg.evaluation import THRESHOLDS, compare, judge, load_network, probabilities
+from tumorseg.evaluation import compare, judge, load_network, probabilities
 from tumorseg.params import (
     NETWORKS,
     EvaluateParams,
@@ -20,6 +20,7 @@ from tumorseg.params import (
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
 from tumorseg.results import honesty_gap, reduce, table, verdicts
+from tumorseg.threshold import THRESHOLDS
 from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}

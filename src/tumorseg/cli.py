@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tumorseg import dataset, environment
+from tumorseg import dataset, environment, experiments
 from tumorseg.errors import InputError
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
@@ -44,10 +44,21 @@ def _in_repository() -> None:
 
 
 @app.command()
-def run() -> None:
+def run(
+    experiment: Annotated[
+        str | None,
+        typer.Option(help="A set of experiments.yaml, run as a DVC experiment of that name."),
+    ] = None,
+) -> None:
     """Pull the data, run what is out of date, and end with the comparison table."""
     from tumorseg.server import prefect_server
 
+    command = ["repro"]
+    if experiment is not None:
+        changes = experiments.load(experiment)
+        print(f"{experiment}: {' '.join(changes)}")
+        options = [word for change in changes for word in ("--set-param", change)]
+        command = ["exp", "run", "--force-name", experiment, *options]
     clock = Clock()
     with prefect_server() as url:
         clock.lap("start Prefect")
@@ -55,7 +66,7 @@ def run() -> None:
         if not Path("data").exists():
             dataset.dvc("pull", "data.dvc")
             clock.lap("dvc pull")
-        code = reproduce(clock)
+        code = reproduce(clock, command)
     if code:
         sys.exit("tumorseg run: a stage failed; its message is above, and nothing after it ran")
     table()
@@ -68,16 +79,16 @@ def run() -> None:
     print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
 
 
-def reproduce(clock: "Clock") -> int:
-    """Runs `dvc repro`, a lap a stage, and returns its exit status."""
+def reproduce(clock: "Clock", command: list[str]) -> int:
+    """Runs a `dvc` command, a lap a stage, and returns its exit status."""
     with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
+        [sys.executable, "-m", "dvc", *command],
         stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
-        current = "dvc repro"
+        current = "dvc"
         for line in process.stdout:
             print(line, end="", flush=True)
             if match := re.match(r"Running stage '(.+)'", line):

@@ -22,7 +22,6 @@ from tumorseg.preprocess import Mask, to_input, to_native
 from tumorseg.similarity import Thumbnails
 from tumorseg.threshold import best_threshold, dice_by_threshold
 
-THRESHOLDS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
 Run = tuple[str, int]  # network and seed
 
 
@@ -152,8 +151,8 @@ def choose_threshold(
     """The threshold of params, or the one with the highest mean Dice on the given slices."""
     if params.threshold != "validation":
         return params.threshold
-    table = dice_by_threshold(at_native_size(found, rows), true_masks(rows), THRESHOLDS)
-    return best_threshold(table, THRESHOLDS)
+    table = dice_by_threshold(at_native_size(found, rows), true_masks(rows))
+    return best_threshold(table)
 
 
 def _spacing(text: str) -> tuple[float, float]:

@@ -1,0 +1,38 @@
+"""Named sets of parameters on top of params.yaml, for DVC experiments."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tumorseg.errors import InputError
+
+EXPERIMENTS = Path("experiments.yaml")
+
+
+def load(name: str, path: Path = EXPERIMENTS, params: Path = Path("params.yaml")) -> list[str]:
+    """What a set changes, as `key=value` for `dvc exp run --set-param`.
+
+    Args:
+        name: The set.
+        path: Sets by name; each is `section.key: value`.
+        params: Holds the keys that may be set.
+
+    Raises:
+        InputError: There is no such set, or it names a key that params.yaml lacks.
+    """
+    try:
+        sets: Any = yaml.safe_load(path.read_text())
+        known: Any = yaml.safe_load(params.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path} or {params}: cannot be read ({error})") from None
+    if name not in sets:
+        raise InputError(f"{path}: has no set {name!r}; it has {', '.join(sets)}")
+    for key in sets[name]:
+        place = known
+        for part in key.split("."):
+            if not isinstance(place, dict) or part not in place:
+                raise InputError(f"{path}: {name}: {params} has no key {key}")
+            place = place[part]
+    return [f"{key}={json.dumps(value)}" for key, value in sets[name].items()]

@@ -1,0 +1,127 @@
+"""Several processes train as one does, and what they are told follows from params."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY, TINY_TRAIN
+from tumorseg import devices
+from tumorseg.draws import EpochSampler
+from tumorseg.params import CommonTrainParams
+
+
+def common(**changes: object) -> CommonTrainParams:
+    return CommonTrainParams.model_validate(TINY_TRAIN["common"] | changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"batch_size": 16, "most_at_once": 32}, (16, 1)),
+        ({"batch_size": 16, "most_at_once": 4}, (4, 4)),
+        ({"batch_size": 16, "most_at_once": 4, "devices": 2}, (4, 2)),
+        ({"batch_size": 16, "most_at_once": 4, "devices": 2, "nodes": 2}, (4, 1)),
+    ],
+)
+def test_the_effective_batch_stays(given: dict, expected: tuple[int, int]) -> None:
+    params = common(**given)
+    at_once, steps = devices.share(params)
+    assert (at_once, steps) == expected
+    assert at_once * steps * devices.world(params) == 16
+    assert devices.trainer_options(params)["accumulate_grad_batches"] == steps
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_slices_are_dealt_out_without_loss(processes: int) -> None:
+    dealt = [[i for _, i in EpochSampler(50, 3, rank, processes)] for rank in range(processes)]
+    assert len({len(hand) for hand in dealt}) == 1  # else one would wait for ever
+    assert set().union(*dealt) == set(range(50))
+    assert sum(map(len, dealt)) - 50 < processes
+    alone = [i for _, i in EpochSampler(50, 3)]
+    batch = [i for hand in dealt for i in hand[: 12 // processes]]
+    assert sorted(batch) == sorted(alone[:12])
+
+
+def test_the_processor_is_named() -> None:
+    assert str(os.cpu_count()) in devices.hardware()
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from tumorseg import devices
+from tumorseg.arrays import load_slices
+from tumorseg.augmentation import load_policy
+from tumorseg.params import TrainParams
+from tumorseg.training import train
+
+work, out, given = sys.argv[1:]
+seen = []
+policy = load_policy(Path(work, "policy.json"))
+def spy(image, mask, seed):
+    seen.append(seed)
+    return policy(image, mask, seed)
+slices = {s: load_slices(s, Path(work, "arrays")) for s in ("train", "valid")}
+params = TrainParams.model_validate(json.loads(given))
+summary = train("attention_unet", 0, params, slices, spy, Path(out), Path(out, "unfinished"))
+Path(out, f"rank-{devices.rank()}.json").write_text(json.dumps([seen, summary]))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(workplace, tmp_path_factory) -> dict[int, Path]:
+    """The same training in one process and in two (gloo), as `pipelines.train` starts them."""
+    made = {}
+    for count in (1, 2):
+        out = tmp_path_factory.mktemp(f"processes-{count}")
+        (out / "worker.py").write_text(WORKER)
+        changes = {"devices": count, "epochs": 3, "learning_rate": 0.003, "deterministic": True}
+        given = TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes}
+        command = [str(out / "worker.py"), str(workplace["folder"]), str(out), json.dumps(given)]
+        code = (
+            "import json, sys\nfrom tumorseg import devices\n"
+            "from tumorseg.params import TrainParams\n"
+            "common = TrainParams.model_validate(json.loads(sys.argv[-1])).common\n"
+            "command = [sys.executable, *sys.argv[1:]]\n"
+            "if devices.launched(common):\n    import runpy; sys.argv = sys.argv[1:]\n"
+            "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "else:\n    sys.exit(devices.launch(common, command))\n"
+        )
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        made[count] = out
+    return made
+
+
+def read(folder: Path) -> tuple[list[int], dict]:
+    """All draws of all processes, and the summary of the first."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    return [seed for seeds, _ in found for seed in seeds], found[0][1]
+
+
+def test_two_processes_draw_what_one_draws(runs) -> None:
+    (alone, _), (together, summary) = read(runs[1]), read(runs[2])
+    assert len(list(runs[2].glob("rank-*.json"))) == summary["processes"] == 2
+    assert sorted(alone) == sorted(together)
+
+
+def test_two_processes_come_to_about_the_same(runs) -> None:
+    (_, alone), (_, together) = read(runs[1]), read(runs[2])
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=0.05)
+    first, second = (load_file(runs[n] / "weights.safetensors") for n in (1, 2))
+    moved = [np.abs(first[key] - second[key]).max() for key in first if "running" not in key]
+    assert max(map(float, moved)) < 0.05
