@@ -35,10 +35,13 @@ def share(common: CommonTrainParams) -> tuple[int, int]:
 
 
 def precision(common: CommonTrainParams) -> str:
-    """Lightning's name of the arithmetic: bf16 where a GPU has it, unless params say otherwise."""
+    """Lightning's name of the arithmetic: what params say, or bf16 where the processor has it."""
     if common.precision != "auto":
         return common.precision
-    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return "bf16-mixed" if fast else "32-true"
 
 

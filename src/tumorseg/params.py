@@ -133,7 +133,7 @@ class CommonTrainParams(Section):
     devices: PositiveInt  # processes on this node, one a GPU or so many on its CPU
     nodes: PositiveInt
     rendezvous: str = Field(pattern=r"^[^\s:]+:\d+$")  # where several nodes meet, host:port
-    precision: Literal["auto", "32-true", "bf16-mixed"]  # auto: bf16 on GPUs that have it
+    precision: Literal["auto", "32-true", "bf16-mixed"]  # auto: bf16 where there is such hardware
     compile: bool
     deterministic: bool
 
