@@ -1,0 +1,95 @@
+"""The comparison as one HTML file that needs nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tumorseg import report_charts as charts
+from tumorseg.caveats import caveats
+from tumorseg.evaluation import TITLES, verdicts
+from tumorseg.files import atomic_path
+from tumorseg.report_inputs import (
+    ReportInputs,
+    as_difference,
+    networks_of,
+    over_seeds,
+    plain_pairs,
+)
+from tumorseg.report_pictures import attention_cases, colour_bar, worst_cases
+from tumorseg.stratified import FEWEST, strata_of, stratified_differences
+from tumorseg.wording import fill
+
+PAIR = ("attention_unet", "unet")
+SHOWN = ("unet", "attention_unet", "copy")
+
+
+def write_report(inputs: ReportInputs, path: Path) -> None:
+    """Writes the page.
+
+    Args:
+        inputs: A finished comparison.
+        path: The HTML file.
+    """
+    text = fill("report.html", page_values(inputs))
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def page_values(inputs: ReportInputs) -> dict[str, Any]:
+    """Everything that report.html names."""
+    figures = inputs.figures
+    return {
+        "figures": figures,
+        "titles": TITLES,
+        "short": {name: title.removeprefix("control: ") for name, title in TITLES.items()},
+        "shown": [name for name in SHOWN if name in figures["test"]],
+        "lineage": inputs.lineage,
+        "sides": inputs.split["slices"],
+        "verdicts": verdicts(figures | {"paired": plain_pairs(figures)}),
+        "caveats": caveats(inputs),
+        "seeds": {name: inputs.seeds(name) for name in networks_of(inputs)},
+        "shown_seeds": {name: inputs.shown_seed(name) for name in networks_of(inputs)},
+        "strata": inputs.strata.to_dict("records"),
+        "charts": _charts(inputs),
+        "worst": worst_cases(inputs),
+        "attention": attention_cases(inputs),
+        "gated_seed": inputs.gated_seed,
+        "colour_bar": colour_bar(),
+        "runs": [training.run for training in inputs.trainings],
+        "params": yaml.safe_dump(inputs.params, sort_keys=False, allow_unicode=True),
+    } | _paired(inputs)
+
+
+def _paired(inputs: ReportInputs) -> dict[str, Any]:
+    scored = over_seeds(inputs.test)
+    scored = scored[scored["method"].isin(PAIR)]
+    # The manifest says how much of its image a tumour takes; images may differ in size.
+    fractions = inputs.test_facts()["tumour_fraction"]
+    tumour = scored.drop_duplicates("path").set_index("path")[["category"]]
+    tumour = tumour.assign(tumour_fraction=fractions)
+    rows, skipped = stratified_differences(scored, strata_of(tumour), *PAIR, inputs.bootstrap)
+    found = as_difference(inputs.figures["paired"]["-".join(PAIR)])
+    dice = scored.pivot(index="path", columns="method", values="dice")
+    gaps = dice[PAIR[0]] - dice[PAIR[1]]
+    return {
+        "higher": int((gaps > 0).sum()),
+        "lower": int((gaps < 0).sum()),
+        "equal": int((gaps == 0).sum()),
+        "skipped": skipped,
+        "fewest": FEWEST,
+        "scatter": charts.scatter(scored, PAIR[1], PAIR[0]),
+        "histogram": charts.histogram(scored, *PAIR, found),
+        "forest": charts.forest(rows, found, *PAIR) if len(rows) else None,
+    }
+
+
+def _charts(inputs: ReportInputs) -> dict[str, str | None]:
+    near = inputs.calibration[inputs.calibration["region"] == "near"]
+    shown = [name for name in SHOWN if name in set(inputs.strata["method"])]
+    return {
+        "loss": charts.loss_curves(inputs.trainings),
+        "dice": charts.dice_curves(inputs.trainings),
+        "reliability": charts.reliability(near) if len(near) else None,
+        "strata": charts.strata_dots(inputs.strata, shown) if len(inputs.strata) else None,
+    }

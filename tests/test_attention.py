@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from tumorseg.attention import attention_maps
+from tumorseg.errors import InputError
+from tumorseg.networks import AttentionGate, build_network
+from tumorseg.params import NetworkParams
+from tumorseg.preprocess import to_input
+
+IMAGES = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
+
+
+def gated(stem: int):
+    torch.manual_seed(0)
+    params = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True, stem=stem)
+    return build_network("attention_unet", params).eval()
+
+
+@pytest.mark.parametrize(("stem", "sides"), [(1, [16, 32, 64]), (2, [8, 16, 32])])
+def test_a_map_a_gate_from_coarse_to_fine(stem: int, sides: list[int]) -> None:
+    maps = attention_maps(gated(stem), IMAGES)
+    assert [found.shape for found in maps] == [(3, side, side) for side in sides]
+    for found in maps:
+        assert found.dtype == np.float32 and 0 < found.min() < found.max() < 1
+
+
+@pytest.mark.parametrize("stem", [1, 2])
+def test_maps_are_the_gate_s_own_coefficients(stem: int) -> None:
+    network, seen = gated(stem), {}
+    hooks = [
+        gate.register_forward_hook(lambda gate, inputs, _: seen.update({gate: inputs}))
+        for gate in network.gates
+    ]
+    maps = attention_maps(network, IMAGES)
+    for hook in hooks:
+        hook.remove()
+    for gate, found in zip(network.gates, maps, strict=True):
+        assert isinstance(gate, AttentionGate)
+        with torch.inference_mode():
+            expected = gate.coefficients(*seen[gate])[:, 0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = gated(1)
+    image = torch.from_numpy(np.stack([to_input(one) for one in IMAGES]))
+    before = network(image)
+    attention_maps(network, IMAGES)
+    assert torch.equal(network(image), before)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_hooks_go_also_when_the_network_fails() -> None:
+    network = gated(1)
+    with pytest.raises(RuntimeError):
+        attention_maps(network, IMAGES[:, :63])  # no multiple of the poolings
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_network_without_gates_has_no_maps() -> None:
+    params = NetworkParams(channels=[4, 8, 16], batch_norm=True, stem=1)
+    with pytest.raises(InputError, match="no attention gates"):
+        attention_maps(build_network("unet", params), IMAGES)
