@@ -1,0 +1,68 @@
+"""benchmarks/speed.py, end to end at a small size: its table, and what it refuses."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "speed.py"), *options]
+    command += ["--params", str(REPOSITORY / "params.yaml"), "--threads", "1", "--device", "cpu"]
+    paths = {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=os.environ | paths
+    )
+
+
+def test_the_table_has_a_row_a_network_and_figures_that_agree(tmp_path) -> None:
+    from tumorseg.networks import build_network
+    from tumorseg.params import NETWORKS, TrainParams, load_params
+
+    options = (
+        "--size 64 --batch 4 --rounds 1 --turn 0.05 --seconds 0.5 --rates 1e-3 1e-2 --average 0.5"
+    )
+    done = run(tmp_path, *options.split(), "--phantom", "8")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
+    header, _, *rows = lines
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    ours = ["our U-Net", "our Attention U-Net"]
+    assert list(table) == [*ours, "MONAI UNet", "MONAI AttentionUnet"]
+    for row in table.values():
+        assert row["layout"] in ("channels_last", "contiguous")
+        figures = {name: float(row[name].split(" ")[0].rstrip("%")) for name in header[2:]}
+        assert all(map(math.isfinite, figures.values()))
+        assert all(value > 0 for name, value in figures.items() if "Dice" not in name)
+        assert all(0 <= figures[name] <= 1 for name in ("mean Dice", "micro Dice"))
+        assert figures["learning rate"] in (1e-3, 1e-2)
+    assert table["MONAI UNet"]["of MONAI UNet"] == "1.00"
+    params = load_params(TrainParams, REPOSITORY / "params.yaml")
+    for title, name in zip(ours, NETWORKS, strict=True):
+        network = build_network(name, params.network(name))
+        count = sum(parameter.numel() for parameter in network.parameters())
+        assert table[title]["parameters M"] == f"{count / 1e6:.2f}"
+    assert "GFLOP/s forward and backward" in done.stdout
+    assert "drawing alone: " in done.stdout
+
+
+def test_arrays_on_another_grid_are_refused_in_a_sentence(tmp_path) -> None:
+    folder = tmp_path / "artifacts" / "augment" / "arrays"
+    folder.mkdir(parents=True)
+    for name in ("train_images", "train_masks", "valid_images", "valid_masks"):
+        np.save(folder / f"{name}.npy", np.zeros((2, 128, 128), np.uint8))
+    done = run(tmp_path, "--size", "64")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "artifacts/augment/arrays: slices are 128², not 64²: set augment.image_size to 64 and "
+        "run `dvc repro augment`, or give --phantom"
+    )
+    assert "Traceback" not in done.stderr
