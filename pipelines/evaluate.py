@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from pipelines._flow import main, stage, step
 from pipelines.train import TRAINED
 from tumorseg import figures
 from tumorseg.arrays import load_slices
+from tumorseg.cards import write_cards
 from tumorseg.coco import SPLITS
-from tumorseg.evaluation import compare, load_network
+from tumorseg.evaluation import Comparison, Run, compare, load_network
 from tumorseg.files import atomic_path, write_json
-from tumorseg.manifest import THUMBNAILS, load_manifest
+from tumorseg.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
+from tumorseg.networks import Probabilities
 from tumorseg.params import (
     NETWORKS,
     EvaluateParams,
@@ -22,6 +25,8 @@ from tumorseg.params import (
     TrainParams,
     load_params,
 )
+from tumorseg.report import write_report
+from tumorseg.report_inputs import ReportInputs, Training
 from tumorseg.results import TITLES, honesty_gap, reduce, table, verdicts
 from tumorseg.strata import strata
 from tumorseg.tracking import latest_figures, lineage
@@ -60,6 +65,7 @@ def evaluate() -> None:
     with atomic_path(MASKS) as temporary:
         scored.to_parquet(temporary, index=False)
     step(draw)(scored, training.seeds)
+    step(report)(result, comparison, networks, training.seeds)
     print("\n" + table(result))
     print("\n".join(["", *verdicts(result)]))
     say_honesty_gap(result)
@@ -78,6 +84,40 @@ def say_honesty_gap(figures: dict[str, Any]) -> None:
             f"{TITLES[method]}: mean Dice {pair['official']:.3f} on the official split, "
             f"{pair['grouped']:.3f} on the grouped one: honesty gap {pair['gap']:+.3f}"
         )
+
+
+def report(
+    result: dict[str, Any],
+    comparison: Comparison,
+    networks: dict[Run, Probabilities],
+    seeds: list[int],
+) -> None:
+    """Writes the report and the cards of model and data."""
+    gated_seed = result["winner_seed"]
+    inputs = ReportInputs(
+        figures=result,
+        slices=comparison.scored,
+        strata=pd.read_csv(REPORTS / "strata.csv"),
+        calibration=pd.read_csv(REPORTS / "calibration.csv"),
+        trainings=[
+            Training(
+                json.loads((TRAINED / f"{name}-{seed}" / "run.json").read_text()),
+                pd.read_csv(TRAINED / f"{name}-{seed}" / "history.csv"),
+            )
+            for name in NETWORKS
+            for seed in seeds
+        ],
+        manifest=pd.read_parquet(SPLIT_MANIFEST),
+        audit=json.loads((REPORTS / "audit.json").read_text()),
+        split=json.loads((REPORTS / "split.json").read_text()),
+        params=yaml.safe_load(Path("params.yaml").read_text()),
+        lineage=lineage(),
+        data=Path("data"),
+        gated=networks["attention_unet", gated_seed].network,
+        gated_seed=gated_seed,
+    )
+    write_report(inputs, REPORTS / "report.html")
+    write_cards(inputs, REPORTS / "model_card.md", REPORTS / "data_card.md")
 
 
 def draw(scored: pd.DataFrame, seeds: list[int]) -> None:

@@ -26,6 +26,9 @@ ATTACHED = (
     "curves.png",
     "comparison.png",
     "predictions.png",
+    "report.html",
+    "model_card.md",
+    "data_card.md",
 )
 
 

@@ -16,7 +16,7 @@ from tumorseg.metrics import count, score
 from tumorseg.networks import build_network
 from tumorseg.paired import comparisons
 from tumorseg.params import NetworkParams
-from tumorseg.report_inputs import ReportInputs, Training, over_seeds
+from tumorseg.report_inputs import ReportInputs, Training
 from tumorseg.splits import SIDES
 
 # Pixels by which each method's masks are off, for each seed.
@@ -68,14 +68,13 @@ def made_up(slices: pd.DataFrame) -> dict:
                     figures[split][method] |= {"ece": 0.01 + place, "ece_near": 0.077 + place}
     none = dict.fromkeys(("mean_hd95", "mean_hd95_low", "mean_hd95_high"), float("nan"))
     figures["test"]["background"] |= none | {"lesion_precision": None}
-    scored = over_seeds(slices[slices["split"] == "test"])
     pairs = [("attention_unet", "unet"), ("unet", "copy"), ("attention_unet", "copy")]
-    found = comparisons(scored, pairs, 50, 0)
     return figures | {
-        "threshold": {name: {"0": 0.5, "1": 0.45} for name in METHODS[:2]},
-        "distance_unit": "pixels",
-        "surface_tolerance": 2,
-        "paired": {pair: values | {"seeds": 2} for pair, values in found.items()},
+        "thresholds": {
+            f"{name}-{seed}": 0.5 - 0.05 * seed for name in METHODS[:2] for seed in (0, 1)
+        },
+        "distances": {"unit": "pixels", "tolerance": 2},
+        "paired": comparisons(slices[slices["split"] == "test"], pairs, 50, 0),
         "winner": "attention_unet",
         "winner_seed": 1,
     }
@@ -122,7 +121,7 @@ def make_inputs(workplace: dict, data: Path, folder: Path) -> ReportInputs:
     ]  # fmt: skip
     torch.manual_seed(0)
     gated = build_network(
-        "attention_unet", NetworkParams(channels=[4, 8, 16], batch_norm=True, stem=1)
+        "attention_unet", NetworkParams(channels=[4, 8, 16], norm="batch", stem=1)
     )
     return ReportInputs(
         figures=made_up(slices),

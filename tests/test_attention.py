@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
 
 def gated(stem: int):
     torch.manual_seed(0)
-    params = NetworkParams(channels=[4, 8, 16, 32], batch_norm=True, stem=stem)
+    params = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=stem)
     return build_network("attention_unet", params).eval()
 
 
@@ -59,6 +59,6 @@ def test_hooks_go_also_when_the_network_fails() -> None:
 
 
 def test_a_network_without_gates_has_no_maps() -> None:
-    params = NetworkParams(channels=[4, 8, 16], batch_norm=True, stem=1)
+    params = NetworkParams(channels=[4, 8, 16], norm="batch", stem=1)
     with pytest.raises(InputError, match="no attention gates"):
         attention_maps(build_network("unet", params), IMAGES)

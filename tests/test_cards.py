@@ -11,8 +11,8 @@ from tests.report_sample import METHODS, make_inputs
 from tumorseg.cards import recorded_source, write_cards
 from tumorseg.caveats import caveats, limits
 from tumorseg.coco import SPLITS
-from tumorseg.evaluation import TITLES
 from tumorseg.report_inputs import ReportInputs
+from tumorseg.results import TITLES
 
 
 @pytest.fixture(scope="module")

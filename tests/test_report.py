@@ -12,12 +12,12 @@ import pytest
 from tests.report_sample import METHODS, make_inputs
 from tumorseg import report_charts
 from tumorseg.caveats import caveats
-from tumorseg.evaluation import TITLES
 from tumorseg.paired import difference
 from tumorseg.report import page_values, write_report
 from tumorseg.report_inputs import ReportInputs, Training, over_seeds
 from tumorseg.report_pictures import attention_cases, worst_cases
-from tumorseg.stratified import size_of, strata_of, stratified_differences
+from tumorseg.results import TITLES
+from tumorseg.strata import differences
 from tumorseg.wording import duration, fill, fixed, p_value, signed_span, whole, with_span
 
 
@@ -102,7 +102,8 @@ def test_pairs_are_printed_with_their_intervals(page: str, inputs: ReportInputs)
     row = found["Attention U-Net minus U-Net"]
     assert row[1] == f"{pair['mean']:+.3f}"
     assert row[2] == f"{pair['low']:+.3f} to {pair['high']:+.3f}"
-    assert row[3] == p_value(pair["p_value"]) and row[6] == "2"
+    by_seed = ", ".join(f"{seed}: {gap:+.3f}" for seed, gap in pair["by_seed"].items())
+    assert row[3] == p_value(pair["p_value"]) and row[6] == by_seed and by_seed.count(":") == 2
 
 
 def test_what_is_not_a_number_is_a_dash_and_explained(page: str) -> None:
@@ -189,6 +190,7 @@ def clean(inputs: ReportInputs) -> ReportInputs:
     flags = dict.fromkeys(("near_duplicate_elsewhere", "duplicate_elsewhere"), False)
     table = leaking(inputs, 0).manifest.assign(box_fill=0.7, **flags)
     better = {"mean": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "slices": 5, "groups": 5}
+    better |= {"by_seed": {"0": 0.3, "1": 0.3}}
     paired = inputs.figures["paired"] | {f"{name}-copy": better for name in METHODS[:2]}
     return replace(inputs, manifest=table, figures=inputs.figures | {"paired": paired})
 
@@ -263,31 +265,17 @@ def numbered(count: int) -> pd.DataFrame:
 
 def test_differences_by_stratum() -> None:
     scored = numbered(36)
-    tumour = pd.DataFrame(
-        {"tumour_fraction": np.arange(36.0), "category": ["glioma,cyst"] * 9 + ["glioma"] * 27},
-        index=scored["path"].unique(),
-    )
-    strata = strata_of(tumour)
-    assert {key: len(paths) for key, paths in strata.items()} == {
-        ("size", "small"): 11,
-        ("size", "medium"): 12,
-        ("size", "large"): 12,
-        ("size", "none"): 1,
-        ("category", "cyst"): 9,
-        ("category", "glioma"): 36,
-    }
-    found, skipped = stratified_differences(scored, strata, "attention_unet", "unet", (50, 0))
-    assert skipped == ["size none (1)", "category cyst (9)"]
-    found = found.set_index("stratum")
+    number = scored["path"].map({path: n for n, path in enumerate(scored["path"].unique())})
+    scored = scored.assign(tp=number, fp=0, fn=0, tn=100 - number)
+    scored["category"] = ["glioma,cyst" if n < 9 else "glioma" for n in number]
+    found, skipped = differences(scored, "attention_unet", "unet", 50, 0)
+    assert skipped == ["size no tumour (1)", "category cyst (9)"]
+    assert found["slices"].tolist() == [12, 11, 12, 36]
+    assert found["stratum"].str.split(" ").str[0].tolist() == ["small", "medium", "large", "glioma"]
+    found = found.set_index(found["stratum"].str.split(" ").str[0])
     assert found.loc["small", "mean"] == pytest.approx(0)
     assert found.loc["large", "mean"] == found.loc["large", "low"] == pytest.approx(0.1)
     assert found.loc["glioma", "high"] == difference(scored, "attention_unet", "unet", 50, 0).high
-
-
-def test_sizes_are_thirds_of_slices_with_tumour() -> None:
-    sizes = size_of(pd.Series([0.0, 0.3, 0.1, 0.2, 0.0]))
-    assert list(sizes) == ["none", "large", "small", "medium", "none"]
-    assert set(size_of(pd.Series([0.0, 0.0]))) == {"none"}
 
 
 def test_dice_is_averaged_over_seeds(inputs: ReportInputs) -> None:

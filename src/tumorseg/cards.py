@@ -13,11 +13,11 @@ import pandas as pd
 from tumorseg.audit import PERCENTILES
 from tumorseg.caveats import caveats, limits
 from tumorseg.coco import ANNOTATIONS, SPLITS
-from tumorseg.evaluation import TITLES, verdicts
 from tumorseg.files import atomic_path
 from tumorseg.geometry import RECTANGLE_FILL
 from tumorseg.leakage import neighbours_elsewhere
-from tumorseg.report_inputs import ReportInputs, networks_of, plain_pairs
+from tumorseg.report_inputs import ReportInputs, networks_of
+from tumorseg.results import TITLES, verdicts
 from tumorseg.splits import ASIDE, SIDES
 from tumorseg.wording import fill
 
@@ -57,7 +57,7 @@ def model_values(inputs: ReportInputs) -> dict[str, Any]:
         "augment": inputs.params["augment"],
         "lineage": inputs.lineage,
         "sides": inputs.split["slices"],
-        "verdicts": verdicts(figures | {"paired": plain_pairs(figures)}),
+        "verdicts": verdicts(figures),
         "strata": inputs.strata[inputs.strata["method"] == winner].to_dict("records"),
         "limits": caveats(inputs) + limits(inputs),
         "environment": inputs.environment,

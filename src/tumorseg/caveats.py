@@ -1,8 +1,8 @@
 """What speaks against a comparison's figures, each in a sentence made from what was measured."""
 
-from tumorseg.evaluation import TITLES
 from tumorseg.geometry import RECTANGLE_FILL
 from tumorseg.report_inputs import ReportInputs, as_difference, networks_of
+from tumorseg.results import TITLES
 from tumorseg.wording import fixed, percent, whole
 
 MANY_RECTANGLES = 0.5  # the share from which labels as a whole are called boxes

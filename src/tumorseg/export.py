@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tumorseg.files import atomic_path
 from tumorseg.networks import Probabilities
@@ -17,7 +18,7 @@ from tumorseg.preprocess import to_input
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
-def export_onnx(network: Probabilities, image_size: int, path: Path) -> None:
+def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
     """Writes a network as one ONNX file: `image` in, `probability` out, any batch size.
 
     Args:

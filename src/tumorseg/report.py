@@ -7,17 +7,16 @@ import yaml
 
 from tumorseg import report_charts as charts
 from tumorseg.caveats import caveats
-from tumorseg.evaluation import TITLES, verdicts
 from tumorseg.files import atomic_path
 from tumorseg.report_inputs import (
     ReportInputs,
     as_difference,
     networks_of,
     over_seeds,
-    plain_pairs,
 )
 from tumorseg.report_pictures import attention_cases, colour_bar, worst_cases
-from tumorseg.stratified import FEWEST, strata_of, stratified_differences
+from tumorseg.results import TITLES, verdicts
+from tumorseg.strata import FEWEST, differences
 from tumorseg.wording import fill
 
 PAIR = ("attention_unet", "unet")
@@ -46,7 +45,7 @@ def page_values(inputs: ReportInputs) -> dict[str, Any]:
         "shown": [name for name in SHOWN if name in figures["test"]],
         "lineage": inputs.lineage,
         "sides": inputs.split["slices"],
-        "verdicts": verdicts(figures | {"paired": plain_pairs(figures)}),
+        "verdicts": verdicts(figures),
         "caveats": caveats(inputs),
         "seeds": {name: inputs.seeds(name) for name in networks_of(inputs)},
         "shown_seeds": {name: inputs.shown_seed(name) for name in networks_of(inputs)},
@@ -64,11 +63,7 @@ def page_values(inputs: ReportInputs) -> dict[str, Any]:
 def _paired(inputs: ReportInputs) -> dict[str, Any]:
     scored = over_seeds(inputs.test)
     scored = scored[scored["method"].isin(PAIR)]
-    # The manifest says how much of its image a tumour takes; images may differ in size.
-    fractions = inputs.test_facts()["tumour_fraction"]
-    tumour = scored.drop_duplicates("path").set_index("path")[["category"]]
-    tumour = tumour.assign(tumour_fraction=fractions)
-    rows, skipped = stratified_differences(scored, strata_of(tumour), *PAIR, inputs.bootstrap)
+    rows, skipped = differences(inputs.test, *PAIR, *inputs.bootstrap)
     found = as_difference(inputs.figures["paired"]["-".join(PAIR)])
     dice = scored.pivot(index="path", columns="method", values="dice")
     gaps = dice[PAIR[0]] - dice[PAIR[1]]

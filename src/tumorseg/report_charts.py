@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from tumorseg.evaluation import TITLES
 from tumorseg.figures import COLOURS
 from tumorseg.paired import Difference
 from tumorseg.report_inputs import Training
+from tumorseg.results import TITLES
 
 QUIET = "#777777"
 INK = "#1b1f24"

@@ -1,6 +1,6 @@
 """What the report and the cards are made from, and what both read off it."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import metadata, version
 from pathlib import Path
 from platform import python_version
@@ -127,12 +127,7 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
 
 def as_difference(found: dict[str, Any]) -> Difference:
     """The figures of one pair in metrics.json as a `Difference`."""
-    return Difference(**{one.name: found[one.name] for one in fields(Difference)})
-
-
-def plain_pairs(figures: dict[str, Any]) -> dict[str, Any]:
-    """The pairs of metrics.json with only what a `Difference` knows, for `verdicts`."""
-    return {pair: asdict(as_difference(found)) for pair, found in figures["paired"].items()}
+    return Difference(**found)
 
 
 def networks_of(inputs: ReportInputs) -> list[str]:

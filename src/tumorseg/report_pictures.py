@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tumorseg import coco
 from tumorseg.arrays import read_slice
 from tumorseg.attention import attention_maps
-from tumorseg.evaluation import TITLES
 from tumorseg.figures import COLOURS, TRUTH
 from tumorseg.preprocess import Mask, mask_to_grid, to_grid
 from tumorseg.report_inputs import ReportInputs, networks_of, over_seeds
+from tumorseg.results import TITLES
 
 WIDTH = 288  # pixels of a picture; it is shown smaller, for screens with fine pixels
 WORST = 8

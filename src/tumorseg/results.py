@@ -1,6 +1,5 @@
 """From counts to figures to the table: what the comparison on the test split shows."""
 
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -68,8 +67,7 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
     sentences = []
     for pair, found in figures["paired"].items():
         first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
-        given = {field.name: found[field.name] for field in fields(Difference)}
-        sentences.append(verdict(Difference(**given), first, second))
+        sentences.append(verdict(Difference(**found), first, second))
     return sentences
 
 

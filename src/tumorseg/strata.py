@@ -7,7 +7,9 @@ import pandas as pd
 
 from tumorseg.lesions import detection
 from tumorseg.metrics import summarise
+from tumorseg.paired import difference
 
+FEWEST = 10  # slices; the interval of a difference over fewer says nothing
 FIGURES = ("mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice")
 
 
@@ -39,6 +41,34 @@ def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
                     | {"lesion_sensitivity": detection(judged)["lesion_sensitivity"]}
                 )
     return pd.DataFrame(rows)
+
+
+def differences(
+    table: pd.DataFrame, first: str, second: str, samples: int, seed: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """The paired difference in Dice of two methods in each stratum of the test slices.
+
+    Args:
+        table: As for `strata`.
+        first: The method that is subtracted from.
+        second: The method that is subtracted.
+        samples: Bootstrap resamples.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row a stratum: by, stratum, mean, low, high, slices; and those strata, in words, that
+        have none because they hold fewer than `FEWEST` slices.
+    """
+    rows, skipped = [], []
+    for by, parts in {"size": by_size(table), "category": by_category(table)}.items():
+        for stratum, part in parts.items():
+            if (count := part["path"].nunique()) < FEWEST:
+                skipped.append(f"{by} {stratum} ({count})")
+                continue
+            found = difference(part, first, second, samples, seed)
+            figures = {"mean": found.mean, "low": found.low, "high": found.high}
+            rows.append({"by": by, "stratum": stratum} | figures | {"slices": count})
+    return pd.DataFrame(rows), skipped
 
 
 def by_size(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
