@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
-from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
 from tumorseg import devices
@@ -82,8 +81,11 @@ def runs(workplace, tmp_path_factory) -> dict[int, Path]:
     for count in (1, 2):
         out = tmp_path_factory.mktemp(f"processes-{count}")
         (out / "worker.py").write_text(WORKER)
-        changes = {"devices": count, "epochs": 3, "learning_rate": 0.003, "deterministic": True}
-        given = TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes}
+        # Batch normalisation and the Dice of a batch see each process's share only; without them
+        # the sum of two gradients is the gradient.
+        changes = {"devices": count, "epochs": 3, "dice_weight": 0.0}
+        gated = TINY_TRAIN["attention_unet"] | {"norm": "instance"}
+        given = TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes, "attention_unet": gated}
         command = [str(out / "worker.py"), str(workplace["folder"]), str(out), json.dumps(given)]
         code = (
             "import json, sys\nfrom tumorseg import devices\n"
@@ -120,8 +122,10 @@ def test_two_processes_draw_what_one_draws(runs) -> None:
 
 
 def test_two_processes_come_to_about_the_same(runs) -> None:
-    (_, alone), (_, together) = read(runs[1]), read(runs[2])
-    assert together["val_loss"] == pytest.approx(alone["val_loss"], rel=0.05)
-    first, second = (load_file(runs[n] / "weights.safetensors") for n in (1, 2))
-    moved = [np.abs(first[key] - second[key]).max() for key in first if "running" not in key]
-    assert max(map(float, moved)) < 0.05
+    # Adam makes much of small gradients' rounding, so the weights themselves are not compared.
+    alone, together = (pd.read_csv(runs[n] / "history.csv") for n in (1, 2))
+    for figure in ("train_loss", "val_loss"):
+        assert together[figure].tolist() == pytest.approx(alone[figure].tolist(), rel=0.02), figure
+    assert together["train_loss"][0] == pytest.approx(alone["train_loss"][0], rel=0.003)
+    files = {path.name for path in runs[2].iterdir()}
+    assert "weights.safetensors" in files and "unfinished" not in files

@@ -52,17 +52,26 @@ class Segmenter(lightning.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting."""
+        self.sums = torch.zeros(3, device=self.device)  # of loss and Dice, and how many slices
+
     def validation_step(self, batch: Batch, _: int) -> None:
         """Loss and hard mean Dice at 0.5, on the grid."""
         logits, loss = self.loss(batch)
         hard, truth = logits > 0, batch[1] > 0
         positive, negative = (hard & truth).sum((1, 2, 3)), (hard ^ truth).sum((1, 2, 3))
-        score = dice(positive.cpu().numpy(), negative.cpu().numpy()).mean()
+        scores = dice(positive.cpu().numpy(), negative.cpu().numpy())
         size = len(batch[0])
-        self.log("val_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        # float32, since some accelerators have no float64 to sum in.
-        value = torch.tensor(float(score), dtype=torch.float32, device=self.device)
-        self.log("val_dice", value, prog_bar=True, batch_size=size, sync_dist=True)
+        self.sums += self.sums.new_tensor([float(loss) * size, scores.sum(), size])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over the slices of all processes.
+
+        Summed here, since Lightning's own mean is off where processes have unequal shares.
+        """
+        loss, score, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        self.log_dict({"val_loss": loss / count, "val_dice": score / count}, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with one of two schedules.
