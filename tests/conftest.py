@@ -22,6 +22,8 @@ for name, value in environment.SILENT.items():
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "BENTOML_HOME", "PREFECT_HOME"):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "Agg"
+# The networks here are tiny; threads that wait for each other cost more than they compute.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).parents[1]
 
