@@ -42,7 +42,7 @@ def workspace(phantom, prefect_url, tmp_path_factory) -> SimpleNamespace:
     # Long enough to find something: two empty masks would agree about nothing.
     common = TINY_TRAIN["common"] | {"epochs": 15, "batch_size": 2}
     params["train"] = TINY_TRAIN | {"common": common}
-    params["evaluate"]["threshold"] = 0.2
+    params["evaluate"] |= {"threshold": 0.2, "test_time_flips": True}
     params["augment"]["image_size"] = 64
     params["evaluate"]["bootstrap_samples"] = 100
     (root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -88,6 +88,10 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     for name in ("augmentation", "curves", "comparison", "predictions"):
         assert Image.open(workspace.root / "reports" / f"{name}.png").size[0] > 300
     assert (workspace.root / "reports" / "data_docs" / "index.html").exists()
+    reported = (workspace.root / "reports" / "report.html").read_text()
+    assert f"{figures['test']['unet']['mean_dice']:.3f}" in reported
+    for name in ("model_card", "data_card"):
+        assert (workspace.root / "reports" / f"{name}.md").read_text().startswith("# ")
     audit = read(workspace, "reports/audit.json")
     page = (workspace.root / "reports" / "audit.html").read_text()
     assert audit["images"] == 22 and "22 images" in page and page.count("data:image/jpeg") > 12
@@ -147,8 +151,9 @@ def test_the_bento_answers_what_evaluate_computed(workspace) -> None:
             assert time.monotonic() < deadline, (workspace.root / "serve.log").read_text()
             time.sleep(0.5)
         masks = pd.read_parquet(workspace.root / "artifacts" / "evaluate" / "masks.parquet")
-        winner = read(workspace, "reports/metrics.json")["winner"]
-        rows = masks[(masks["method"] == winner) & (masks["split"] == "test")]
+        figures = read(workspace, "reports/metrics.json")
+        rows = masks.query("split == 'test' and method == @figures['winner']")
+        rows = rows[rows["seed"] == figures["winner_seed"]]
         assert len(rows) == 5 and (rows["tp"] + rows["fp"]).sum() > 50
         for row in rows.itertuples():
             picture = (workspace.root / "data" / row.path).read_bytes()

@@ -34,8 +34,8 @@ def candidate(tmp_path, train_params):
     logger = tracking.start_run(EXPERIMENT, "unet", 0, {"train": {"epochs": 2}})
     logger.log_metrics({"val_loss": 0.5}, step=1)
     folder = tmp_path / "candidate"
-    network = build_network("unet", train_params.unet).eval()
-    export_onnx(Probabilities(network, flips=False), 64, folder / "model.onnx")
+    network = Probabilities(build_network("unet", train_params.unet), flips=False).eval()
+    export_onnx(network, 64, folder / "model.onnx")
     info = {
         "name": NAME,
         "version": "candidate",

@@ -71,7 +71,7 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_precision": float(_ratio(np.asarray(tp, np.float64), fp)),
     }
     for name in ("dice", "iou", "hd95", "surface_dice"):
-        if name in scored and scored[name].notna().any():
+        if name in scored:
             result |= _mean_and_interval(scored, name, samples, seed)
     for name in ("hd95", "surface_dice"):
         if name in scored:
@@ -85,8 +85,10 @@ def _mean_and_interval(scored: pd.DataFrame, name: str, samples: int, seed: int)
     values = values.apply(lambda column: column.fillna(values.mean(axis=1)))
     groups = scored.drop_duplicates("path").set_index("path")["group"].loc[values.index].to_numpy()
     array = values.to_numpy(float)
-    low, high = interval(array, groups, samples, seed)
-    return {f"mean_{name}": array.mean(), f"mean_{name}_low": low, f"mean_{name}_high": high}
+    found = [float("nan")] * 3  # a mean of nothing
+    if len(array):
+        found = [float(array.mean()), *interval(array, groups, samples, seed)]
+    return dict(zip((f"mean_{name}", f"mean_{name}_low", f"mean_{name}_high"), found, strict=True))
 
 
 def bootstrap_means(

@@ -58,8 +58,10 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
 
 
 def _figures(scored: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
+    if (scored["split"] == "valid").all():
+        scored = scored.drop(columns=["hd95", "surface_dice"])  # which were not measured there
     found = summarise(scored, params.bootstrap_samples, params.seed) | detection(scored)
-    return {name: value for name, value in found.items() if value == value}  # no figure is no NaN
+    return {name: None if value != value else value for name, value in found.items()}  # no NaN
 
 
 def verdicts(figures: dict[str, Any]) -> list[str]:

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import yaml
 from lightning.pytorch.loggers import MLFlowLogger
+from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from tumorseg.environment import STATE
@@ -105,11 +107,11 @@ def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str,
 def complete_run(
     experiment: str,
     run_id: str,
-    metrics: dict[str, float],
+    metrics: dict[str, float | None],
     tags: dict[str, str],
     artifacts: list[Path],
 ) -> None:
-    """Attaches figures, tags and files to the run of a training.
+    """Attaches figures (those that are defined), tags and files to the run of a training.
 
     Raises:
         InputError: The run is not in this MLflow.
@@ -123,9 +125,11 @@ def complete_run(
             "network was trained: set MLFLOW_TRACKING_URI to where it is, or train again with "
             "`dvc repro --force train`"
         ) from None
-    for name, figure in metrics.items():
-        store.log_metric(run_id, name, figure)
-    for name, tag in tags.items():
-        store.set_tag(run_id, name, tag)
+    now = int(time.time() * 1000)
+    store.log_batch(
+        run_id,
+        [Metric(name, figure, now, 0) for name, figure in metrics.items() if figure is not None],
+        tags=[RunTag(name, tag) for name, tag in tags.items()],
+    )
     for path in artifacts:
         store.log_artifact(run_id, str(path))
