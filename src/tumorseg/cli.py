@@ -49,16 +49,15 @@ def run(
         str | None,
         typer.Option(help="A set of experiments.yaml, run as a DVC experiment of that name."),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE on top of params.yaml and of the set; repeatable."),
+    ] = None,
 ) -> None:
     """Pull the data, run what is out of date, and end with the comparison table."""
     from tumorseg.server import prefect_server
 
-    command = ["repro"]
-    if experiment is not None:
-        changes = experiments.load(experiment)
-        print(f"{experiment}: {' '.join(changes)}")
-        options = [word for change in changes for word in ("--set-param", change)]
-        command = ["exp", "run", "--force-name", experiment, *options]
+    command = experiments.command(experiment, changes or [])
     clock = Clock()
     with prefect_server() as url:
         clock.lap("start Prefect")

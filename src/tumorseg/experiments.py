@@ -11,6 +11,26 @@ from tumorseg.errors import InputError
 EXPERIMENTS = Path("experiments.yaml")
 
 
+def command(name: str | None, changes: list[str]) -> list[str]:
+    """What `dvc` is told: to reproduce, or to run an experiment where anything differs.
+
+    Args:
+        name: A set of experiments.yaml, or None.
+        changes: `key=value` each, on top of the set.
+
+    Raises:
+        InputError: As for `load`, or a change is not of that form.
+    """
+    if wrong := [change for change in changes if "=" not in change]:
+        raise InputError(f"--set {wrong[0]}: must be KEY=VALUE, such as train.seeds=[0,1,2]")
+    told = (load(name) if name else []) + changes
+    if not told:
+        return ["repro"]
+    named = ["--force", "--name", name] if name else []
+    print("experiment:", " ".join(told))
+    return ["exp", "run", *named, *(word for one in told for word in ("--set-param", one))]
+
+
 def load(name: str, path: Path = EXPERIMENTS, params: Path = Path("params.yaml")) -> list[str]:
     """What a set changes, as `key=value` for `dvc exp run --set-param`.
 
