@@ -147,7 +147,7 @@ TINY_TRAIN = {
         "devices": 1,
         "nodes": 1,
         "rendezvous": "localhost:29400",
-        "precision": "auto",
+        "precision": "32-true",
         "compile": False,
         "deterministic": True,
     },

@@ -113,3 +113,30 @@ def test_intensity_band_is_the_best_of_all() -> None:
 def test_background_is_empty_at_the_slice_s_size() -> None:
     (mask,) = controls.background(rows_of([square(0, 0, 5, 5)]))
     assert mask.shape == (20, 20) and not mask.any()
+
+
+def test_what_is_not_defined_is_none() -> None:
+    empty, full = square(0, 0, 0, 0), square(0, 0, 5, 5)
+    missed = summarise(score(pd.DataFrame([count(empty, full)])), samples=10, seed=0)
+    assert (missed["micro_sensitivity"], missed["micro_precision"]) == (0, None)
+    healthy = summarise(score(pd.DataFrame([count(full, empty)])), samples=10, seed=0)
+    assert (healthy["micro_sensitivity"], healthy["micro_precision"]) == (None, 0)
+
+
+def test_seeds_are_averaged_and_drawn() -> None:
+    rng = np.random.default_rng(0)
+    slices = pd.DataFrame({"path": range(30), "tp": 50, "tn": 300})
+    wrong = rng.integers(0, 60, 30)
+    alike, unlike = (
+        pd.concat([slices.assign(seed=s, fp=wrong + gap * s, fn=0) for s in range(3)])
+        for gap in (0, 40)
+    )
+    one = summarise(score(alike[alike["seed"] == 0]), samples=800, seed=0)
+    three = summarise(score(alike), samples=800, seed=0)
+    assert (one["seeds"], three["seeds"], three["slices"]) == (1, 3, 30)
+    assert three["mean_dice"] == one["mean_dice"]
+    assert three["mean_dice_low"] == pytest.approx(one["mean_dice_low"], abs=0.01)
+    spread = summarise(score(unlike), samples=800, seed=0)
+    assert spread["mean_dice"] == pytest.approx(score(unlike)["dice"].mean(), abs=1e-5)
+    width = spread["mean_dice_high"] - spread["mean_dice_low"]
+    assert width > 2 * (three["mean_dice_high"] - three["mean_dice_low"])

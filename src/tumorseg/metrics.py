@@ -57,6 +57,9 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
             without `group` each slice stands alone.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
+
+    Returns:
+        Figure → value, None where it is not defined.
     """
     scored = scored.assign(path=scored.get("path", scored.index))
     scored = scored.assign(group=scored.get("group", scored["path"]))
@@ -67,8 +70,9 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_dice": float(dice(tp, fp + fn)),
         "micro_iou": float(iou(tp, fp + fn)),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
-        "micro_sensitivity": float(_ratio(np.asarray(tp, np.float64), fn)),
-        "micro_precision": float(_ratio(np.asarray(tp, np.float64), fp)),
+        # Nothing to find, or nothing called tumour: undefined.
+        "micro_sensitivity": tp / (tp + fn) if tp + fn else float("nan"),
+        "micro_precision": tp / (tp + fp) if tp + fp else float("nan"),
     }
     for name in ("dice", "iou", "hd95", "surface_dice"):
         if name in scored:
@@ -76,7 +80,7 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     for name in ("hd95", "surface_dice"):
         if name in scored:
             result[f"{name}_undefined"] = int(scored[name].isna().sum())
-    return {key: round(value, 5) for key, value in result.items()}
+    return {k: None if value != value else round(value, 5) for k, value in result.items()}
 
 
 def _mean_and_interval(scored: pd.DataFrame, name: str, samples: int, seed: int) -> dict[str, Any]:
