@@ -91,6 +91,7 @@ class Segmenter(lightning.LightningModule):
             groups,
             lr=common.learning_rate,
             weight_decay=common.weight_decay,
+            fused=True,  # one pass over the weights
         )
         if common.schedule == "one_cycle":
             cycle = torch.optim.lr_scheduler.OneCycleLR(
