@@ -17,12 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from tumorseg.arrays import Slices
-from tumorseg.augmentation import Policy
-from tumorseg.draws import Batch, EpochSampler, TrainingSlices, ValidationSlices
-from tumorseg.loss import bce_dice_loss
-from tumorseg.metrics import dice
-from tumorseg.networks import build_network
+from tumorseg.data.arrays import Slices
+from tumorseg.evaluation.metrics import dice
+from tumorseg.learning.augmentation import Policy
+from tumorseg.learning.draws import Batch, EpochSampler, TrainingSlices, ValidationSlices
+from tumorseg.learning.loss import bce_dice_loss
+from tumorseg.learning.networks import build_network
 from tumorseg.params import NETWORKS, TrainParams
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -32,13 +32,13 @@ from torch import nn
 from turns import Entry, Key, best_convolution, take_turns
 
 from tumorseg import environment
-from tumorseg.arrays import ARRAYS, Slices, build_arrays, load_slices
-from tumorseg.augmentation import Policy, load_policy, save_policy
+from tumorseg.data.arrays import ARRAYS, Slices, build_arrays, load_slices
+from tumorseg.data.manifest import build_manifest
+from tumorseg.data.phantom import make_phantom
 from tumorseg.errors import InputError
 from tumorseg.export import export_onnx
-from tumorseg.manifest import build_manifest
+from tumorseg.learning.augmentation import Policy, load_policy, save_policy
 from tumorseg.params import AugmentParams, TrainParams, ValidateParams, load_params
-from tumorseg.phantom import make_phantom
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
 SPLITS = ("train", "valid")

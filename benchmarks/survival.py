@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from tumorseg import environment
-from tumorseg.phantom import make_phantom
+from tumorseg.data.phantom import make_phantom
 from tumorseg.server import prefect_server
 
 REPOSITORY = Path(__file__).parents[1]

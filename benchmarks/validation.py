@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tumorseg import coco, environment
-from tumorseg.audit import audit
-from tumorseg.audit_page import write_page
-from tumorseg.expectations import check
-from tumorseg.leakage import find_pairs, mark_leaks
-from tumorseg.manifest import build_manifest
+from tumorseg import environment
+from tumorseg.data import coco
+from tumorseg.data.audit import audit
+from tumorseg.data.audit_page import write_page
+from tumorseg.data.expectations import check
+from tumorseg.data.leakage import find_pairs, mark_leaks
+from tumorseg.data.manifest import build_manifest
 from tumorseg.params import ValidateParams, load_params
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from pipelines._flow import main, stage, step
-from tumorseg.arrays import build_arrays, load_slices
-from tumorseg.augmentation import load_policy, save_policy
-from tumorseg.figures import augmentation_gallery
-from tumorseg.manifest import load_manifest
+from tumorseg.data.arrays import build_arrays, load_slices
+from tumorseg.data.manifest import load_manifest
+from tumorseg.learning.augmentation import load_policy, save_policy
 from tumorseg.params import AugmentParams, load_params
+from tumorseg.reporting.figures import augmentation_gallery
 
 POLICY = Path("artifacts/augment/policy.json")
 

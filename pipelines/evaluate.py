@@ -10,14 +10,14 @@ import yaml
 
 from pipelines._flow import main, stage, step
 from pipelines.train import TRAINED
-from tumorseg import figures
-from tumorseg.arrays import load_slices
-from tumorseg.cards import write_cards
-from tumorseg.coco import SPLITS
-from tumorseg.evaluation import Comparison, Run, compare, load_network
+from tumorseg.data.arrays import load_slices
+from tumorseg.data.coco import SPLITS
+from tumorseg.data.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
+from tumorseg.evaluation.comparison import Comparison, Run, compare, load_network
+from tumorseg.evaluation.results import TITLES, honesty_gap, reduce, table, verdicts
+from tumorseg.evaluation.strata import strata
 from tumorseg.files import atomic_path, write_json
-from tumorseg.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
-from tumorseg.networks import Probabilities
+from tumorseg.learning.networks import Probabilities
 from tumorseg.params import (
     NETWORKS,
     EvaluateParams,
@@ -25,10 +25,10 @@ from tumorseg.params import (
     TrainParams,
     load_params,
 )
-from tumorseg.report import write_report
-from tumorseg.report_inputs import ReportInputs, Training
-from tumorseg.results import TITLES, honesty_gap, reduce, table, verdicts
-from tumorseg.strata import strata
+from tumorseg.reporting import figures
+from tumorseg.reporting.cards import write_cards
+from tumorseg.reporting.inputs import ReportInputs, Training
+from tumorseg.reporting.report import write_report
 from tumorseg.tracking import latest_figures, lineage
 
 REPORTS = Path("reports")

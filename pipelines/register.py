@@ -9,12 +9,12 @@ from pipelines._flow import main, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.train import TRAINED
 from tumorseg import registry, tracking
-from tumorseg.arrays import load_slices
-from tumorseg.evaluation import load_network
+from tumorseg.data.arrays import load_slices
+from tumorseg.data.manifest import load_manifest
+from tumorseg.evaluation.comparison import load_network
 from tumorseg.export import export_onnx, parity
 from tumorseg.files import write_json
 from tumorseg.gate import Verdict, served_dice
-from tumorseg.manifest import load_manifest
 from tumorseg.params import EvaluateParams, RegisterParams, TrainParams, load_params
 
 CHAMPION = Path("artifacts/register/champion.json")

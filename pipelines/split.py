@@ -7,12 +7,18 @@ import numpy as np
 import pandas as pd
 
 from pipelines._flow import main, stage, step
-from tumorseg.audit import control_figures
+from tumorseg.data.audit import control_figures
+from tumorseg.data.leakage import PAIRS, mark_leaks
+from tumorseg.data.manifest import (
+    MANIFEST,
+    SPLIT_MANIFEST,
+    THUMBNAILS,
+    load_manifest,
+    save_manifest,
+)
+from tumorseg.data.splits import ASIDE, SIDES, grouped, official
 from tumorseg.files import write_json
-from tumorseg.leakage import PAIRS, mark_leaks
-from tumorseg.manifest import MANIFEST, SPLIT_MANIFEST, THUMBNAILS, load_manifest, save_manifest
 from tumorseg.params import SplitParams, load_params
-from tumorseg.splits import ASIDE, SIDES, grouped, official
 
 
 @stage(name="split")

@@ -11,26 +11,18 @@ from lightning.pytorch.loggers import Logger
 
 from pipelines._flow import main, stage, step
 from pipelines.augment import POLICY
-from tumorseg import devices, tracking
-from tumorseg.arrays import ARRAYS, load_slices
-from tumorseg.augmentation import load_policy
+from tumorseg import tracking
+from tumorseg.data.arrays import ARRAYS, load_slices
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, write_json
+from tumorseg.learning import devices
+from tumorseg.learning.augmentation import load_policy
+from tumorseg.learning.training import train as fit
 from tumorseg.params import AugmentParams, RegisterParams, TrainParams, load_params
-from tumorseg.training import train as fit
 
 TRAINED = Path("artifacts/train")
-SOURCES = (
-    "augmentation",
-    "devices",
-    "draws",
-    "loss",
-    "networks",
-    "preprocess",
-    "segmenter",
-    "training",
-)
+SOURCES = ("learning/*.py", "preprocess.py")
 
 
 @stage(name="train", flow_run_name="train-{network}-{seed}")
@@ -85,7 +77,8 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
     told = params.common.model_dump_json() + params.network(network).model_dump_json()
     digest = hashlib.sha256(f"{told} torch {torch.__version__}".encode())
     code = Path(tracking.__file__).parent
-    for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *(code / f"{n}.py" for n in SOURCES)):
+    sources = [path for pattern in SOURCES for path in sorted(code.glob(pattern))]
+    for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *sources):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return STATE / "train" / f"{network}-{seed}" / digest.hexdigest()[:16]
 

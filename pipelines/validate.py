@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from pipelines._flow import main, stage, step
-from tumorseg import coco
-from tumorseg.audit import audit
-from tumorseg.audit_page import write_page
-from tumorseg.data_docs import settle
-from tumorseg.expectations import check, report, stop_on_critical
+from tumorseg.data import coco
+from tumorseg.data.audit import audit
+from tumorseg.data.audit_page import write_page
+from tumorseg.data.data_docs import settle
+from tumorseg.data.expectations import check, report, stop_on_critical
+from tumorseg.data.leakage import find_pairs, mark_leaks, save_pairs
+from tumorseg.data.manifest import THUMBNAILS, build_manifest, save_manifest
 from tumorseg.files import atomic_path, write_json
-from tumorseg.leakage import find_pairs, mark_leaks, save_pairs
-from tumorseg.manifest import THUMBNAILS, build_manifest, save_manifest
 from tumorseg.params import ValidateParams, load_params
 
 DATA = Path("data")

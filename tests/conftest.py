@@ -41,7 +41,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small phantom set: 12 train, 5 valid and 5 test slices of 96²."""
-    from tumorseg.phantom import make_phantom
+    from tumorseg.data.phantom import make_phantom
 
     folder = tmp_path_factory.mktemp("phantom") / "data"
     make_phantom(folder, counts={"train": 12, "valid": 5, "test": 5}, size=96)
@@ -167,12 +167,12 @@ def train_params():
 @pytest.fixture(scope="session")
 def workplace(phantom, tmp_path_factory) -> dict:
     """The phantom's manifest, arrays and policy, as validate and augment leave them."""
-    from tumorseg.arrays import build_arrays, load_slices
-    from tumorseg.augmentation import load_policy, save_policy
-    from tumorseg.leakage import find_pairs
-    from tumorseg.manifest import build_manifest
+    from tumorseg.data.arrays import build_arrays, load_slices
+    from tumorseg.data.leakage import find_pairs
+    from tumorseg.data.manifest import build_manifest
+    from tumorseg.data.splits import official
+    from tumorseg.learning.augmentation import load_policy, save_policy
     from tumorseg.params import AugmentParams, ValidateParams, load_params
-    from tumorseg.splits import official
 
     folder = tmp_path_factory.mktemp("work")
     section = load_params(ValidateParams, REPOSITORY / "params.yaml")
@@ -192,7 +192,7 @@ def workplace(phantom, tmp_path_factory) -> dict:
 
 def fit(workplace: dict, name: str, params, folder, seed: int = 0) -> dict:
     """Trains one network on the workplace's slices."""
-    from tumorseg.training import train
+    from tumorseg.learning.training import train
 
     return train(
         name, seed, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"

@@ -9,10 +9,10 @@ from tests.spoiling import Case, Outcome, spoilt, spoilt_folder
 from tests.spoilt_entries import ENTRIES, LABELS
 from tests.spoilt_folders import FOLDERS
 from tests.spoilt_pictures import PICTURES
-from tumorseg import coco
+from tumorseg.data import coco
+from tumorseg.data.leakage import find_pairs, mark_leaks
+from tumorseg.data.manifest import build_manifest
 from tumorseg.errors import InputError
-from tumorseg.leakage import find_pairs, mark_leaks
-from tumorseg.manifest import build_manifest
 from tumorseg.params import ValidateParams
 
 # What needs another user than root is left out for root.

@@ -364,7 +364,7 @@ def least_iou(sample: Sample, written: Path) -> float:
     Raises:
         AssertionError: Slices or categories are missing, or there are others.
     """
-    from tumorseg import coco
+    from tumorseg.data import coco
 
     ious = []
     names = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tumorseg import coco
+from tumorseg.data import coco
 
 WIDTH, HEIGHT = 80, 64
 HEALTHY = tuple(f"{split}/{name}.png" for split in coco.SPLITS for name in "abc")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.spoiling import HEALTHY, USABLE, Case, Outcome, error
-from tumorseg import coco
+from tumorseg.data import coco
 
 TRAIN = f"train/{coco.ANNOTATIONS}"
 FORMLESS = r"train/_annotations\.coco\.json: is not valid JSON"

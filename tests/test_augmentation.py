@@ -5,10 +5,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.conftest import REPOSITORY
-from tumorseg.arrays import Slices
-from tumorseg.augmentation import load_policy, save_policy
-from tumorseg.draws import EpochSampler, TrainingSlices
+from tumorseg.data.arrays import Slices
 from tumorseg.errors import InputError
+from tumorseg.learning.augmentation import load_policy, save_policy
+from tumorseg.learning.draws import EpochSampler, TrainingSlices
 from tumorseg.params import AugmentParams, load_params
 from tumorseg.preprocess import to_input
 

@@ -24,7 +24,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_table_has_a_row_a_network_and_figures_that_agree(tmp_path) -> None:
-    from tumorseg.networks import build_network
+    from tumorseg.learning.networks import build_network
     from tumorseg.params import NETWORKS, TrainParams, load_params
 
     options = (

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_metrics import square
-from tumorseg.calibration import Reliability
 from tumorseg.errors import InputError
-from tumorseg.metrics import count, dice
-from tumorseg.threshold import THRESHOLDS, best_threshold, dice_by_threshold
+from tumorseg.evaluation.calibration import Reliability
+from tumorseg.evaluation.metrics import count, dice
+from tumorseg.evaluation.threshold import THRESHOLDS, best_threshold, dice_by_threshold
 
 NOTHING = square(0, 0, 0, 0)
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from tests.report_sample import METHODS, make_inputs
-from tumorseg.cards import recorded_source, write_cards
-from tumorseg.caveats import caveats, limits
-from tumorseg.coco import SPLITS
-from tumorseg.report_inputs import ReportInputs
-from tumorseg.results import TITLES
+from tumorseg.data.coco import SPLITS
+from tumorseg.evaluation.results import TITLES
+from tumorseg.reporting.cards import recorded_source, write_cards
+from tumorseg.reporting.caveats import caveats, limits
+from tumorseg.reporting.inputs import ReportInputs
 
 
 @pytest.fixture(scope="module")

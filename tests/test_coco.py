@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tumorseg import coco
+from tumorseg.data import coco
+from tumorseg.data.geometry import box_fill
 from tumorseg.errors import InputError
-from tumorseg.geometry import box_fill
 from tumorseg.masks import outlines
 
 BLOB = np.zeros((64, 80), bool)

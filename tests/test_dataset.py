@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tumorseg import dataset
+from tumorseg.data import dataset
 from tumorseg.errors import InputError
 
 

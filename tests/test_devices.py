@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
-from tumorseg import devices
-from tumorseg.draws import EpochSampler
+from tumorseg.learning import devices
+from tumorseg.learning.draws import EpochSampler
 from tumorseg.params import CommonTrainParams
 
 
@@ -55,11 +55,11 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from tumorseg import devices
-from tumorseg.arrays import load_slices
-from tumorseg.augmentation import load_policy
+from tumorseg.learning import devices
+from tumorseg.data.arrays import load_slices
+from tumorseg.learning.augmentation import load_policy
 from tumorseg.params import TrainParams
-from tumorseg.training import train
+from tumorseg.learning.training import train
 
 work, out, given = sys.argv[1:]
 seen = []

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
 from tumorseg import environment
-from tumorseg.coco import decode
+from tumorseg.data.coco import decode
 from tumorseg.server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

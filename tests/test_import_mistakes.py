@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests import samples
 from tests.test_dataset import contents
-from tumorseg import coco
+from tumorseg.data import coco
 from tumorseg.errors import InputError
 from tumorseg.importers import Options, import_folder
 

@@ -11,10 +11,11 @@ from PIL import Image
 from tests import samples
 from tests.conftest import REPOSITORY
 from tests.test_dataset import contents
-from tumorseg import cli, coco, dataset
+from tumorseg import cli
+from tumorseg.data import coco, dataset
+from tumorseg.data.manifest import build_manifest
 from tumorseg.errors import InputError
 from tumorseg.importers import Options, detect, dicom, dicom_image, import_folder, nifti, plan
-from tumorseg.manifest import build_manifest
 from tumorseg.params import ValidateParams, load_params
 
 

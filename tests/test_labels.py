@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from tumorseg import coco, environment
+from tumorseg import environment
+from tumorseg.data import coco
+from tumorseg.data.labels import compare_labels, table, use_labels
 from tumorseg.errors import InputError
-from tumorseg.labels import compare_labels, table, use_labels
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
-from tumorseg import coco
-from tumorseg.coco import decode
-from tumorseg.data_docs import settle
+from tumorseg.data import coco
+from tumorseg.data.coco import decode
+from tumorseg.data.data_docs import settle
+from tumorseg.data.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
+from tumorseg.data.leakage import find_pairs, mark_leaks
+from tumorseg.data.manifest import build_manifest, load_manifest, save_manifest
 from tumorseg.errors import InputError
-from tumorseg.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
-from tumorseg.leakage import find_pairs, mark_leaks
-from tumorseg.manifest import build_manifest, load_manifest, save_manifest
 from tumorseg.params import FINDINGS, ValidateParams, load_params
 
 PARAMS = load_params(ValidateParams, REPOSITORY / "params.yaml").model_copy(update={"min_side": 32})
@@ -199,7 +199,7 @@ def test_a_link_out_of_the_folder_is_not_followed(coco_folder, manifest_of, tmp_
 
 
 def test_unchanged_files_are_not_decoded_again(coco_folder, manifest_of, monkeypatch) -> None:
-    from tumorseg import scan
+    from tumorseg.data import scan
 
     coco_folder.add("train", "a.png", [(1, 1, 9, 9)])
     root = coco_folder.write()
@@ -226,7 +226,7 @@ def test_a_damaged_memory_is_begun_anew(coco_folder, manifest_of, tmp_path) -> N
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
-    from tumorseg.audit import audit
+    from tumorseg.data.audit import audit
 
     table = manifest_of(real_data)
     pairs = find_pairs(table, tmp_path / "small.npy", PARAMS.near_duplicate)

@@ -2,11 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg import controls
-from tumorseg.arrays import Slices
-from tumorseg.coco import encode
-from tumorseg.metrics import count, dice, iou, score, summarise
-from tumorseg.similarity import thumbnail
+from tumorseg.data.arrays import Slices
+from tumorseg.data.coco import encode
+from tumorseg.data.similarity import thumbnail
+from tumorseg.evaluation import controls
+from tumorseg.evaluation.metrics import count, dice, iou, score, summarise
 
 
 def square(*box: int, side: int = 20) -> np.ndarray:

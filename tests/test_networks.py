@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from tumorseg.export import export_onnx, parity
-from tumorseg.loss import bce_dice_loss, dice_loss
-from tumorseg.networks import AttentionGate, AttentionUNet, Probabilities, UNet, build_network
+from tumorseg.learning.loss import bce_dice_loss, dice_loss
+from tumorseg.learning.networks import (
+    AttentionGate,
+    AttentionUNet,
+    Probabilities,
+    UNet,
+    build_network,
+)
 from tumorseg.params import NETWORKS, NetworkParams
 
 TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=1)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tumorseg.metrics import bootstrap_means, interval
-from tumorseg.paired import comparisons, difference, verdict
+from tumorseg.evaluation.metrics import bootstrap_means, interval
+from tumorseg.evaluation.paired import comparisons, difference, verdict
 
 
 def scores(first, second, groups=None) -> pd.DataFrame:

@@ -6,11 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle_tools
 
-from tumorseg import coco
-from tumorseg.geometry import box_fill
+from tumorseg.data import coco
+from tumorseg.data.geometry import box_fill
+from tumorseg.data.similarity import normalised, similar_pairs, thumbnail
 from tumorseg.masks import outlines
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
-from tumorseg.similarity import normalised, similar_pairs, thumbnail
 
 PROPERTY = settings(max_examples=80)
 sides = st.integers(16, 90)

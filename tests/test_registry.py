@@ -13,7 +13,7 @@ from tumorseg.errors import InputError
 from tumorseg.export import export_onnx
 from tumorseg.files import write_json
 from tumorseg.gate import Verdict, served_dice
-from tumorseg.networks import Probabilities, build_network
+from tumorseg.learning.networks import Probabilities, build_network
 from tumorseg.serving.predictor import Predictor
 
 NAME = EXPERIMENT = "tumorseg"
@@ -66,7 +66,7 @@ def test_a_registered_model_comes_back_with_its_digest(candidate, tmp_path) -> N
     assert info["digest"] == registry.digest_of(tmp_path / "fetched" / "model.onnx")
     predictor = Predictor(tmp_path / "fetched")  # checks the digest itself
     image = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
-    from tumorseg.evaluation import probabilities
+    from tumorseg.evaluation.comparison import probabilities
 
     assert np.allclose(
         predictor.probability(image), probabilities(candidate.network, image[None])[0], atol=1e-5
@@ -141,7 +141,7 @@ def test_only_a_better_newcomer_is_promoted(newcomer, champion, min_gain, promot
 def test_models_are_judged_as_served(tmp_path) -> None:
     from PIL import Image
 
-    from tumorseg.coco import encode
+    from tumorseg.data.coco import encode
 
     (tmp_path / "valid").mkdir()
     Image.fromarray(disc()).save(tmp_path / "valid" / "a.png")

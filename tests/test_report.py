@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 
 from tests.report_sample import METHODS, make_inputs
-from tumorseg import report_charts
-from tumorseg.caveats import caveats
-from tumorseg.paired import difference
-from tumorseg.report import page_values, write_report
-from tumorseg.report_inputs import ReportInputs, Training, over_seeds
-from tumorseg.report_pictures import attention_cases, worst_cases
-from tumorseg.results import TITLES
-from tumorseg.strata import differences
-from tumorseg.wording import duration, fill, fixed, p_value, signed_span, whole, with_span
+from tumorseg.evaluation.paired import difference
+from tumorseg.evaluation.results import TITLES
+from tumorseg.evaluation.strata import differences
+from tumorseg.reporting import charts
+from tumorseg.reporting.caveats import caveats
+from tumorseg.reporting.inputs import ReportInputs, Training, over_seeds
+from tumorseg.reporting.pictures import attention_cases, worst_cases
+from tumorseg.reporting.report import page_values, write_report
+from tumorseg.reporting.wording import duration, fill, fixed, p_value, signed_span, whole, with_span
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def page(values) -> str:
 
 
 def test_the_page_is_one_file(values: dict, page: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tumorseg.report.page_values", lambda inputs: values)
+    monkeypatch.setattr("tumorseg.reporting.report.page_values", lambda inputs: values)
     write_report(None, tmp_path / "reports" / "report.html")
     assert [one.name for one in (tmp_path / "reports").iterdir()] == ["report.html"]
     assert (tmp_path / "reports" / "report.html").read_text(encoding="utf-8") == page
@@ -288,8 +288,8 @@ def test_dice_is_averaged_over_seeds(inputs: ReportInputs) -> None:
 
 def test_a_chart_has_a_point_a_slice_and_is_the_same_each_time() -> None:
     scored = numbered(23)
-    url = report_charts.scatter(scored, "unet", "attention_unet")
-    assert url == report_charts.scatter(scored, "unet", "attention_unet")
+    url = charts.scatter(scored, "unet", "attention_unet")
+    assert url == charts.scatter(scored, "unet", "attention_unet")
     drawn = base64.b64decode(url.split(",")[1]).decode()
     points = drawn.split('id="PathCollection_1"')[1].split('id="matplotlib.axis_1"')[0]
     assert points.count("<use ") == 23

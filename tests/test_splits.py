@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tumorseg.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
-from tumorseg.splits import ASIDE, SIDES, _cuts, assign_sides, find_groups, grouped, official
+from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
+from tumorseg.data.splits import ASIDE, SIDES, _cuts, assign_sides, find_groups, grouped, official
 
 
 def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:

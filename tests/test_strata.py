@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg.metrics import score, summarise
-from tumorseg.strata import by_category, by_size, strata
+from tumorseg.evaluation.metrics import score, summarise
+from tumorseg.evaluation.strata import by_category, by_size, strata
 
 COLUMNS = [
     "by", "stratum", "method", "slices",

@@ -8,10 +8,10 @@ import pytest
 
 from tests.conftest import TINY_TRAIN, fit
 from tumorseg.errors import InputError
+from tumorseg.learning.training import train
 from tumorseg.params import (
     TrainParams,
 )
-from tumorseg.training import train
 
 
 class Killed(BaseException):

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from tests.conftest import TINY_TRAIN, fit
-from tumorseg.arrays import Slices, load_slices
-from tumorseg.coco import decode
-from tumorseg.draws import EpochSampler
+from tumorseg.data.arrays import Slices, load_slices
+from tumorseg.data.coco import decode
 from tumorseg.errors import InputError
-from tumorseg.evaluation import compare, judge, load_network, probabilities
+from tumorseg.evaluation.comparison import compare, judge, load_network, probabilities
+from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
+from tumorseg.evaluation.threshold import THRESHOLDS
+from tumorseg.learning.draws import EpochSampler
+from tumorseg.learning.training import train
 from tumorseg.params import (
     NETWORKS,
     EvaluateParams,
@@ -19,9 +22,6 @@ from tumorseg.params import (
     TrainParams,
 )
 from tumorseg.preprocess import mask_to_grid, to_grid, to_native
-from tumorseg.results import honesty_gap, reduce, table, verdicts
-from tumorseg.threshold import THRESHOLDS
-from tumorseg.training import train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(
@@ -35,7 +35,7 @@ EVALUATE = EvaluateParams(
 
 
 def test_arrays_follow_the_manifest(workplace, phantom) -> None:
-    from tumorseg.arrays import read_slice
+    from tumorseg.data.arrays import read_slice
 
     manifest = workplace["manifest"]
     rows = manifest[manifest["split"] == "train"].reset_index()
@@ -152,7 +152,7 @@ def compare_all(workplace, networks: dict, params=EVALUATE):
 
 
 def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
-    from tumorseg import figures
+    from tumorseg.reporting import figures
 
     comparison = compare_all(workplace, load_all(trained))
     scored = comparison.scored

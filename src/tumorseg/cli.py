@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tumorseg import dataset, environment, experiments
+from tumorseg import environment, experiments
+from tumorseg.data import dataset
 from tumorseg.errors import InputError
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
@@ -118,8 +119,8 @@ class Clock:
 @app.command()
 def table() -> None:
     """Print the comparison on the test split."""
-    from tumorseg.results import table as render
-    from tumorseg.results import verdicts
+    from tumorseg.evaluation.results import table as render
+    from tumorseg.evaluation.results import verdicts
 
     if not METRICS.exists():
         raise InputError(f"{METRICS}: is missing; type `make run` first")
@@ -198,7 +199,7 @@ def data_labels(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
 ) -> None:
     """Put the COCO labels in FOLDER's train/, valid/ and test/ on the same images."""
-    from tumorseg import labels
+    from tumorseg.data import labels
 
     print("the present labels, judged by those of", folder)
     print(labels.table(labels.compare_labels(folder, Path("data"))))
@@ -215,7 +216,7 @@ def data_phantom(
     seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
 ) -> None:
     """Make the phantom set anew and put it under data/."""
-    from tumorseg.phantom import make_phantom
+    from tumorseg.data.phantom import make_phantom
 
     _from_scratch(lambda folder: make_phantom(folder, seed=seed))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tumorseg.files import atomic_path
-from tumorseg.networks import Probabilities
+from tumorseg.learning.networks import Probabilities
 from tumorseg.preprocess import to_input
 
 # It warns of torchvision's operators, which nothing here uses.

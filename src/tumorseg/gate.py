@@ -7,8 +7,8 @@ from statistics import fmean
 
 import pandas as pd
 
-from tumorseg.arrays import read_slice, true_masks
-from tumorseg.metrics import count, dice
+from tumorseg.data.arrays import read_slice, true_masks
+from tumorseg.evaluation.metrics import count, dice
 from tumorseg.serving.predictor import Predictor
 
 

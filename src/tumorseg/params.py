@@ -20,7 +20,7 @@ from tumorseg.errors import InputError
 
 Fraction = Field(ge=0, le=1)
 
-# What validate may find, by name; tumorseg.expectations says what each means.
+# What validate may find, by name; tumorseg.data.expectations says what each means.
 Finding = Literal[
     "unusable",
     "empty_split",

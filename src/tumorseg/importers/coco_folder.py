@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tumorseg.coco import ANNOTATIONS, SPLITS, printable
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, printable
 from tumorseg.errors import InputError
 from tumorseg.importers.coco_json import Document, is_coco, read_document
 from tumorseg.importers.reading import Names, readable, refuse_uncopyable

@@ -4,7 +4,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from tumorseg import coco
+from tumorseg.data import coco
 from tumorseg.errors import InputError
 
 Document = dict[str, Any]

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from tumorseg.coco import SPLITS
+from tumorseg.data.coco import SPLITS
 from tumorseg.errors import InputError
 from tumorseg.importers.reading import visible_files
 

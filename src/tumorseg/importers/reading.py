@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tumorseg.coco import printable
+from tumorseg.data.coco import printable
 from tumorseg.errors import InputError
 from tumorseg.files import leads_out
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tumorseg.coco import SPLITS
+from tumorseg.data.coco import SPLITS
+from tumorseg.data.splits import assign_sides
 from tumorseg.errors import InputError
 from tumorseg.importers.record import Record
-from tumorseg.splits import assign_sides
 
 
 def assign(folder: Path, records: Sequence[Record]) -> list[str]:

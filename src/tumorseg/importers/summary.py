@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tumorseg.coco import SPLITS
+from tumorseg.data.coco import SPLITS
 from tumorseg.importers.record import Source
 
 SHOWN = 10  # so many skipped files are named

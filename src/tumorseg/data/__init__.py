@@ -1,0 +1,1 @@
+"""Data sets: read, checked, audited, divided, and as arrays."""

@@ -1,0 +1,155 @@
+"""What a reviewer asks about a data set before reading any result: every figure of audit.json."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tumorseg.data import coco
+from tumorseg.data.arrays import true_masks
+from tumorseg.data.geometry import RECTANGLE_FILL
+from tumorseg.data.leakage import neighbours_elsewhere
+from tumorseg.data.similarity import Thumbnails
+from tumorseg.evaluation import controls
+from tumorseg.evaluation.metrics import count, score, summarise
+from tumorseg.preprocess import Mask
+
+FILL_EDGES = np.linspace(0, 1, 21)
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def audit(
+    table: pd.DataFrame,
+    pairs: pd.DataFrame,
+    thumbnails: Thumbnails,
+    findings: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Measures a data set as it stands, before anything is trained.
+
+    Args:
+        table: The manifest with its leaks marked.
+        pairs: From `tumorseg.data.leakage.find_pairs`.
+        thumbnails: uint8, shape (N, 48, 48).
+        findings: From `tumorseg.data.expectations.check`.
+
+    Returns:
+        images, unusable, labels (geometry and pairing), duplicates, leakage, splits (balance and
+        sizes), controls (all background, copy) and findings; plain values, ready for JSON.
+    """
+    usable = table[table["problem"].isna()]
+    return {
+        "images": len(table),
+        "unusable": {str(k): int(v) for k, v in table["problem"].value_counts().items()},
+        "labels": _labels(usable),
+        "duplicates": _duplicates(usable, pairs),
+        "leakage": _leakage(usable),
+        "splits": {split: _balance(usable[usable["split"] == split]) for split in coco.SPLITS},
+        "controls": control_figures(usable, thumbnails),
+        "outliers": _outliers(usable),
+        "findings": findings,
+    }
+
+
+def _labels(usable: pd.DataFrame) -> dict[str, Any]:
+    fills = usable["box_fill"].dropna()
+    several = usable["annotations"].value_counts().sort_index()
+    histogram, _ = np.histogram(fills, FILL_EDGES)
+    return {
+        "images_by_annotations": {str(k): int(v) for k, v in several.items()},
+        "rectangles": int((fills >= RECTANGLE_FILL).sum()),
+        "rectangle_share": _share((fills >= RECTANGLE_FILL).sum(), len(fills)),
+        "box_fill_histogram": {
+            "edges": FILL_EDGES.round(2).tolist(),
+            "images": histogram.tolist(),
+        },
+        "self_intersections": _odd(usable, "self_intersection"),
+        "out_of_frame": _odd(usable, "out_of_frame"),
+        "wrong_if_paired_by_position": {
+            split: int(usable.loc[usable["split"] == split, "wrong_if_zipped"].sum())
+            for split in coco.SPLITS
+        },
+    }
+
+
+def _odd(usable: pd.DataFrame, name: str) -> int:
+    return int(usable["oddities"].str.split(",").map(lambda names: name in names).sum())
+
+
+def _share(part: float, whole: float) -> float:
+    return round(float(part / whole), 5) if whole else 0.0
+
+
+def _duplicates(usable: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+    split_of = usable.set_index("path")["split"]
+    within = pairs["left"].map(split_of) == pairs["right"].map(split_of)
+    return {
+        f"{kind}_{place}": int(((pairs["kind"] == kind) & chosen).sum())
+        for kind in ("exact", "near")
+        for place, chosen in (("within_splits", within), ("across_splits", ~within))
+    }
+
+
+def _leakage(usable: pd.DataFrame) -> dict[str, Any]:
+    in_train = neighbours_elsewhere(usable, ("train",))
+    return {
+        str(split): {
+            "slices": len(rows),
+            "with_neighbour_elsewhere": int(rows["neighbour_elsewhere"].sum()),
+            "with_near_duplicate_elsewhere": int(rows["near_duplicate_elsewhere"].sum()),
+            "with_duplicate_elsewhere": int(rows["duplicate_elsewhere"].sum()),
+            "with_neighbour_in_train": int(in_train[(usable["split"] == split).to_numpy()].sum()),
+        }
+        for split, rows in usable.groupby("split", sort=False)
+    }
+
+
+def _balance(rows: pd.DataFrame) -> dict[str, Any]:
+    tumour = rows.loc[rows["tumour_fraction"] > 0, "tumour_fraction"]
+    sizes = np.percentile(tumour, PERCENTILES) if len(tumour) else [0.0] * len(PERCENTILES)
+    pixels = rows["width"].astype(float) * rows["height"].astype(float)
+    background = 1 - _share((rows["tumour_fraction"] * pixels).sum(), pixels.sum())
+    return {
+        "images": len(rows),
+        "without_tumour": int((rows["tumour_fraction"] == 0).sum()),
+        "categories": {str(k): int(v) for k, v in rows["categories"].value_counts().items()},
+        "tumour_fraction_percentiles": {
+            str(p): round(float(size), 5) for p, size in zip(PERCENTILES, sizes, strict=True)
+        },
+        "all_background_accuracy": round(background, 5),
+    }
+
+
+def control_figures(usable: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Any]:
+    """What the two controls that need no training score on the test split."""
+    train, test = (usable[usable["split"] == split] for split in ("train", "test"))
+    if train.empty or test.empty:
+        return {}
+    answers = {
+        "background": controls.background(test),
+        "copy": controls.copy(thumbnails, train, test),
+    }
+    figures = {name: agreement(masks, true_masks(test)) for name, masks in answers.items()}
+    keys = ("micro_dice", "mean_dice", "mean_dice_low", "mean_dice_high", "accuracy")
+    return {name: {key: row[key] for key in keys} for name, row in figures.items()}
+
+
+def agreement(masks: Iterable[Mask], truths: Iterable[Mask]) -> dict[str, Any]:
+    """Dice and the like of masks against others, slice by slice, each (H, W)."""
+    counts = [count(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+    return summarise(score(pd.DataFrame(counts)), samples=2000, seed=0)
+
+
+def _outliers(usable: pd.DataFrame) -> dict[str, Any]:
+    sizes = usable["width"].astype(str) + "×" + usable["height"].astype(str)
+    return {
+        "sizes": {str(k): int(v) for k, v in sizes.value_counts().head(10).items()},
+        "size": _odd(usable, "size_outlier"),
+        "intensity": _odd(usable, "intensity_outlier"),
+        "blank": _odd(usable, "blank"),
+        "mean_grey_percentiles": {
+            str(p): round(float(np.percentile(usable["mean"], p)), 1) for p in PERCENTILES
+        }
+        if len(usable)
+        else {},
+    }

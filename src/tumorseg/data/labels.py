@@ -1,0 +1,102 @@
+"""Other labels for the same images: how far they agree with the present ones, and their use."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tumorseg.data import coco
+from tumorseg.data.dataset import dvc, refuse_to_lose
+from tumorseg.errors import InputError
+from tumorseg.evaluation.metrics import count, score, summarise
+from tumorseg.files import atomic_path
+
+
+def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
+    """Measures the present labels against others, as if they were predictions of them.
+
+    Args:
+        folder: Holds train, valid and test, each with the others' `_annotations.coco.json`.
+        data: Holds the images and the present labels.
+
+    Returns:
+        Split → the figures of `metrics.summarise`, `disjoint` (images on which both have something
+        and nothing in common) and `one_empty` (images on which only one has something).
+
+    Raises:
+        InputError: The labels are missing, cannot be drawn, or are of other images.
+    """
+    return {split: _compare_split(folder / split, data / split) for split in coco.SPLITS}
+
+
+def _compare_split(folder: Path, data: Path) -> dict[str, Any]:
+    present, other = (_encoded(where) for where in (data, folder))
+    for missing, where in ((present.keys() - other, folder), (other.keys() - present, data)):
+        if missing:
+            raise InputError(
+                f"{where / coco.ANNOTATIONS}: does not list {min(missing)} ({len(missing)} such); "
+                "both must be labels of the same images"
+            )
+    if sizes := [name for name in present if present[name][1:] != other[name][1:]]:
+        raise InputError(f"{folder / coco.ANNOTATIONS}: gives {min(sizes)} another size")
+    counts = pd.DataFrame(
+        count(coco.decode(*present[name]), coco.decode(*other[name])) for name in sorted(present)
+    )
+    some, others = counts["tp"] + counts["fp"] > 0, counts["tp"] + counts["fn"] > 0
+    return summarise(score(counts), samples=2000, seed=0) | {
+        "disjoint": int((some & others & (counts["tp"] == 0)).sum()),
+        "one_empty": int((some != others).sum()),
+    }
+
+
+def _encoded(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """File name → run lengths, height and width: a fraction of the masks' own size."""
+    found = {}
+    for image in coco.read_split(folder):
+        path = folder / coco.ANNOTATIONS
+        if image.problem:
+            raise InputError(f"{path}: {image.file_name} {image.problem[1]}")
+        try:
+            rle = coco.image_rle(image)
+        except ValueError as error:
+            raise InputError(f"{path}: {image.file_name}: {error}") from None
+        found[image.file_name] = (rle, image.height, image.width)
+    return found
+
+
+def use_labels(folder: Path, data: Path = Path("data")) -> None:
+    """Puts other labels in the place of the present ones, and records that with `dvc add`.
+
+    The images stay as they are. `git commit data.dvc` makes it a version of its own.
+
+    Raises:
+        InputError: data/ holds changes that DVC has not recorded.
+    """
+    refuse_to_lose(data)
+    before = {split: (data / split / coco.ANNOTATIONS).read_bytes() for split in coco.SPLITS}
+    try:
+        for split in coco.SPLITS:
+            with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
+                shutil.copyfile(folder / split / coco.ANNOTATIONS, temporary)
+        dvc("add", data.name)
+    except (OSError, InputError):
+        for split, content in before.items():
+            with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
+                temporary.write_bytes(content)
+        raise
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The comparison as a Markdown table."""
+    lines = [
+        "| split | images | mean Dice (95% CI) | micro Dice | nothing in common | only one empty |",
+        "|---|---|---|---|---|---|",
+    ]
+    for split, row in figures.items():
+        interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
+        lines.append(
+            f"| {split} | {row['slices']} | {row['mean_dice']:.3f} ({interval}) "
+            f"| {row['micro_dice']:.4f} | {row['disjoint']} | {row['one_empty']} |"
+        )
+    return "\n".join(lines)

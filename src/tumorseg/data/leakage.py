@@ -1,0 +1,132 @@
+"""What ties slices of different splits together: equal files, look-alikes, neighbouring slices."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tumorseg.data.similarity import correlation, similar_pairs
+from tumorseg.files import atomic_path
+
+PAIRS = Path("artifacts/validate/pairs.parquet")
+
+
+def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.DataFrame:
+    """Slices that look the same, and slices that follow each other by number.
+
+    Args:
+        table: From `tumorseg.data.manifest.build_manifest`.
+        thumbnails: The array that it wrote.
+        threshold: The correlation from which two slices are near duplicates.
+
+    Returns:
+        A row a pair: `left` and `right` (paths), `kind` (`exact`, `near` or `neighbour`) and
+        `correlation` of the thumbnails. Each equal file is paired with the first of its kind, each
+        numbered slice with the next one: enough to tell what is connected.
+    """
+    usable = table[table["problem"].isna()]
+    small = np.load(thumbnails, mmap_mode="r")
+    first = usable.drop_duplicates("sha256")
+    original = usable["sha256"].map(first.set_index("sha256")["path"])
+    twins = (usable["path"] != original).to_numpy(bool)
+    equal = pd.DataFrame({"left": original[twins], "right": usable["path"][twins]})
+
+    places, values = similar_pairs(small, first["thumbnail"].to_numpy(np.intp), threshold)
+    paths = first["path"].to_numpy(object)
+    near = pd.DataFrame(
+        {"left": paths[places[:, 0]], "right": paths[places[:, 1]], "correlation": values}
+    )
+
+    numbered = usable.dropna(subset="slice_number")
+    # Not from `usable`: where no slice has a number, pandas would bring all its rows back.
+    numbered = numbered.assign(series=numbered["group"].fillna(""))
+    numbered = numbered.sort_values(["series", "slice_number", "path"])
+    step = numbered["slice_number"].astype(float).diff() <= 1
+    follows = (step & (numbered["series"] == numbered["series"].shift())).to_numpy(bool)
+    before = np.flatnonzero(follows) - 1
+    index = numbered["thumbnail"].to_numpy(np.intp)
+    next_to = pd.DataFrame(
+        {
+            "left": numbered["path"].to_numpy(object)[before],
+            "right": numbered["path"].to_numpy(object)[before + 1],
+            "correlation": correlation(small, np.column_stack([index[before], index[before + 1]])),
+        }
+    )
+    parts = {"exact": equal.assign(correlation=1.0), "near": near, "neighbour": next_to}
+    return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
+
+
+def save_pairs(pairs: pd.DataFrame, path: Path = PAIRS) -> None:
+    """Writes the pairs as Parquet."""
+    with atomic_path(path) as temporary:
+        pairs.to_parquet(temporary, index=False)
+
+
+def neighbours_elsewhere(table: pd.DataFrame, sides: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Whether each slice has a neighbour, by number, in another of these splits.
+
+    A neighbour is a slice of the same group (or of none) whose number differs by at most one.
+
+    Args:
+        table: With path, split, group and slice_number.
+        sides: The splits in which neighbours count.
+    """
+    keys = list(zip(table["group"].fillna(""), table["slice_number"], strict=True))
+    holders: dict[tuple[str, int], set[str]] = {}
+    for (series, number), split in zip(keys, table["split"], strict=True):
+        if not pd.isna(number) and split in sides:
+            holders.setdefault((series, int(number)), set()).add(split)
+    return np.array(
+        [
+            not pd.isna(number)
+            and any(holders.get((series, int(number) + step), set()) - {own} for step in (-1, 0, 1))
+            for (series, number), own in zip(keys, table["split"], strict=True)
+        ],
+        bool,
+    )
+
+
+def linked_elsewhere(
+    table: pd.DataFrame, pairs: pd.DataFrame, kind: str, sides: tuple[str, ...]
+) -> NDArray[np.bool_]:
+    """Whether each slice is paired, as `exact` or `near`, with a slice in another of these splits.
+
+    Equal files count as one: what is paired with one of them is paired with all.
+    """
+    original = pairs[pairs["kind"] == "exact"].set_index("right")["left"]
+    content = table["path"].map(original).fillna(table["path"])
+    splits_of = table.groupby(content.to_numpy())["split"].agg(set).to_dict()
+    partners: dict[Any, set[str]] = dict(splits_of) if kind == "exact" else {}
+    if kind == "near":
+        near = pairs[pairs["kind"] == "near"]
+        for one, two in zip(near["left"], near["right"], strict=True):
+            partners.setdefault(one, set()).update(splits_of.get(two, ()))
+            partners.setdefault(two, set()).update(splits_of.get(one, ()))
+    return np.array(
+        [
+            bool((partners.get(name, set()) - {own}) & set(sides))
+            for name, own in zip(content, table["split"], strict=True)
+        ],
+        bool,
+    )
+
+
+def mark_leaks(table: pd.DataFrame, pairs: pd.DataFrame, sides: tuple[str, ...]) -> pd.DataFrame:
+    """Adds to each slice whether another of these splits holds something too much like it.
+
+    Args:
+        table: With path, split, group and slice_number.
+        pairs: From `find_pairs`.
+        sides: The splits that matter.
+
+    Returns:
+        The table with the columns `neighbour_elsewhere`, `near_duplicate_elsewhere` and
+        `duplicate_elsewhere`.
+    """
+    return table.assign(
+        neighbour_elsewhere=neighbours_elsewhere(table, sides),
+        near_duplicate_elsewhere=linked_elsewhere(table, pairs, "near", sides),
+        duplicate_elsewhere=linked_elsewhere(table, pairs, "exact", sides),
+    )

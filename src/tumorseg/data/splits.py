@@ -1,0 +1,179 @@
+"""Which slices belong together, and on which side each group goes.
+
+Slices of one patient look alike. Where some are trained on and others tested on, the test measures
+memory. Here every group lies on one side; what remains between sides is what the table says.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from tumorseg.data.leakage import neighbours_elsewhere
+
+SIDES = ("train", "valid", "test")
+FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
+# A slice that belongs to no side: it lies between two of them.
+ASIDE = "aside"
+
+
+def assign_sides(
+    groups: Sequence[str],
+    strata: Sequence[str],
+    fractions: dict[str, float] = FRACTIONS,
+    seed: int = 0,
+) -> list[str]:
+    """Puts every group on one side, so that each side gets its share of every stratum.
+
+    Largest group first, each goes where it leaves the counts nearest to the shares asked for: the
+    greedy rule of scikit-learn's StratifiedGroupKFold, for sides of unequal size.
+
+    Args:
+        groups: The group of each slice, length N.
+        strata: What shall be spread evenly, such as category and tumour size, length N.
+        fractions: Side → share of the slices, summing to 1.
+        seed: Decides between groups of equal size.
+
+    Returns:
+        The side of each slice, length N. No side is empty if there are as many groups as sides.
+    """
+    counts = pd.crosstab(np.asarray(groups, str), np.asarray(strata, str))
+    sizes = counts.sum(axis=1)
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
+    order = shuffled[np.argsort(-sizes.to_numpy()[shuffled], kind="stable")]
+    share = np.array(list(fractions.values()))[:, None]  # sides × 1
+    # The last column, all slices, keeps the sizes right where strata are many and small.
+    each = np.column_stack([counts.to_numpy(), sizes]) / np.append(counts.sum(), sizes.sum())
+    filled = np.zeros((len(share), each.shape[1]))  # sides × strata, as shares
+    chosen = np.empty(len(counts), int)
+    for group in order:
+        costs = [
+            np.square(filled + each[group] * (np.arange(len(share)) == side)[:, None] - share).sum()
+            for side in range(len(share))
+        ]
+        chosen[group] = int(np.argmin(costs))
+        filled[chosen[group]] += each[group]
+    for side in range(len(share)):
+        fullest = int(np.argmax(np.bincount(chosen, minlength=len(share))))
+        if side not in chosen and np.count_nonzero(chosen == fullest) > 1:
+            movable = [group for group in order if chosen[group] == fullest]
+            chosen[movable[-1]] = side  # the smallest
+    names = list(fractions)
+    side_of = {group: names[side] for group, side in zip(counts.index, chosen, strict=True)}
+    return [side_of[str(group)] for group in groups]
+
+
+def find_groups(
+    table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int
+) -> NDArray[np.intp]:
+    """Numbers the groups of slices that must stay together.
+
+    Slices of one patient or series are one group, where the data say which those are. Elsewhere
+    slices with consecutive numbers form chains; a chain can run through the whole data set, so one
+    of more than `longest` slices is cut where neighbours look least alike, which is mostly between
+    patients. Whatever equal or nearly equal slices connect is one group in the end.
+
+    Args:
+        table: The manifest, without problems.
+        pairs: From `tumorseg.data.leakage.find_pairs`.
+        shortest: No cut leaves fewer slices than this.
+        longest: A chain or what is left of it is cut while it has more.
+
+    Returns:
+        Shape (N,), from 0, in the order in which groups first appear.
+    """
+    place = pd.Series(np.arange(len(table)), index=table["path"])
+    known = pairs[pairs["left"].isin(place.index) & pairs["right"].isin(place.index)]
+    links = known[known["kind"] != "neighbour"]
+    edges = [place[links["left"]].to_numpy(), place[links["right"]].to_numpy()]
+
+    named = table["group"].notna().to_numpy()
+    _, members = np.unique(table["group"].fillna("").astype(str), return_inverse=True)
+    first = pd.Series(np.arange(len(table))).groupby(members).transform("first").to_numpy()
+    edges[0] = np.append(edges[0], np.flatnonzero(named))
+    edges[1] = np.append(edges[1], first[named])
+
+    # find_pairs sorted these by number: a chain is a run of rows, each starting where one ended.
+    rows = known[(known["kind"] == "neighbour") & ~known["left"].map(place).map(
+        dict(enumerate(named))
+    ).astype(bool)]  # fmt: skip
+    starts = (rows["left"] != rows["right"].shift()).cumsum()
+    numbers = table.set_index("path")["slice_number"]
+    for _, chain in rows.groupby(starts):
+        cuttable = numbers[chain["left"]].to_numpy() != numbers[chain["right"]].to_numpy()
+        kept = np.ones(len(chain), bool)
+        kept[_cuts(chain["correlation"].to_numpy(), cuttable, shortest, longest)] = False
+        edges[0] = np.append(edges[0], place[chain["left"]].to_numpy()[kept])
+        edges[1] = np.append(edges[1], place[chain["right"]].to_numpy()[kept])
+    ones = np.ones(len(edges[0]))
+    graph = coo_array((ones, (edges[0], edges[1])), shape=(len(table), len(table)))
+    return connected_components(graph, directed=False)[1]
+
+
+def _cuts(
+    alike: NDArray[np.float64], cuttable: NDArray[np.bool_], shortest: int, longest: int
+) -> list[int]:
+    """Where to cut a chain whose neighbours have these correlations; cut i is after slice i."""
+    cuts, parts = [], [(0, len(alike) + 1)]
+    while parts:
+        start, end = parts.pop()
+        places = np.arange(start + shortest - 1, end - shortest)
+        places = places[cuttable[places]] if len(places) else places
+        if end - start > longest and len(places):
+            cut = int(places[np.argmin(alike[places])])
+            cuts.append(cut)
+            parts += [(start, cut + 1), (cut + 1, end)]
+    return cuts
+
+
+def strata(table: pd.DataFrame) -> list[str]:
+    """Category and third of tumour size of each slice; what a split has to spread evenly."""
+    size = pd.Series("none", index=table.index)
+    tumour = table["tumour_fraction"] > 0
+    if tumour.any():
+        ranks = table.loc[tumour, "tumour_fraction"].rank(pct=True)
+        size[tumour] = pd.cut(ranks, 3, labels=["small", "medium", "large"]).astype(str)
+    return list(table["categories"] + "/" + size)
+
+
+def grouped(
+    table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int, seed: int
+) -> pd.DataFrame:
+    """Splits a data set so that slices that belong together are on one side.
+
+    Where a chain of numbered slices had to be cut and its parts came to different sides, the
+    slices at the cut that are in the larger side are set aside, so that no slice has a neighbour
+    on another side.
+
+    Args:
+        table: The manifest, without problems.
+        pairs: From `tumorseg.data.leakage.find_pairs`.
+        shortest: As for `find_groups`.
+        longest: As for `find_groups`.
+        seed: As for `assign_sides`.
+
+    Returns:
+        The manifest with `official_split` (what `split` was), `split` (train, valid, test or
+        aside) and `split_group`.
+    """
+    groups = find_groups(table, pairs, shortest, longest)
+    sides = assign_sides([str(number) for number in groups], strata(table), seed=seed)
+    result = table.assign(official_split=table["split"], split=sides, split_group=groups)
+    for larger, others in (("train", ("valid", "test")), ("valid", ("test",))):
+        between = neighbours_elsewhere(result, others) & (result["split"] == larger).to_numpy()
+        # Slices whose group is known are together already; numbers say nothing across groups.
+        result.loc[between & result["group"].isna().to_numpy(), "split"] = ASIDE
+    return result
+
+
+def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int) -> pd.DataFrame:
+    """Leaves the splits as the data set has them, and says which groups they tear apart.
+
+    Returns:
+        As `grouped`.
+    """
+    groups = find_groups(table, pairs, shortest, longest)
+    return table.assign(official_split=table["split"], split_group=groups)

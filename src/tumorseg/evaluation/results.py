@@ -1,0 +1,114 @@
+"""From counts to figures to the table: what the comparison on the test split shows."""
+
+from typing import Any
+
+import pandas as pd
+
+from tumorseg.evaluation.comparison import Comparison
+from tumorseg.evaluation.lesions import detection
+from tumorseg.evaluation.metrics import summarise
+from tumorseg.evaluation.paired import Difference, comparisons, verdict
+from tumorseg.params import NETWORKS, EvaluateParams
+
+TITLES = {
+    "unet": "U-Net",
+    "attention_unet": "Attention U-Net",
+    "copy": "control: copy of the most similar train slice",
+    "intensity": "control: best intensity band",
+    "background": "control: all background",
+}
+
+
+def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
+    """The figures of reports/metrics.json.
+
+    The winner has the highest mean Dice on the validation split, over its seeds; of these the best
+    there is registered. The test split has no say.
+
+    Args:
+        comparison: From `compare`.
+        split: reports/split.json: which sides these are.
+        params: The evaluate section.
+
+    Returns:
+        split; valid and test: method → figure; runs: network-seed → split → figure; thresholds;
+        distances: their unit and tolerance; paired; winner and winner_seed.
+    """
+    scored = comparison.scored
+    figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
+        str(side): {str(m): _figures(t, params) for m, t in part.groupby("method", sort=False)}
+        for side, part in scored.groupby("split", sort=False)
+    }
+    for name, found in comparison.reliability.items():
+        figures["test"][name] |= {"ece": found.ece("all"), "ece_near": found.ece("near")}
+    trained = scored[scored["method"].isin(NETWORKS)]
+    figures["runs"] = {
+        f"{method}-{seed}": {str(s): _figures(t, params) for s, t in part.groupby("split")}
+        for (method, seed), part in trained.groupby(["method", "seed"], sort=False)
+    }
+    figures["thresholds"] = {f"{name}-{s}": t for (name, s), t in comparison.thresholds.items()}
+    figures["distances"] = {"unit": comparison.unit, "tolerance": params.surface_tolerance}
+    pairs = [("attention_unet", "unet"), *((name, "copy") for name in NETWORKS)]
+    test = scored[scored["split"] == "test"]
+    figures["paired"] = comparisons(test, pairs, params.bootstrap_samples, params.seed)
+    winner = max(NETWORKS, key=lambda name: figures["valid"][name]["mean_dice"])
+    seeds = [seed for name, seed in comparison.thresholds if name == winner]
+    best = max(seeds, key=lambda s: figures["runs"][f"{winner}-{s}"]["valid"]["mean_dice"])
+    return figures | {"winner": winner, "winner_seed": best}
+
+
+def _figures(scored: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
+    if (scored["split"] == "valid").all():
+        scored = scored.drop(columns=["hd95", "surface_dice"])  # which were not measured there
+    found = summarise(scored, params.bootstrap_samples, params.seed) | detection(scored)
+    return {name: None if value != value else value for name, value in found.items()}  # no NaN
+
+
+def verdicts(figures: dict[str, Any]) -> list[str]:
+    """What the comparison on the test split shows and what it does not, a sentence a pair."""
+    sentences = []
+    for pair, found in figures["paired"].items():
+        first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
+        sentences.append(verdict(Difference(**found), first, second))
+    return sentences
+
+
+def honesty_gap(
+    figures: dict[str, Any], other: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """What mean Dice on test the official split flatters a method by, against the grouped one.
+
+    Args:
+        figures: Of this run, from `reduce`.
+        other: Network → metric → value of the last runs with the other split of the same data.
+
+    Returns:
+        Method → official, grouped and gap; empty unless both splits were run.
+    """
+    if not other:
+        return {}
+    then = {name: scores["over_seeds_test_mean_dice"] for name, scores in other.items()}
+    then["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
+    gaps = {}
+    for method, before in then.items():
+        pair = {"official": figures["test"][method]["mean_dice"], "grouped": before}
+        if figures["split"]["method"] == "grouped":
+            pair = {"official": before, "grouped": figures["test"][method]["mean_dice"]}
+        gaps[method] = pair | {"gap": round(pair["official"] - pair["grouped"], 5)}
+    return gaps
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The comparison on the test split as a Markdown table."""
+    split = f"{figures['split']['method']} test split"
+    lines = [
+        f"| {split} | mean Dice (95% CI) | mean IoU | micro Dice | micro IoU | accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, row in figures["test"].items():
+        interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
+        lines.append(
+            f"| {TITLES[method]} | {row['mean_dice']:.3f} ({interval}) | {row['mean_iou']:.3f} "
+            f"| {row['micro_dice']:.4f} | {row['micro_iou']:.4f} | {row['accuracy']:.2%} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""A network with its loss, optimiser, schedule and validation figures, as Lightning needs them."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from tumorseg.errors import InputError
+from tumorseg.evaluation.metrics import dice
+from tumorseg.learning.draws import Batch
+from tumorseg.learning.loss import bce_dice_loss
+from tumorseg.learning.networks import UNet
+from tumorseg.params import CommonTrainParams
+
+
+class Segmenter(lightning.LightningModule):
+    """What one step and one epoch of training are.
+
+    Args:
+        network: What is trained.
+        params: The section train.common.
+    """
+
+    def __init__(self, network: UNet, params: CommonTrainParams) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.params = params
+        self.resumed_plateau: dict[str, Any] | None = None
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and loss of one batch."""
+        images, masks, _ = batch
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        common = self.params
+        return logits, bce_dice_loss(logits, masks.float(), common.bce_weight, common.dice_weight)
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
+        """Loss and gradients of one batch.
+
+        Raises:
+            InputError: The loss is not a number; the message names the batch.
+        """
+        loss = self.loss(batch)[1]
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"epoch {self.current_epoch + 1}, batch {number + 1}: the loss is {loss.item()}; "
+                "lower train.common.learning_rate, or look at the train slices in rows "
+                f"{sorted(batch[2].tolist())} of the manifest's train split"
+            )
+        size = len(batch[0])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting."""
+        self.sums = torch.zeros(3, device=self.device)  # of loss and Dice, and how many slices
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Loss and hard mean Dice at 0.5, on the grid."""
+        logits, loss = self.loss(batch)
+        hard, truth = logits > 0, batch[1] > 0
+        positive, negative = (hard & truth).sum((1, 2, 3)), (hard ^ truth).sum((1, 2, 3))
+        scores = dice(positive.cpu().numpy(), negative.cpu().numpy())
+        size = len(batch[0])
+        self.sums += self.sums.new_tensor([float(loss) * size, scores.sum(), size])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over the slices of all processes.
+
+        Summed here, since Lightning's own mean is off where processes have unequal shares.
+        """
+        loss, score, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        self.log_dict({"val_loss": loss / count, "val_dice": score / count}, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Loshchilov and Hutter 2019) with one of two schedules.
+
+        One cycle (Smith and Topin 2018) warms up and then falls to nothing along a cosine; plateau
+        lowers the rate when the validation loss stops falling.
+        """
+        common = self.params
+        # Biases and the scales of normalisation are not decayed: they do not overfit.
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=common.learning_rate,
+            weight_decay=common.weight_decay,
+            fused=True,  # one pass over the weights
+        )
+        if common.schedule == "one_cycle":
+            cycle = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                common.learning_rate,
+                total_steps=int(self.trainer.estimated_stepping_batches),
+                pct_start=common.warm_up,
+            )
+            return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+        # Ours rather than Lightning's, which would step it after the checkpoint of the epoch.
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=common.plateau_factor,
+            patience=common.plateau_patience,
+            min_lr=common.minimum_learning_rate,
+        )
+        return optimizer
+
+    def on_train_epoch_end(self) -> None:
+        """Lets the plateau schedule see the epoch."""
+        if self.params.schedule == "plateau":
+            self.plateau.step(float(self.trainer.callback_metrics["val_loss"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the plateau schedule's state; Lightning keeps the other's."""
+        if self.params.schedule == "plateau":
+            checkpoint["plateau"] = self.plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the schedule's state once the optimiser exists."""
+        self.resumed_plateau = checkpoint.get("plateau")
+
+    def on_train_start(self) -> None:
+        """Goes on where a checkpoint ended."""
+        if self.resumed_plateau is not None:
+            self.plateau.load_state_dict(self.resumed_plateau)
