@@ -62,13 +62,15 @@ from tumorseg.params import TrainParams
 from tumorseg.learning.training import train
 
 work, out, given = sys.argv[1:]
+params = TrainParams.model_validate(json.loads(given))
+if not devices.launched(params.common):
+    sys.exit(devices.launch(params.common, [sys.executable, *sys.argv]))
 seen = []
 policy = load_policy(Path(work, "policy.json"))
 def spy(image, mask, seed):
     seen.append(seed)
     return policy(image, mask, seed)
 slices = {s: load_slices(s, Path(work, "arrays")) for s in ("train", "valid")}
-params = TrainParams.model_validate(json.loads(given))
 summary = train("attention_unet", 0, params, slices, spy, Path(out), Path(out, "unfinished"))
 Path(out, f"rank-{devices.rank()}.json").write_text(json.dumps([seen, summary]))
 """
@@ -87,18 +89,9 @@ def runs(workplace, tmp_path_factory) -> dict[int, Path]:
         gated = TINY_TRAIN["attention_unet"] | {"norm": "instance"}
         given = TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes, "attention_unet": gated}
         command = [str(out / "worker.py"), str(workplace["folder"]), str(out), json.dumps(given)]
-        code = (
-            "import json, sys\nfrom tumorseg import devices\n"
-            "from tumorseg.params import TrainParams\n"
-            "common = TrainParams.model_validate(json.loads(sys.argv[-1])).common\n"
-            "command = [sys.executable, *sys.argv[1:]]\n"
-            "if devices.launched(common):\n    import runpy; sys.argv = sys.argv[1:]\n"
-            "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "else:\n    sys.exit(devices.launch(common, command))\n"
-        )
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            [sys.executable, "-c", code, *command],
+            [sys.executable, *command],
             env=environment,
             capture_output=True,
             text=True,
