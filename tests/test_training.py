@@ -1,10 +1,12 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import TINY_TRAIN, fit
 from tumorseg.data.arrays import Slices, load_slices
@@ -13,6 +15,7 @@ from tumorseg.errors import InputError
 from tumorseg.evaluation.comparison import compare, judge, load_network, probabilities
 from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
 from tumorseg.evaluation.threshold import THRESHOLDS
+from tumorseg.learning.devices import compiler
 from tumorseg.learning.draws import EpochSampler
 from tumorseg.learning.training import train
 from tumorseg.params import (
@@ -248,3 +251,31 @@ def test_the_honesty_gap_needs_both_splits() -> None:
     }
     official = grouped | {"split": {"method": "official"}}
     assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike(workplace, tmp_path) -> None:
+    changes = {"compile": True, "epochs": 1, "weight_averaging": 0.9, "batch_size": 6}
+    small = TINY_TRAIN["unet"] | {"channels": [4, 8]}
+    params = TrainParams.model_validate(
+        TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes, "unet": small}
+    )
+    fast = fit(workplace, "unet", params, tmp_path / "fast")
+    plain = params.model_copy(
+        update={"common": params.common.model_copy(update={"compile": False})}
+    )
+    slow = fit(workplace, "unet", plain, tmp_path / "slow")
+    assert fast["val_loss"] == pytest.approx(slow["val_loss"], rel=1e-3)
+    first, second = (load_file(tmp_path / n / "weights.safetensors") for n in ("fast", "slow"))
+    assert set(first) == set(second)
+    made = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert made.exists() == (compiler() is not None)
+
+
+def test_without_a_compiler_training_goes_on(
+    workplace, train_params, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tumorseg.learning.devices.compiler", lambda: None)
+    common = train_params.common.model_copy(update={"compile": True, "epochs": 1})
+    fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
+    assert "no C++ compiler" in capsys.readouterr().out

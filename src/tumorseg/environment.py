@@ -39,6 +39,7 @@ def defaults(root: Path) -> dict[str, str]:
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(state / "inductor"),
     }
 
 

@@ -6,7 +6,6 @@ comes to the same weights.
 
 import hashlib
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -218,7 +217,6 @@ def _compile(module: Segmenter) -> None:
     if not torch.cuda.is_available() and devices.compiler() is None:
         print("train.common.compile: no C++ compiler is here; training goes on without")
         return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".state/inductor").resolve()))
     module.network.compile()
 
 
