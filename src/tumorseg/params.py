@@ -277,4 +277,7 @@ def _sentence(section: str, problem: Any) -> str:
         return f"{key}: unknown key"
     if problem["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {problem['msg'].lower()} (got {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):  # several keys together
+        return f"{key}: {message}"
+    return f"{key}: {message.lower()} (got {problem['input']!r})"

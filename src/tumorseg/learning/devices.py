@@ -103,6 +103,7 @@ def launch(common: CommonTrainParams, command: list[str]) -> int:
         min_nodes=common.nodes,
         max_nodes=common.nodes,
         nproc_per_node=common.devices,
+        run_id="tumorseg",
         rdzv_backend="c10d",
         rdzv_endpoint=common.rendezvous if common.nodes > 1 else "127.0.0.1:0",
         max_restarts=0,

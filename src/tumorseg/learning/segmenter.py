@@ -71,7 +71,8 @@ class Segmenter(lightning.LightningModule):
         Summed here, since Lightning's own mean is off where processes have unequal shares.
         """
         loss, score, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
-        self.log_dict({"val_loss": loss / count, "val_dice": score / count}, prog_bar=True)
+        means = {"val_loss": loss / count, "val_dice": score / count}
+        self.log_dict(means, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with one of two schedules.
