@@ -142,6 +142,7 @@ TINY_TRAIN = {
         "weight_averaging": 0.0,
         "bce_weight": 1.0,
         "dice_weight": 1.0,
+        "dice_over": "batch",
         "early_stopping_patience": 5,
         "workers": 0,
         "devices": 1,

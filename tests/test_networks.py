@@ -99,3 +99,13 @@ def test_dice_loss_against_hand_computed_values() -> None:
     assert dice_loss(half, target).item() == pytest.approx(1 - 3 / 5)
     combined = bce_dice_loss(half, target, bce_weight=2.0, dice_weight=0.5).item()
     assert combined == pytest.approx(2 * np.log(2) + 0.5 * 0.4)
+
+
+def test_dice_loss_of_each_slice_or_of_all_pixels() -> None:
+    target = torch.zeros(2, 1, 2, 2)
+    target[0, 0, 0] = 1.0  # two pixels of the first slice, none of the second
+    sure = 50 * (2 * target - 1)
+    sure[1, 0, 0, 0] = 50.0  # one false pixel in the second
+    # Pooled: 2·2 + 1 over 3 + 2 + 1; by slice: 1, and 0 + 1 over 1 + 0 + 1.
+    assert dice_loss(sure, target).item() == pytest.approx(1 - 5 / 6)
+    assert dice_loss(sure, target, over="slice").item() == pytest.approx((0 + 1 / 2) / 2)

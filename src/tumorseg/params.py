@@ -128,6 +128,7 @@ class CommonTrainParams(Section):
     weight_averaging: float = Field(ge=0, lt=1)  # decay a step of the average; 0 is none
     bce_weight: float = Field(ge=0)
     dice_weight: float = Field(ge=0)
+    dice_over: Literal["batch", "slice"]  # which pixels the Dice loss pools
     early_stopping_patience: PositiveInt
     workers: int = Field(ge=0)
     devices: PositiveInt  # processes on this node, one a GPU or so many on its CPU

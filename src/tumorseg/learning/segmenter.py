@@ -33,7 +33,8 @@ class Segmenter(lightning.LightningModule):
         images, masks, _ = batch
         logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
         common = self.params
-        return logits, bce_dice_loss(logits, masks.float(), common.bce_weight, common.dice_weight)
+        weights = (common.bce_weight, common.dice_weight, common.dice_over)
+        return logits, bce_dice_loss(logits, masks.float(), *weights)
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """Loss and gradients of one batch.
