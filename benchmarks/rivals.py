@@ -100,7 +100,7 @@ class Training:
         images = images.to(self.setting.device).contiguous(memory_format=self.layout)
         with self.setting.autocast():
             logits = self.forward(images)
-        return bce_dice_loss(logits.float(), masks.to(self.setting.device))
+        return bce_dice_loss(logits.float(), masks.to(self.setting.device).float())
 
     def step(self, images: Tensor, masks: Tensor) -> None:
         """One optimiser step."""

@@ -107,5 +107,5 @@ def test_dice_loss_of_each_slice_or_of_all_pixels() -> None:
     sure = 50 * (2 * target - 1)
     sure[1, 0, 0, 0] = 50.0  # one false pixel in the second
     # Pooled: 2·2 + 1 over 3 + 2 + 1; by slice: 1, and 0 + 1 over 1 + 0 + 1.
-    assert dice_loss(sure, target).item() == pytest.approx(1 - 5 / 6)
-    assert dice_loss(sure, target, over="slice").item() == pytest.approx((0 + 1 / 2) / 2)
+    assert dice_loss(sure, target, over="batch").item() == pytest.approx(1 - 5 / 6)
+    assert dice_loss(sure, target).item() == pytest.approx((0 + 1 / 2) / 2)

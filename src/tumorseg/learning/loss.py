@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def dice_loss(logits: Tensor, target: Tensor, over: str = "batch", smooth: float = 1.0) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, over: str = "slice", smooth: float = 1.0) -> Tensor:
     """One minus the soft Dice (Milletari et al. 2016, with plain sums below).
 
     Args:
@@ -30,7 +30,7 @@ def bce_dice_loss(
     target: Tensor,
     bce_weight: float = 1.0,
     dice_weight: float = 1.0,
-    dice_over: str = "batch",
+    dice_over: str = "slice",
 ) -> Tensor:
     """Weighted sum of binary cross-entropy (mean over pixels) and `dice_loss`."""
     bce = functional.binary_cross_entropy_with_logits(logits, target)
