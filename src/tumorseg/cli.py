@@ -73,8 +73,8 @@ def run(
     bento = json.loads(PACKAGED.read_text())
     print(f"\nserved model: {bento['tag']} (version {bento['version']})")
     print(f"time: {clock}")
-    print("reports: reports/audit.html (what the data can show), reports/*.png,")
-    print("         reports/metrics.json, reports/data_docs/index.html")
+    print("reports: reports/report.html (the comparison), reports/audit.html (what the data can")
+    print("         show), reports/*_card.md, reports/*.png, reports/metrics.json")
     print("next: `make serve` (http://localhost:3000), `make ui` (MLflow and Prefect),")
     print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
 
