@@ -15,7 +15,7 @@ from tumorseg.evaluation.results import TITLES
 from tumorseg.evaluation.strata import differences
 from tumorseg.reporting import charts
 from tumorseg.reporting.caveats import caveats
-from tumorseg.reporting.inputs import ReportInputs, Training, over_seeds
+from tumorseg.reporting.inputs import ReportInputs, over_seeds
 from tumorseg.reporting.pictures import attention_cases, worst_cases
 from tumorseg.reporting.report import page_values, write_report
 from tumorseg.reporting.wording import duration, fill, fixed, p_value, signed_span, whole, with_span
@@ -170,74 +170,6 @@ def test_attention_is_shown_on_good_and_bad_slices(inputs: ReportInputs) -> None
     captions = [what for what, _ in cases[0]["pictures"]]
     assert captions[1].startswith("gate 1, 64×64: α 0.") and len(captions) == 3
     assert captions[2].startswith("gate 2, 128×128")
-
-
-def leaking(inputs: ReportInputs, count: int, column: str | None = None) -> ReportInputs:
-    """Gives so many test slices a neighbour in train, or marks them in a column."""
-    table = inputs.manifest.copy()
-    table["group"], table["slice_number"] = None, np.arange(len(table)) * 10
-    test = table.index[table["split"] == "test"][:count]
-    if column:
-        table.loc[test, column] = True
-    else:
-        train = table.index[table["split"] == "train"][:count]
-        table.loc[test, "slice_number"] = table.loc[train, "slice_number"].to_numpy() + 1
-    return replace(inputs, manifest=table)
-
-
-def clean(inputs: ReportInputs) -> ReportInputs:
-    """Without anything to warn of."""
-    flags = dict.fromkeys(("near_duplicate_elsewhere", "duplicate_elsewhere"), False)
-    table = leaking(inputs, 0).manifest.assign(box_fill=0.7, **flags)
-    better = {"mean": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "slices": 5, "groups": 5}
-    better |= {"by_seed": {"0": 0.3, "1": 0.3}}
-    paired = inputs.figures["paired"] | {f"{name}-copy": better for name in METHODS[:2]}
-    return replace(inputs, manifest=table, figures=inputs.figures | {"paired": paired})
-
-
-def test_no_warning_without_a_reason(inputs: ReportInputs) -> None:
-    assert caveats(clean(inputs)) == []
-
-
-def test_a_leaking_split_is_warned_of(inputs: ReportInputs) -> None:
-    (found,) = caveats(leaking(clean(inputs), 3))
-    assert "of 5 test slices 3 have a neighbouring slice in train" in found
-    (found,) = caveats(leaking(clean(inputs), 2, "near_duplicate_elsewhere"))
-    assert "2 have a near duplicate" in found and "neighbouring" not in found
-
-
-@pytest.mark.parametrize(("boxes", "words"), [(22, "All 22 labels"), (12, "12 of 22"), (11, "")])
-def test_boxes_are_warned_of(inputs: ReportInputs, boxes: int, words: str) -> None:
-    table = clean(inputs).manifest
-    table["box_fill"] = np.where(np.arange(len(table)) < boxes, 1.0, 0.7)
-    found = caveats(replace(clean(inputs), manifest=table))
-    assert len(found) == bool(words) and all(one.startswith(words) for one in found)
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"mean": 0.01, "low": -0.1}, "U-Net is not shown to beat the copy control"),
-        ({"mean": -0.3, "low": -0.4, "high": -0.2}, "U-Net scores lower than the copy control"),
-    ],
-)
-def test_losing_to_the_copy_is_warned_of(inputs: ReportInputs, changed, words: str) -> None:
-    sound = clean(inputs)
-    paired = sound.figures["paired"]
-    paired = paired | {"unet-copy": paired["unet-copy"] | changed}
-    (found,) = caveats(replace(sound, figures=sound.figures | {"paired": paired}))
-    assert found.startswith(words)
-
-
-def test_one_seed_and_chance_are_warned_of(inputs: ReportInputs) -> None:
-    sound = clean(inputs)
-    slices = sound.slices[(sound.slices["seed"] != 1) | (sound.slices["method"] == "unet")]
-    (found,) = caveats(replace(sound, slices=slices))
-    assert found.startswith("One seed only for Attention U-Net:")
-    first, *others = sound.trainings
-    loose = Training(first.run | {"deterministic": False}, first.history)
-    (found,) = caveats(replace(sound, trainings=[loose, *others]))
-    assert found.startswith("Deterministic mode was off")
 
 
 def test_warnings_are_on_the_page(page: str, inputs: ReportInputs) -> None:

@@ -1,8 +1,9 @@
 """What speaks against a comparison's figures, each in a sentence made from what was measured."""
 
 from tumorseg.data.geometry import RECTANGLE_FILL
+from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
-from tumorseg.reporting.inputs import ReportInputs, as_difference, networks_of
+from tumorseg.reporting.inputs import ReportInputs, networks_of
 from tumorseg.reporting.wording import fixed, percent, whole
 
 MANY_RECTANGLES = 0.5  # the share from which labels as a whole are called boxes
@@ -83,7 +84,7 @@ def _boxes(inputs: ReportInputs) -> list[str]:
 def _controls(inputs: ReportInputs) -> list[str]:
     found = []
     for name in networks_of(inputs):
-        gap = as_difference(inputs.figures["paired"][f"{name}-copy"])
+        gap = Difference(**inputs.figures["paired"][f"{name}-copy"])
         if gap.shown and gap.mean > 0:
             continue
         test = inputs.figures["test"]

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.evaluation.paired import Difference
 from tumorseg.learning.networks import UNet
 from tumorseg.params import NETWORKS
 
@@ -123,11 +122,6 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
     rows = slices.assign(tumour=slices["tp"] + slices["fn"])
     keys = ["method", "path", "group", "category", "tumour"]
     return rows.groupby(keys, dropna=False)["dice"].mean().reset_index()
-
-
-def as_difference(found: dict[str, Any]) -> Difference:
-    """The figures of one pair in metrics.json as a `Difference`."""
-    return Difference(**found)
 
 
 def networks_of(inputs: ReportInputs) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES, verdicts
 from tumorseg.evaluation.strata import FEWEST, differences
 from tumorseg.files import atomic_path
@@ -12,7 +13,6 @@ from tumorseg.reporting import charts
 from tumorseg.reporting.caveats import caveats
 from tumorseg.reporting.inputs import (
     ReportInputs,
-    as_difference,
     networks_of,
     over_seeds,
 )
@@ -64,7 +64,7 @@ def _paired(inputs: ReportInputs) -> dict[str, Any]:
     scored = over_seeds(inputs.test)
     scored = scored[scored["method"].isin(PAIR)]
     rows, skipped = differences(inputs.test, *PAIR, *inputs.bootstrap)
-    found = as_difference(inputs.figures["paired"]["-".join(PAIR)])
+    found = Difference(**inputs.figures["paired"]["-".join(PAIR)])
     dice = scored.pivot(index="path", columns="method", values="dice")
     gaps = dice[PAIR[0]] - dice[PAIR[1]]
     return {
