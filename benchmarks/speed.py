@@ -38,6 +38,7 @@ from tumorseg.data.phantom import make_phantom
 from tumorseg.errors import InputError
 from tumorseg.export import export_onnx
 from tumorseg.learning.augmentation import Policy, load_policy, save_policy
+from tumorseg.learning.devices import precision
 from tumorseg.params import AugmentParams, TrainParams, ValidateParams, load_params
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
@@ -185,14 +186,17 @@ def main() -> None:
     parser.add_argument("--phantom", type=int, nargs="?", const=240, help="so many train slices")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: on CUDA")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="default: as train.common.precision"
+    )
     parser.add_argument("--compile", action="store_true")
     chosen = parser.parse_args()
     os.environ |= environment.SILENT
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
-    bf16 = device.type == "cuda" if chosen.bf16 is None else chosen.bf16
     try:
+        common = load_params(TrainParams, chosen.params).common
+        bf16 = precision(common) == "bf16-mixed" if chosen.bf16 is None else chosen.bf16
         if chosen.compile and not (shutil.which("c++") or shutil.which("g++")):
             raise InputError("--compile needs a C++ compiler, such as g++")
         if chosen.size % 64:
