@@ -61,11 +61,22 @@ def rivals(params: TrainParams) -> list[Rival]:
         "channels": (32, 64, 128, 256, 512),
         "strides": (2, 2, 2, 2),
     }
-    return [
-        *ours,
-        Rival(REFERENCE, partial(ResidualUnet, **shape, num_res_units=2), tuple(LAYOUTS)),
-        Rival("MONAI AttentionUnet", partial(AttentionUnet, **shape), tuple(LAYOUTS)),
+    theirs = {
+        REFERENCE: partial(ResidualUnet, **shape, num_res_units=2),
+        "MONAI AttentionUnet": partial(AttentionUnet, **shape),
+    }
+    return ours + [
+        Rival(title, partial(_expecting_little, build), tuple(LAYOUTS))
+        for title, build in theirs.items()
     ]
+
+
+def _expecting_little(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a network that starts from a small probability of tumour, as ours do."""
+    network = build()
+    *_, last = (p for name, p in network.named_parameters() if name.endswith("bias"))
+    nn.init.constant_(last, -4.0)
+    return network
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
     python benchmarks/speed.py [--seconds 90] [--rates 1e-3 3e-3] [--compile] [--phantom]
 
-Takes the slices that `dvc repro augment` left, or a phantom where there are none. What is measured
-takes turns, round after round, so that noise of the machine hits all alike. Prints Markdown:
+Takes the slices that `dvc repro augment` left, or a phantom where there are none. Speeds are
+measured in turns, round after round, so that noise of the machine hits all alike. Prints Markdown:
 
 - GFLOP an image: of forward and backward pass, counted by PyTorch.
 - train images/s: of steps on one batch already drawn; the median of the rounds. MONAI's networks
   run in both memory layouts and are shown in their faster one.
 - step efficiency: FLOP/s of a training step over those of the fastest 3×3 convolution found.
 - PyTorch ms, ONNX Runtime ms: for one image, the former in its faster layout.
-- Dice: of the validation slices, after equal seconds of training, drawing included, with the
-  learning rate falling linearly to zero; with the best of `--rates`.
+- Dice: of the validation slices, after equal seconds of training, one network after the other,
+  drawing included, with the learning rate falling linearly to zero; with the best of `--rates`.
 """
 
 import argparse
@@ -170,20 +170,29 @@ def find_slices(chosen: argparse.Namespace, scratch: Path) -> tuple[dict[str, Sl
     return slices, load_policy(scratch / "policy.json"), "a phantom's"
 
 
+def positive(text: str) -> int:
+    """A whole number from one on, for argparse."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 on")
+    return int(text)
+
+
 def main() -> None:
     """Reads the options, finds the slices, measures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--size", type=int, default=256, help="side of the slices, in pixels")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--turn", type=float, default=3, help="seconds of a turn of training")
     parser.add_argument(
         "--seconds", type=float, default=90, help="of training before Dice; 0: none"
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="best of these")
     parser.add_argument("--average", type=float, default=0, help="decay of averaged weights")
-    parser.add_argument("--phantom", type=int, nargs="?", const=240, help="so many train slices")
+    parser.add_argument(
+        "--phantom", type=positive, nargs="?", const=240, help="so many train slices"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(

@@ -29,7 +29,7 @@ from tumorseg.reporting import figures
 from tumorseg.reporting.cards import write_cards
 from tumorseg.reporting.inputs import ReportInputs, Training
 from tumorseg.reporting.report import write_report
-from tumorseg.tracking import latest_figures, lineage
+from tumorseg.tracking import latest_figures, lineage, recipe
 
 REPORTS = Path("reports")
 MASKS = Path("artifacts/evaluate/masks.parquet")
@@ -55,26 +55,29 @@ def evaluate() -> None:
     scored = comparison.scored
     test = scored[scored["split"] == "test"]
     reliability = {name: found.table() for name, found in comparison.reliability.items()}
+    calibration = pd.concat(reliability, names=["method"]).reset_index(0)
+    parts = step(strata)(test, params.bootstrap_samples, params.seed)
     for path, frame in {
         REPORTS / "per_slice.csv": scored.drop(columns=["mask_rle", "truth_rle"]),
-        REPORTS / "strata.csv": strata(test, params.bootstrap_samples, params.seed),
-        REPORTS / "calibration.csv": pd.concat(reliability, names=["method"]).reset_index(0),
+        REPORTS / "strata.csv": parts,
+        REPORTS / "calibration.csv": calibration,
     }.items():
         with atomic_path(path) as temporary:
             frame.to_csv(temporary, index=False)
     with atomic_path(MASKS) as temporary:
         scored.to_parquet(temporary, index=False)
     step(draw)(scored, training.seeds)
-    step(report)(result, comparison, networks, training.seeds)
+    step(report)(result, comparison, parts, calibration, networks, training.seeds)
     print("\n" + table(result))
     print("\n".join(["", *verdicts(result)]))
     say_honesty_gap(result)
 
 
 def say_honesty_gap(figures: dict[str, Any]) -> None:
-    """Compares with the last run on the other split of the same data, if MLflow knows one."""
+    """Compares with the last run on the other split, if MLflow knows one of the same recipe."""
     others = {"official": "grouped", "grouped": "official"}
     tags = {"split": others[figures["split"]["method"]], "data_md5": lineage()["data_md5"]}
+    tags |= {"recipe": recipe()}
     gaps = honesty_gap(
         figures, step(latest_figures, retries=2)(load_params(RegisterParams).experiment, tags)
     )
@@ -89,6 +92,8 @@ def say_honesty_gap(figures: dict[str, Any]) -> None:
 def report(
     result: dict[str, Any],
     comparison: Comparison,
+    parts: pd.DataFrame,
+    calibration: pd.DataFrame,
     networks: dict[Run, Probabilities],
     seeds: list[int],
 ) -> None:
@@ -97,8 +102,8 @@ def report(
     inputs = ReportInputs(
         figures=result,
         slices=comparison.scored,
-        strata=pd.read_csv(REPORTS / "strata.csv"),
-        calibration=pd.read_csv(REPORTS / "calibration.csv"),
+        strata=parts,
+        calibration=calibration,
         trainings=[
             Training(
                 json.loads((TRAINED / f"{name}-{seed}" / "run.json").read_text()),
@@ -130,9 +135,11 @@ def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
         ]
     )
     with atomic_path(REPORTS / "history.csv") as temporary:
-        means = histories.pivot_table(index="epoch", columns="network")
-        means.columns = pd.Index([f"{column[1]}_{column[0]}" for column in means.columns])
-        means.to_csv(temporary)
+        means = {
+            f"{name}_": figures.seed_means(history).drop(columns="seed")
+            for name, history in histories.groupby("network")
+        }
+        pd.concat([m.add_prefix(name) for name, m in means.items()], axis=1).to_csv(temporary)
     figures.training_curves(histories, REPORTS / "curves.png")
     figures.comparison_chart(scored[scored["split"] == "test"], REPORTS / "comparison.png")
     figures.prediction_gallery(scored, Path("data"), REPORTS / "predictions.png")

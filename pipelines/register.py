@@ -11,6 +11,7 @@ from pipelines.train import TRAINED
 from tumorseg import registry, tracking
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
+from tumorseg.errors import InputError
 from tumorseg.evaluation.comparison import load_network
 from tumorseg.export import export_onnx, parity
 from tumorseg.files import write_json
@@ -45,7 +46,11 @@ def register() -> None:
             {f"{s}_{key}": value for s in ("valid", "test") for key, value in found[s].items()}
             | {f"over_seeds_test_{key}": v for key, v in figures["test"][network].items()}
             | {f"test_copy_{key}": value for key, value in figures["test"]["copy"].items()},
-            {"winner": str(network == figures["winner"]), "split": figures["split"]["method"]},
+            {
+                "winner": str(network == figures["winner"]),
+                "split": figures["split"]["method"],
+                "recipe": tracking.recipe(),
+            },
             [TRAINED / name / "weights.safetensors", *(REPORTS / f for f in ATTACHED)],
         )
 
@@ -59,10 +64,11 @@ def register() -> None:
         folder, current = Path(scratch, "newcomer"), Path(scratch, "champion")
         step(export_onnx)(network, images.shape[-1], folder / "model.onnx")
         difference = step(parity)(network, folder / "model.onnx", images[:16])
-        if difference > params.parity_tolerance:
-            raise RuntimeError(
+        if not difference <= params.parity_tolerance:  # also where it is not a number
+            raise InputError(
                 f"ONNX and PyTorch differ by {difference:.1e} in probability, more than "
-                f"register.parity_tolerance {params.parity_tolerance:.1e}"
+                f"register.parity_tolerance {params.parity_tolerance:.1e} in params.yaml; "
+                "nothing was registered"
             )
         print(f"ONNX Runtime and PyTorch agree within {difference:.1e} in probability")
         lineage = tracking.lineage()
@@ -85,12 +91,12 @@ def register() -> None:
         )
         newcomer = step(served_dice)(folder, rows, Path("data"))
         last = registry.champion(params.model_name, params.experiment)
+        champion, same = None, True
         if last is not None:
-            registry.fetch(params.model_name, last.version, params.experiment, current)
-            if json.loads((current / "model.json").read_text()).get("split") != figures["split"]:
-                print("the champion saw another split: it may remember what it is judged on here")
-        champion = step(served_dice)(current, rows, Path("data")) if last else None
-        verdict = Verdict(newcomer, champion, params.min_gain)
+            known = registry.fetch(params.model_name, last.version, params.experiment, current)
+            same = known.get("split") == figures["split"]
+            champion = step(served_dice)(current, rows, Path("data"))
+        verdict = Verdict(newcomer, champion, params.min_gain, same)
         version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
         if verdict.promotes:
             registry.promote(params.model_name, version, params.experiment)

@@ -17,7 +17,7 @@ from tumorseg.errors import InputError, StageError
 from tumorseg.params import RetrainParams, load_params
 from tumorseg.server import prefect_server
 
-STAGES = ("validate", "augment", "train", "evaluate", "register", "package")
+STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "package")
 
 
 def reproduce(name: str) -> None:

@@ -17,6 +17,7 @@ from tumorseg.data.manifest import (
     save_manifest,
 )
 from tumorseg.data.splits import ASIDE, SIDES, grouped, official
+from tumorseg.errors import InputError
 from tumorseg.files import write_json
 from tumorseg.params import SplitParams, load_params
 
@@ -31,6 +32,12 @@ def split() -> None:
         result = step(grouped)(table, pairs, *blocks, params.seed)
     else:
         result = step(official)(table, pairs, *blocks)
+    empty = [side for side in SIDES if not (result["split"] == side).any()]
+    if empty:
+        raise InputError(
+            f"split: no slice would be in {' and '.join(empty)}: {result['split_group'].nunique()} "
+            f"groups do not divide; set split.method: official in params.yaml, or add data"
+        )
     result = mark_leaks(result, pairs, SIDES)
     write_json(Path("reports/split.json"), describe(result, params.method))
     save_manifest(result, SPLIT_MANIFEST)

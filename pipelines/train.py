@@ -49,6 +49,7 @@ def train(network: str, seed: int) -> None:
         temporary.write_text(str(logger.run_id))
     summary = step(take_part, name="train")(network, seed, logger)
     write_json(TRAINED / f"{network}-{seed}" / "run.json", summary | {"run_id": logger.run_id})
+    shutil.rmtree(checkpoints)
     print(f"{network}-{seed}: {summary}")
 
 
@@ -74,12 +75,15 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
     What it is trained on and by which code is part of the name, so that nothing is resumed that
     would come to other weights.
     """
+    if not POLICY.exists():
+        raise InputError(f"{POLICY}: is not there; run `dvc repro augment`")
     told = params.common.model_dump_json() + params.network(network).model_dump_json()
     digest = hashlib.sha256(f"{told} torch {torch.__version__}".encode())
     code = Path(tracking.__file__).parent
     sources = [path for pattern in SOURCES for path in sorted(code.glob(pattern))]
     for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *sources):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return STATE / "train" / f"{network}-{seed}" / digest.hexdigest()[:16]
 
 

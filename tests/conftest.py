@@ -25,6 +25,13 @@ os.environ["MPLBACKEND"] = "Agg"
 # The networks here are tiny; threads that wait for each other cost more than they compute.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, but from `pytest -m gpu`: what is tested is the same on every machine."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 REPOSITORY = Path(__file__).parents[1]
 
 

@@ -74,6 +74,11 @@ def made_up(slices: pd.DataFrame) -> dict:
             f"{name}-{seed}": 0.5 - 0.05 * seed for name in METHODS[:2] for seed in (0, 1)
         },
         "distances": {"unit": "pixels", "tolerance": 2},
+        "runs": {
+            f"{name}-{seed}": {s: figures[s][name] | {"seeds": 1} for s in ("valid", "test")}
+            for name in METHODS[:2]
+            for seed in (0, 1)
+        },
         "paired": comparisons(slices[slices["split"] == "test"], pairs, 50, 0),
         "winner": "attention_unet",
         "winner_seed": 1,

@@ -42,7 +42,10 @@ def test_the_model_card_has_every_method_s_figures(inputs: ReportInputs, tmp_pat
         test, row = inputs.figures["test"][method], scores[TITLES[method]]
         assert row[2].startswith(f"{test['mean_dice']:.3f} ({test['mean_dice_low']:.3f}–")
         assert row[5:7] == [f"{test[f'micro_{name}']:.3f}" for name in ("sensitivity", "precision")]
-    assert scores[TITLES["background"]][7] == "– (4)" and scores[TITLES["background"]][10] == "–"
+    assert (
+        scores[TITLES["background"]][7] == "– (4 of 5 masks)"
+        and scores[TITLES["background"]][10] == "–"
+    )
     validation = rows(model.split("Validation split:")[1])
     mean = inputs.figures["valid"]["unet"]["mean_dice"]
     assert validation["U-Net"][2].startswith(f"{mean:.3f}") and TITLES["copy"] not in validation

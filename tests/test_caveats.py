@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report_sample import METHODS, make_inputs
+from tumorseg.evaluation.results import TITLES
 from tumorseg.reporting.caveats import caveats
 from tumorseg.reporting.inputs import ReportInputs, Training
 
@@ -32,8 +33,9 @@ def clean(inputs: ReportInputs) -> ReportInputs:
     """Without anything to warn of."""
     flags = dict.fromkeys(("near_duplicate_elsewhere", "duplicate_elsewhere"), False)
     table = leaking(inputs, 0).manifest.assign(box_fill=0.7, **flags)
-    better = {"mean": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "slices": 5, "groups": 5}
-    better |= {"by_seed": {"0": 0.3, "1": 0.3}}
+    table["split_group"] = table["split"] + table.index.astype(str)
+    better = {"mean": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "p_seeds": 0.01}
+    better |= {"slices": 60, "groups": 60, "by_seed": {"0": 0.3, "1": 0.3}}
     paired = inputs.figures["paired"] | {f"{name}-copy": better for name in METHODS[:2]}
     return replace(inputs, manifest=table, figures=inputs.figures | {"paired": paired})
 
@@ -47,6 +49,11 @@ def test_a_leaking_split_is_warned_of(inputs: ReportInputs) -> None:
     assert "of 5 test slices 3 have a neighbouring slice in train" in found
     (found,) = caveats(leaking(clean(inputs), 2, "near_duplicate_elsewhere"))
     assert "2 have a near duplicate" in found and "neighbouring" not in found
+    torn = clean(inputs).manifest
+    torn.loc[torn["split"] == "train", "split_group"] = "patient"
+    torn.loc[torn.index[torn["split"] == "test"][:4], "split_group"] = "patient"
+    (found,) = caveats(replace(clean(inputs), manifest=torn))
+    assert "of 5 test slices 4 have slices of their group in train." in found
 
 
 @pytest.mark.parametrize(("boxes", "words"), [(22, "All 22 labels"), (12, "12 of 22"), (11, "")])
@@ -60,16 +67,17 @@ def test_boxes_are_warned_of(inputs: ReportInputs, boxes: int, words: str) -> No
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"mean": 0.01, "low": -0.1}, "U-Net is not shown to beat the copy control"),
-        ({"mean": -0.3, "low": -0.4, "high": -0.2}, "U-Net scores lower than the copy control"),
+        ({"mean": 0.01, "low": -0.1}, "is not shown to beat"),
+        ({"mean": -0.3, "low": -0.4, "high": -0.2}, "scores lower than"),
     ],
 )
-def test_losing_to_the_copy_is_warned_of(inputs: ReportInputs, changed, words: str) -> None:
+@pytest.mark.parametrize("control", ["copy", "background"])
+def test_losing_to_a_control_is_warned_of(inputs, changed, words: str, control: str) -> None:
     sound = clean(inputs)
     paired = sound.figures["paired"]
-    paired = paired | {"unet-copy": paired["unet-copy"] | changed}
+    paired = paired | {f"unet-{control}": paired["unet-copy"] | changed}
     (found,) = caveats(replace(sound, figures=sound.figures | {"paired": paired}))
-    assert found.startswith(words)
+    assert found.startswith(f"U-Net {words} the {TITLES[control]}, which")
 
 
 def test_one_seed_and_chance_are_warned_of(inputs: ReportInputs) -> None:

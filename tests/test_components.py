@@ -9,11 +9,19 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.conftest import REPOSITORY
 from tumorseg.environment import SILENT
 from tumorseg.server import background, free_port
+
+
+def test_retraining_runs_every_stage_in_order() -> None:
+    from pipelines.retrain import STAGES
+
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert tuple(stages) == STAGES
 
 
 def lock() -> dict[str, str]:

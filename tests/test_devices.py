@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
-from tests.conftest import REPOSITORY, TINY_TRAIN
+from tests.conftest import REPOSITORY, TINY_TRAIN, fit
+from tumorseg.errors import InputError
 from tumorseg.learning import devices
 from tumorseg.learning.draws import EpochSampler
-from tumorseg.params import CommonTrainParams
+from tumorseg.params import CommonTrainParams, TrainParams
 
 
 def common(**changes: object) -> CommonTrainParams:
@@ -49,6 +53,49 @@ def test_slices_are_dealt_out_without_loss(processes: int) -> None:
 
 def test_the_processor_is_named() -> None:
     assert str(os.cpu_count()) in devices.hardware()
+
+
+def test_a_last_step_of_several_passes_is_the_mean_of_its_slices_too(workplace, tmp_path) -> None:
+    # 12 slices in steps of 8: the last step has four, in one pass of four or two of two.
+    changes = {"batch_size": 8, "epochs": 1, "dice_over": "slice"}
+    weights = []
+    for at_once in (8, 2):
+        given = TINY_TRAIN["common"] | changes | {"most_at_once": at_once}
+        network = TINY_TRAIN["unet"] | {"norm": "instance"}
+        params = TrainParams.model_validate(TINY_TRAIN | {"common": given, "unet": network})
+        fit(workplace, "unet", params, tmp_path / str(at_once))
+        weights.append(load_file(tmp_path / str(at_once) / "weights.safetensors"))
+    first, second = weights
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_more_gpus_than_there_are_is_named(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"devices is 2, but there are 1 GPUs"):
+        devices.launch(common(devices=2), ["python"])
+
+
+def test_nodes_that_do_not_meet_are_named(monkeypatch) -> None:
+    def absent(*_: object) -> object:
+        def wait(*_: object) -> None:
+            raise RendezvousTimeoutError("too few")
+
+        return wait
+
+    monkeypatch.setattr(devices, "elastic_launch", absent)
+    with pytest.raises(InputError, match="2 nodes did not meet at localhost:29400"):
+        devices.launch(common(nodes=2), ["python"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_bf16(workplace, tmp_path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU; run `pytest -m gpu` on a machine with one")
+    given = TINY_TRAIN | {"common": TINY_TRAIN["common"] | {"precision": "auto"}}
+    summary = fit(workplace, "attention_unet", TrainParams.model_validate(given), tmp_path)
+    assert summary["device"].startswith("cuda") and summary["val_loss"] < 5
+    assert (summary["precision"] == "bf16-mixed") == torch.cuda.is_bf16_supported(False)
 
 
 WORKER = """
@@ -121,4 +168,4 @@ def test_two_processes_come_to_about_the_same(runs) -> None:
         assert together[figure].tolist() == pytest.approx(alone[figure].tolist(), rel=0.02), figure
     assert together["train_loss"][0] == pytest.approx(alone["train_loss"][0], rel=0.003)
     files = {path.name for path in runs[2].iterdir()}
-    assert "weights.safetensors" in files and "unfinished" not in files
+    assert "weights.safetensors" in files

@@ -89,7 +89,12 @@ def test_identical_masks_are_nowhere_apart() -> None:
     "pair", [(NOTHING, square(1, 1, 5, 5)), (square(1, 1, 5, 5), NOTHING), (NOTHING, NOTHING)]
 )
 def test_there_is_no_distance_to_nothing(pair) -> None:
-    assert all(isnan(value) for value in distances(*pair, None, 2).values())
+    found = distances(*pair, None, 2)
+    assert isnan(found["hd95"])
+    if pair[0].any() or pair[1].any():
+        assert found["surface_dice"] == 0
+    else:
+        assert isnan(found["surface_dice"])
 
 
 @st.composite

@@ -73,19 +73,56 @@ def test_equal_methods_differ_by_nothing() -> None:
 
 
 def test_a_single_bad_patient_is_no_evidence() -> None:
-    # One patient with many slices makes the test of slices sure; the interval is not.
+    # One patient with many slices would make a test of slices sure; groups are tested.
     groups = [0] * 60 + list(range(1, 11))
     gaps = np.array([0.3] * 60 + [-0.1, 0.1] * 5)
     found = difference(scores(0.5 + gaps, np.full(70, 0.5), groups), "gated", "plain", 2000, 0)
-    assert found.p_value < 0.001 and not found.shown
+    assert stats.wilcoxon(gaps).pvalue < 0.001
+    assert found.p_value > 0.3 and not found.shown
+
+
+def test_few_large_gains_against_many_small_losses_are_no_evidence() -> None:
+    # The mean is above zero and its interval too, but most slices are worse: ranks point down.
+    gaps = np.array([-0.01] * 85 + [0.45] * 15)
+    found = difference(scores(0.5 + gaps, np.full(100, 0.5)), "gated", "plain", 2000, 0)
+    assert found.low > 0 and found.p_value > 0.99 and not found.shown
+    assert stats.wilcoxon(gaps).pvalue < 0.05
+
+
+def test_a_handful_of_patients_is_too_few() -> None:
+    plain = np.random.default_rng(6).random(60)
+    for patients, enough in ((1, False), (5, False), (6, True)):
+        groups = [n % patients for n in range(60)]
+        found = difference(scores(plain + 0.1, plain, groups), "gated", "plain", 200, 0)
+        assert found.shown == enough
+        assert ("too few to tell" in str(found)) != enough
+
+
+def test_seeds_that_disagree_are_no_evidence() -> None:
+    rng = np.random.default_rng(7)
+    plain, shown = rng.random(50), 0
+    for _ in range(100):  # no difference on average, but each training is lucky or not
+        tables = [
+            scores(plain + gap + rng.normal(0, 0.02, 50), plain).assign(seed=seed)
+            for seed, gap in enumerate(rng.normal(0, 0.03, 3))
+        ]
+        shown += difference(pd.concat(tables), "gated", "plain", 200, 0).shown
+    assert shown <= 10
+
+
+def test_resampled_seeds_vary_as_much_as_seeds_do() -> None:
+    by_seed = np.array([0.1, 0.2, 0.3])
+    means = bootstrap_means(np.tile(by_seed, (5, 1)), np.arange(5), 20000, 0)
+    assert means.std() == pytest.approx(by_seed.std(ddof=1) / 3**0.5, rel=0.03)
 
 
 def test_wilcoxon_is_scipy_s() -> None:
     first, second = [0.9, 0.8, 0.7, 0.6, 0.5, 0.95], [0.8, 0.85, 0.5, 0.5, 0.5, 0.9]
     gaps = np.subtract(first, second)
+    assert gaps.mean() > 0
     found = comparisons(scores(first, second), [("gated", "plain")], 100, 0)["gated-plain"]
     assert found["p_value"] == pytest.approx(
-        stats.wilcoxon(gaps, zero_method="pratt").pvalue, abs=1e-5
+        2 * stats.wilcoxon(gaps, zero_method="pratt", alternative="greater").pvalue, abs=1e-5
     )
 
 
@@ -108,7 +145,10 @@ def test_seeds_are_paired_with_each_other_and_with_a_control() -> None:
     found = difference(table, "gated", "plain", 500, 0)
     assert found.by_seed == pytest.approx({"0": 0.1, "1": 0.2})
     assert (found.mean, found.slices) == (pytest.approx(0.15), 40)
-    assert found.low == pytest.approx(0.1) and found.high == pytest.approx(0.2)
+    # Two seeds vary by twice what resampling two of them does.
+    assert found.low == pytest.approx(0.15 - 0.05 * 2**0.5)
+    assert found.high == pytest.approx(0.15 + 0.05 * 2**0.5)
+    assert found.p_seeds == pytest.approx(stats.ttest_1samp([0.1, 0.2], 0).pvalue)
     against = difference(table, "plain", "copy", 500, 0)
     assert against.by_seed == pytest.approx(
         {"0": plain[0].mean() - 0.5, "1": plain[1].mean() - 0.5}

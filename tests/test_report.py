@@ -103,7 +103,11 @@ def test_pairs_are_printed_with_their_intervals(page: str, inputs: ReportInputs)
     assert row[1] == f"{pair['mean']:+.3f}"
     assert row[2] == f"{pair['low']:+.3f} to {pair['high']:+.3f}"
     by_seed = ", ".join(f"{seed}: {gap:+.3f}" for seed, gap in pair["by_seed"].items())
-    assert row[3] == p_value(pair["p_value"]) and row[6] == by_seed and by_seed.count(":") == 2
+    assert (
+        row[3:5] == [p_value(pair["p_value"]), p_value(pair["p_seeds"])]
+        and row[7] == by_seed
+        and by_seed.count(":") == 2
+    )
 
 
 def test_what_is_not_a_number_is_a_dash_and_explained(page: str) -> None:
@@ -124,7 +128,7 @@ def test_runs_and_parameters_are_on_the_page(page: str, inputs: ReportInputs) ->
 
 
 def test_too_small_strata_are_named(page: str) -> None:
-    assert "having fewer than 10 slices: size small (" in page
+    assert "having fewer than 10 slices or 6 groups: size small (" in page
 
 
 def test_names_are_escaped(values: dict) -> None:
@@ -199,7 +203,7 @@ def test_differences_by_stratum() -> None:
     scored = numbered(36)
     number = scored["path"].map({path: n for n, path in enumerate(scored["path"].unique())})
     scored = scored.assign(tp=number, fp=0, fn=0, tn=100 - number)
-    scored["category"] = ["glioma,cyst" if n < 9 else "glioma" for n in number]
+    scored["category"] = ["glioma; cyst" if n < 9 else "glioma" for n in number]
     found, skipped = differences(scored, "attention_unet", "unet", 50, 0)
     assert skipped == ["size no tumour (1)", "category cyst (9)"]
     assert found["slices"].tolist() == [12, 11, 12, 36]

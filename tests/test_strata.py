@@ -20,7 +20,7 @@ def judged(method: str, seed: int | None = None, found: float = 0.5) -> pd.DataF
     base = {"method": method, "path": [f"{n}.png" for n in range(10)], "group": list("aabbccddee")}
     counts = {"tp": tp, "fp": 5, "fn": areas - tp, "tn": 1000 - 5 - areas}
     parts = {"lesions": areas > 0, "lesions_found": tp > 10, "calls": 1, "calls_right": tp > 10}
-    kinds = {"category": ["glioma", "glioma,meningioma", "meningioma", *["glioma"] * 6, ""]}
+    kinds = {"category": ["glioma", "glioma; meningioma", "meningioma", *["glioma"] * 6, ""]}
     table = pd.DataFrame(base | counts | {k: np.int64(v) for k, v in parts.items()} | kinds)
     table["seed"] = pd.array([seed] * 10, "Int64")
     return score(table)

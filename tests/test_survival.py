@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import SafetensorError
 
 from tests.conftest import TINY_TRAIN, fit
 from tumorseg.errors import InputError
+from tumorseg.learning.segmenter import Segmenter
 from tumorseg.learning.training import train
 from tumorseg.params import (
     TrainParams,
@@ -60,10 +62,32 @@ def test_an_interrupted_training_comes_to_the_same_weights(
     assert len(calls) == 8 * 12 + draws - 12 * ((draws - 1) // 12)  # only the epoch at hand is lost
     for name in ("weights.safetensors", "history.csv"):
         assert (broken / name).read_bytes() == (folder / name).read_bytes()
-    assert not (broken / "unfinished").exists()
+    # Cut off after its last epoch, it has nothing more to do.
+    count = len(calls)
+    finished = train(*given, killer, broken, broken / "unfinished")
+    assert len(calls) == count
+    assert finished["weights_digest"] == whole["weights_digest"]
+    assert finished["best_epoch"] == whole["best_epoch"]
 
 
-def test_a_damaged_checkpoint_loses_only_an_epoch(workplace, unbroken, tmp_path, capsys) -> None:
+def cut(data: bytes) -> bytes:
+    return data[:1000]
+
+
+def empty(_: bytes) -> bytes:
+    return b""
+
+
+def flip(data: bytes) -> bytes:
+    """Changes one bit in the largest tensor, which loading does not notice."""
+    place = len(data) // 2
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("spoil", [cut, empty, flip])
+def test_a_damaged_checkpoint_loses_only_an_epoch(
+    workplace, unbroken, tmp_path, capsys, spoil
+) -> None:
     params, _, folder = unbroken
     calls = []
 
@@ -78,7 +102,7 @@ def test_a_damaged_checkpoint_loses_only_an_epoch(workplace, unbroken, tmp_path,
     with pytest.raises(Killed):
         train(*given)
     last = unfinished / "epoch=2.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
+    last.write_bytes(spoil(last.read_bytes()))
     train(*given)
     assert "epoch=2.ckpt: is damaged" in capsys.readouterr().out
     files = [where / "weights.safetensors" for where in (folder, tmp_path)]
@@ -95,6 +119,35 @@ def test_a_loss_that_is_no_number_names_the_batch(workplace, train_params, tmp_p
         train("unet", 0, train_params, workplace["slices"], poison, tmp_path, tmp_path / "c")
 
 
+def test_weights_that_break_in_an_epoch_s_last_step_are_no_result(
+    workplace, train_params, tmp_path, monkeypatch
+) -> None:
+    original = Segmenter.validation_step
+
+    def poisoned(self, batch, number):
+        original(self, batch, number)
+        self.sums[0] = float("nan")
+
+    monkeypatch.setattr(Segmenter, "validation_step", poisoned)
+    with pytest.raises(InputError, match="epoch 1: the validation loss is nan; lower"):
+        fit(workplace, "unet", train_params, tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_patience_that_ran_out_before_a_kill_stays_out(
+    workplace, train_params, tmp_path, monkeypatch
+) -> None:
+    # A rate of next to nothing: the first epoch stays the best.
+    changes = {"epochs": 9, "early_stopping_patience": 2, "learning_rate": 1e-9}
+    params = train_params.model_copy(
+        update={"common": train_params.common.model_copy(update=changes)}
+    )
+    whole = fit(workplace, "unet", params, tmp_path)
+    again = fit(workplace, "unet", params, tmp_path)
+    assert whole["epochs"] == again["epochs"] < 9
+    assert whole["weights_digest"] == again["weights_digest"]
+
+
 def test_a_full_disk_is_named(workplace, train_params, tmp_path, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "c"))
@@ -102,3 +155,16 @@ def test_a_full_disk_is_named(workplace, train_params, tmp_path, monkeypatch) ->
     monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
         fit(workplace, "unet", train_params, tmp_path)
+
+
+def test_a_full_disk_at_the_very_end_is_named_too(
+    workplace, train_params, tmp_path, monkeypatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tumorseg.learning.training.save_file", full)
+        with pytest.raises(InputError, match=r"No space left on device.*goes on from the last"):
+            fit(workplace, "unet", train_params, tmp_path)
+    assert fit(workplace, "unet", train_params, tmp_path)["epochs"] == 2

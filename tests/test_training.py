@@ -17,6 +17,7 @@ from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
 from tumorseg.evaluation.threshold import THRESHOLDS
 from tumorseg.learning.devices import compiler
 from tumorseg.learning.draws import EpochSampler
+from tumorseg.learning.loss import bce_dice_loss
 from tumorseg.learning.training import train
 from tumorseg.params import (
     NETWORKS,
@@ -24,7 +25,7 @@ from tumorseg.params import (
     NetworkParams,
     TrainParams,
 )
-from tumorseg.preprocess import mask_to_grid, to_grid, to_native
+from tumorseg.preprocess import mask_to_grid, to_grid, to_input, to_native
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(
@@ -69,6 +70,7 @@ def test_training_writes_weights_history_and_summary(workplace, train_params, tm
     summary = fit(workplace, "attention_unet", train_params, tmp_path / "a")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "history.csv",
+        "unfinished",  # the caller removes it
         "weights.safetensors",
     ]
     history = pd.read_csv(tmp_path / "a" / "history.csv")
@@ -76,6 +78,43 @@ def test_training_writes_weights_history_and_summary(workplace, train_params, tm
     assert {"train_loss", "val_loss", "val_dice", "learning_rate"} <= set(history)
     assert summary["best_epoch"] == history.loc[history["val_loss"].idxmin(), "epoch"]
     json.dumps(summary)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.7])
+def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging) -> None:
+    # A rate so high that the best epoch is seldom the last.
+    changes = {"epochs": 5, "learning_rate": 0.05, "weight_averaging": averaging}
+    changes |= {"dice_over": "slice"}
+    params = TrainParams.model_validate(TINY_TRAIN | {"common": TINY_TRAIN["common"] | changes})
+    summary = fit(workplace, "unet", params, tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv").set_index("epoch")
+    assert summary["best_epoch"] == history["val_loss"].idxmin()
+    network = load_network("unet", params, tmp_path / "weights.safetensors", EVALUATE)
+    valid = workplace["slices"]["valid"]
+    images = torch.from_numpy(np.stack([to_input(image) for image in valid.images]))
+    masks = torch.from_numpy(valid.masks[:, None].astype(np.float32))
+    with torch.inference_mode():
+        loss = bce_dice_loss(network.network(images), masks, 1.0, 1.0, "slice")
+    assert float(loss) == pytest.approx(summary["val_loss"], abs=1e-4)
+    assert history["val_loss"].nunique() == 5
+    assert summary["val_dice"] == history.loc[summary["best_epoch"], "val_dice"]
+
+
+def test_workers_draw_the_same(workplace, train_params, tmp_path) -> None:
+    common = train_params.common.model_copy(update={"workers": 2})
+    fit(workplace, "unet", train_params, tmp_path / "a")
+    fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path / "b")
+    first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_warm_up_of_one_step_is_none(workplace, train_params, tmp_path) -> None:
+    # Two epochs of three steps: 0.17 of six is one.
+    changes = {"schedule": "one_cycle", "warm_up": 1 / 6}
+    common = train_params.common.model_copy(update=changes)
+    fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
+    rates = pd.read_csv(tmp_path / "history.csv")["learning_rate"]
+    assert rates.is_monotonic_decreasing
 
 
 def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path) -> None:
@@ -120,6 +159,12 @@ def test_a_grid_that_does_not_fit_is_named(workplace, train_params, tmp_path) ->
     params = train_params.model_copy(update={"unet": deep})
     with pytest.raises(InputError, match=r"image_size is 64.*multiple of 48"):
         fit(workplace, "unet", params, tmp_path)
+
+
+def test_one_pixel_at_the_bottom_is_named(workplace, train_params, tmp_path) -> None:
+    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="instance", stem=4)
+    with pytest.raises(InputError, match=r"image_size 64 leaves one pixel at the bottom"):
+        fit(workplace, "unet", train_params.model_copy(update={"unet": deep}), tmp_path)
 
 
 def test_an_empty_split_is_named(workplace, train_params, tmp_path) -> None:
@@ -182,7 +227,13 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert 0 <= result["test"]["unet"]["ece"] <= 1
     text = table(result)
     sentences = verdicts(result)
-    assert len(sentences) == 3 and "Attention U-Net" in sentences[0] and "2 seeds" in sentences[0]
+    control = {m: result["test"][m]["mean_dice"] for m in ("copy", "intensity", "background")}
+    beaten = {"copy", max(control, key=control.__getitem__)}
+    assert set(result["paired"]) == {"attention_unet-unet"} | {
+        f"{name}-{other}" for name in NETWORKS for other in beaten
+    }
+    assert len(sentences) == len(result["paired"])
+    assert "Attention U-Net" in sentences[0] and "2 seeds" in sentences[0]
     assert result["paired"]["unet-copy"]["slices"] == 5
     assert len(text.splitlines()) == 7 and "copy of the most similar train slice" in text
 

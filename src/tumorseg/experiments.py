@@ -45,10 +45,13 @@ def load(name: str, path: Path = EXPERIMENTS, params: Path = Path("params.yaml")
     try:
         sets: Any = yaml.safe_load(path.read_text())
         known: Any = yaml.safe_load(params.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} or {params}: cannot be read ({error})") from None
-    if name not in sets:
-        raise InputError(f"{path}: has no set {name!r}; it has {', '.join(sets)}")
+    if not isinstance(sets, dict) or name not in sets:
+        has = ", ".join(map(str, sets)) if isinstance(sets, dict) else "none"
+        raise InputError(f"{path}: has no set {name!r}; it has {has}")
+    if not isinstance(sets[name], dict):
+        raise InputError(f"{path}: {name}: must hold lines such as `train.common.epochs: 30`")
     for key in sets[name]:
         place = known
         for part in key.split("."):

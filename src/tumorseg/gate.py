@@ -14,11 +14,19 @@ from tumorseg.serving.predictor import Predictor
 
 @dataclass(frozen=True)
 class Verdict:
-    """Mean Dice on the validation split of the newcomer and of the champion, if there is one."""
+    """Mean Dice on the validation split of the newcomer and of the champion, if there is one.
+
+    Attributes:
+        newcomer: Its mean Dice.
+        champion: That of the champion; None where there is none.
+        min_gain: By how much the newcomer must be better.
+        same_split: Whether the champion was trained on the train side of this very split.
+    """
 
     newcomer: float
     champion: float | None
     min_gain: float
+    same_split: bool = True
 
     @property
     def promotes(self) -> bool:
@@ -29,10 +37,16 @@ class Verdict:
         """The reason in one sentence."""
         if self.champion is None:
             return f"first model, mean Dice {self.newcomer:.4f} on validation: it is the champion"
-        return (
+        sentence = (
             f"mean Dice on validation {self.newcomer:.4f}, the champion's on the same images "
-            f"{self.champion:.4f}: " + ("promoted" if self.promotes else "the champion stays")
+            f"{self.champion:.4f}"
         )
+        if self.min_gain:
+            sentence += f", to be exceeded by register.min_gain {self.min_gain:g}"
+        sentence += ": promoted" if self.promotes else ": the champion stays"
+        if not self.same_split:
+            sentence += "; it saw another split and may remember what it is judged on here"
+        return sentence
 
 
 def served_dice(model: Path, rows: pd.DataFrame, data: Path) -> float:

@@ -163,7 +163,7 @@ class TrainParams(Section):
     """The training of both networks."""
 
     section = "train"
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # a training each
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)  # a training each
     common: CommonTrainParams
     unet: NetworkParams
     attention_unet: NetworkParams
@@ -219,7 +219,7 @@ class RetrainParams(Section):
     """The retraining flow."""
 
     section = "retrain"
-    retries: int = Field(ge=0)
+    retries: int = Field(ge=0, le=50)
     retry_delay_seconds: float = Field(ge=0)
 
 

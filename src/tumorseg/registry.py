@@ -100,7 +100,8 @@ def fetch(name: str, version: str, experiment: str, folder: Path) -> dict[str, A
     if found != info["digest"]:
         raise InputError(
             f"{name} version {version}: model.onnx has sha256 {found}, but {info['digest']} was "
-            "registered; the artifact store was tampered with or damaged: register again"
+            "registered; the artifact store was tampered with or damaged: bring the file back, or "
+            f"delete the alias {CHAMPION!r} (`make ui`) so that the next model takes its place"
         )
     write_json(folder / "model.json", info)
     return info

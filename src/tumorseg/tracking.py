@@ -1,6 +1,7 @@
 """MLflow runs: one a training, with what it was made from, what it scored and what it drew."""
 
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -36,6 +37,18 @@ def lineage() -> dict[str, str]:
     if Path("requirements.lock").exists():
         tags["lock_digest"] = hashlib.sha256(Path("requirements.lock").read_bytes()).hexdigest()
     return tags
+
+
+def recipe(params: Path = Path("params.yaml")) -> str:
+    """A digest of what a network's figures depend on besides data, split and seed.
+
+    Args:
+        params: With the sections augment, train and evaluate.
+    """
+    sections = yaml.safe_load(params.read_text())
+    named = {name: sections[name] for name in ("augment", "train", "evaluate")}
+    named["train"] = {key: value for key, value in named["train"].items() if key != "seeds"}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def client(experiment: str) -> tuple[MlflowClient, str]:
@@ -78,7 +91,8 @@ def start_run(
     store, _ = client(experiment)
     if run_id is not None:
         try:
-            store.get_run(run_id)
+            if store.get_run(run_id).info.lifecycle_stage != "active":
+                run_id = None  # deleted in MLflow's page meanwhile
         except mlflow.MlflowException:
             run_id = None  # another MLflow than the one it began in
     logger = MLFlowLogger(

@@ -48,7 +48,7 @@ def build_manifest(
         - `path` relative to `data`, `split`, `thumbnail` (its index in the array), `sha256` of the
           file, `format`, `mode` as Pillow names it, `width` and `height` in pixels, `rotated`,
           `coloured`, `mean` and `std` of the grey values;
-        - `annotations` (their number), `categories` (names, comma-separated), `mask_rle` (union
+        - `annotations` (their number), `categories` (names, joined by `; `), `mask_rle` (union
           of the annotations as compressed COCO run lengths), `tumour_fraction` of the image,
           `box_fill` (area over bounding box, of the least box-like annotation; NaN without one);
         - `group` (patient or series, from the JSON or the name), `slice_number`, `spacing_mm`;
@@ -114,7 +114,7 @@ def _row(split: str, image: coco.LabelledImage, facts: Facts) -> dict[str, Any]:
         "path": f"{split}/{image.file_name}",
         "split": split,
         "annotations": len(image.annotations),
-        "categories": ",".join(sorted(image.categories)),
+        "categories": "; ".join(sorted(name.replace(";", ",") for name in image.categories)),
         "mask_rle": None,
         "tumour_fraction": 0.0,
         "box_fill": float("nan"),

@@ -28,13 +28,15 @@ def distances(
         surface_dice: Share of both borders within the tolerance, in [0, 1] (Nikolov et al. 2021,
             doi:10.2196/26151; border lengths counted in pixels, as in Seidlitz et al. 2022,
             arXiv:2111.05408).
-        Both are NaN where either mask is empty: there is no distance to nothing.
+        Where both masks are empty both are NaN. Where one is, hd95 is NaN, since there is no
+        distance to nothing, and surface_dice is 0, since no border is near the other.
     """
     # MONAI loads all of itself, which takes seconds that only the evaluation should pay.
     from monai.metrics import get_mask_edges, get_surface_distance
 
     if not (prediction.any() and truth.any()):
-        return {"hd95": math.nan, "surface_dice": math.nan}
+        either = prediction.any() or truth.any()
+        return {"hd95": math.nan, "surface_dice": 0.0 if either else math.nan}
     # Cut to the pixels that matter: to search a whole picture takes several times as long.
     (around,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
     # The two steps of MONAI's compute_hausdorff_distance and compute_surface_dice, taken once for

@@ -101,7 +101,8 @@ def bootstrap_means(
     """Means of resamples that draw whole groups: slices of one patient are not independent.
 
     Cluster bootstrap, Field and Welsh 2007. Where each slice is a group it is the plain one.
-    Repetitions with other seeds are drawn too, since another training would come out differently.
+    Repetitions with other seeds are drawn too, since another training would come out differently;
+    R of them resampled vary by (R − 1) / R of their variance, which is made up for.
 
     Args:
         values: Shape (N,) or, with a column a repetition, (N, R).
@@ -120,8 +121,12 @@ def bootstrap_means(
     draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), samples)
     means = (draws @ sums) / (draws @ sizes)[:, None]  # samples, R
     repetitions = means.shape[1]
+    centre = means.mean(axis=1)
+    if repetitions == 1:
+        return np.asarray(centre)
     chosen = rng.multinomial(repetitions, np.full(repetitions, 1 / repetitions), samples)
-    return np.asarray((means * chosen).sum(axis=1) / repetitions)
+    off = ((means - centre[:, None]) * chosen).sum(axis=1) / repetitions
+    return np.asarray(centre + off * np.sqrt(repetitions / (repetitions - 1)))
 
 
 def interval(values: Floats, groups: NDArray[Any], samples: int, seed: int) -> tuple[float, float]:

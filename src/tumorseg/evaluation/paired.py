@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tumorseg.evaluation.metrics import by_repetition, interval
+from tumorseg.evaluation.metrics import Floats, by_repetition, interval
 
 ALPHA = 0.05
+FEWEST_GROUPS = 6  # of fewer, all on one side, the test has p > 0.05: 2 / 2⁵
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Difference:
         mean: Of the differences.
         low: Lower end of the 95% interval of the mean, by bootstrapping groups of slices and seeds.
         high: Upper end.
-        p_value: Of Wilcoxon's signed-rank test, zero differences included (Pratt 1959).
+        p_value: Of Wilcoxon's signed-rank test of the groups' mean differences, zeros included
+            (Pratt 1959): twice the one-sided p in the direction of `mean`.
+        p_seeds: Of Student's t-test of the seeds' mean differences; None with one seed.
         slices: How many slices.
         groups: How many groups they form; they, not slices, are independent.
         by_seed: Seed → the mean of the differences after training with it.
@@ -30,22 +33,28 @@ class Difference:
     low: float
     high: float
     p_value: float
+    p_seeds: float | None
     slices: int
     groups: int
     by_seed: dict[str, float]
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero and the test agrees."""
-        return (self.low > 0 or self.high < 0) and self.p_value < ALPHA
+        """Whether the interval leaves out zero and both tests agree, on groups enough."""
+        seeds_agree = self.p_seeds is None or self.p_seeds < ALPHA
+        tested = self.groups >= FEWEST_GROUPS and self.p_value < ALPHA
+        return (self.low > 0 or self.high < 0) and tested and seeds_agree
 
     def __str__(self) -> str:
         """Figures for a sentence."""
-        p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         between = f"95% CI {self.low:+.3f} to {self.high:+.3f}"
-        counted = f"{self.slices} slices in {self.groups} groups, "
-        counted += "one seed" if len(self.by_seed) == 1 else f"{len(self.by_seed)} seeds"
-        return f"{self.mean:+.3f} mean Dice, {between}, {p}, {counted}"
+        counted = f"{self.slices} slices in {_many(self.groups, 'group')}"
+        if self.groups < FEWEST_GROUPS:
+            counted += ", too few to tell"
+        seeds = "one seed" if self.p_seeds is None else f"{len(self.by_seed)} seeds"
+        if self.p_seeds is not None:
+            seeds += f" ({_p(self.p_seeds)} over them)"
+        return f"{self.mean:+.3f} mean Dice, {between}, {_p(self.p_value)}, {counted}, {seeds}"
 
 
 def difference(
@@ -71,18 +80,42 @@ def difference(
     gaps = one.to_numpy(float) - other.to_numpy(float)  # slices, seeds
     groups = scored.drop_duplicates("path").set_index("path")["group"].loc[one.index].to_numpy()
     low, high = interval(gaps, groups, samples, seed)
-    by_slice = gaps.mean(axis=1)
-    # The test is not defined where nothing differs; then there is no evidence either.
-    p_value = stats.wilcoxon(by_slice, zero_method="pratt").pvalue if np.any(by_slice) else 1.0
+    by_group = pd.Series(gaps.mean(axis=1)).groupby(groups).mean().to_numpy(float)
+    by_seed = gaps.mean(axis=0)
     return Difference(
         float(gaps.mean()),
         low,
         high,
-        float(p_value),
+        _signed_rank(by_group, float(gaps.mean())),
+        _over_seeds(by_seed) if len(by_seed) > 1 else None,
         len(gaps),
-        len(np.unique(groups)),
-        dict(zip(seeds, gaps.mean(axis=0).tolist(), strict=True)),
+        len(by_group),
+        dict(zip(seeds, by_seed.tolist(), strict=True)),
     )
+
+
+def _signed_rank(by_group: Floats, mean: float) -> float:
+    # The test is not defined where nothing differs; then there is no evidence either.
+    if not np.any(by_group):
+        return 1.0
+    # Ranks can point away from the mean, where few groups differ much; that is no support.
+    side = "greater" if mean > 0 else "less"
+    found = stats.wilcoxon(by_group, zero_method="pratt", alternative=side)
+    return min(1.0, 2 * float(found.pvalue))
+
+
+def _over_seeds(by_seed: Floats) -> float:
+    if np.ptp(by_seed) == 0:  # no spread to test against: seeds that made no difference
+        return 0.0 if by_seed[0] else 1.0
+    return float(stats.ttest_1samp(by_seed, 0).pvalue)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def verdict(found: Difference, first: str, second: str) -> str:
@@ -104,4 +137,4 @@ def comparisons(
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: round(number, 5) for key, number in value.items()}
-    return round(value, 5)
+    return None if value is None else round(value, 5)

@@ -32,7 +32,8 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
 
     Returns:
         split; valid and test: method → figure; runs: network-seed → split → figure; thresholds;
-        distances: their unit and tolerance; paired; winner and winner_seed.
+        distances: their unit and tolerance; paired: the networks with each other, with the copy
+        control and with the strongest one; winner and winner_seed.
     """
     scored = comparison.scored
     figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
@@ -40,7 +41,8 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
         for side, part in scored.groupby("split", sort=False)
     }
     for name, found in comparison.reliability.items():
-        figures["test"][name] |= {"ece": found.ece("all"), "ece_near": found.ece("near")}
+        errors = {"ece": found.ece("all"), "ece_near": found.ece("near")}
+        figures["test"][name] |= _defined(errors)
     trained = scored[scored["method"].isin(NETWORKS)]
     figures["runs"] = {
         f"{method}-{seed}": {str(s): _figures(t, params) for s, t in part.groupby("split")}
@@ -48,8 +50,11 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
     }
     figures["thresholds"] = {f"{name}-{s}": t for (name, s), t in comparison.thresholds.items()}
     figures["distances"] = {"unit": comparison.unit, "tolerance": params.surface_tolerance}
-    pairs = [("attention_unet", "unet"), *((name, "copy") for name in NETWORKS)]
     test = scored[scored["split"] == "test"]
+    controls = [str(name) for name in figures["test"] if name not in NETWORKS]
+    strongest = max(controls, key=lambda name: figures["test"][name]["mean_dice"])
+    beaten = dict.fromkeys(("copy", strongest))
+    pairs = [("attention_unet", "unet"), *((name, other) for name in NETWORKS for other in beaten)]
     figures["paired"] = comparisons(test, pairs, params.bootstrap_samples, params.seed)
     winner = max(NETWORKS, key=lambda name: figures["valid"][name]["mean_dice"])
     seeds = [seed for name, seed in comparison.thresholds if name == winner]
@@ -61,7 +66,12 @@ def _figures(scored: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
     if (scored["split"] == "valid").all():
         scored = scored.drop(columns=["hd95", "surface_dice"])  # which were not measured there
     found = summarise(scored, params.bootstrap_samples, params.seed) | detection(scored)
-    return {name: None if value != value else value for name, value in found.items()}  # no NaN
+    return _defined(found)
+
+
+def _defined(figures: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: what is not defined is null."""
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def verdicts(figures: dict[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from tumorseg.evaluation.lesions import detection
 from tumorseg.evaluation.metrics import summarise
-from tumorseg.evaluation.paired import difference
+from tumorseg.evaluation.paired import FEWEST_GROUPS, difference
 
-FEWEST = 10  # slices; the interval of a difference over fewer says nothing
+FEWEST = 10  # slices; the interval of a difference over fewer, or fewer groups, says nothing
 FIGURES = ("mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice")
 
 
@@ -18,8 +18,7 @@ def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
 
     Args:
         table: A row a method, seed and slice: method, path, group, category, tp, fp, fn, tn, dice,
-            iou, and the counts of `lesions.lesions`. Seeds are further rows of the same slice; the
-            bootstrap keeps them together, since it draws groups.
+            iou, and the counts of `lesions.lesions`. Seeds are further rows of the same slice.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
 
@@ -57,12 +56,13 @@ def differences(
 
     Returns:
         A row a stratum: by, stratum, mean, low, high, slices; and those strata, in words, that
-        have none because they hold fewer than `FEWEST` slices.
+        have none because they hold fewer than `FEWEST` slices or `FEWEST_GROUPS` groups.
     """
     rows, skipped = [], []
     for by, parts in {"size": by_size(table), "category": by_category(table)}.items():
         for stratum, part in parts.items():
-            if (count := part["path"].nunique()) < FEWEST:
+            count = part["path"].nunique()
+            if count < FEWEST or part["group"].nunique() < FEWEST_GROUPS:
                 skipped.append(f"{by} {stratum} ({count})")
                 continue
             found = difference(part, first, second, samples, seed)
@@ -99,12 +99,12 @@ def by_category(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Splits rows by category; a slice with several counts in each.
 
     Args:
-        table: With category, comma-separated.
+        table: With category, as the manifest joins them.
 
     Returns:
         Category → its rows, in alphabetical order; last "no category", if there is such a slice.
     """
-    names = table["category"].map(lambda text: {name.strip() for name in text.split(",")} - {""})
+    names = table["category"].map(lambda text: {name.strip() for name in text.split(";")} - {""})
     every = sorted(set().union(*names))
     parts = {name: table[[name in own for own in names]] for name in every}
     bare = table[[not own for own in names]]

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tumorseg.errors import InputError
 from tumorseg.params import CommonTrainParams
 
 
@@ -94,7 +96,15 @@ def launch(common: CommonTrainParams, command: list[str]) -> int:
 
     Returns:
         0, or 1 where a process failed; it has said why by then.
+
+    Raises:
+        InputError: There are fewer GPUs than asked for, or the nodes do not meet.
     """
+    if torch.cuda.is_available() and torch.cuda.device_count() < common.devices:
+        raise InputError(
+            f"train.common.devices is {common.devices}, but there are {torch.cuda.device_count()} "
+            "GPUs: ask for no more, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
     if not torch.cuda.is_available():
         # Each would otherwise start as many threads as there are cores.
         threads = max(1, (os.cpu_count() or 1) // common.devices)
@@ -112,4 +122,10 @@ def launch(common: CommonTrainParams, command: list[str]) -> int:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError:
         return 1
+    except RendezvousError as error:
+        raise InputError(
+            f"train.common.rendezvous: the {common.nodes} nodes did not meet at "
+            f"{common.rendezvous} ({error}); name one of them there, and start the same command "
+            "on each"
+        ) from None
     return 0

@@ -1,16 +1,15 @@
 """Training of one network: checkpoints, history, and the best weights as a file.
 
 Whoever kills it at any moment loses the epoch at hand: it resumes from the last one's end and
-comes to the same weights.
+comes to the same weights. The best weights so far are part of every checkpoint.
 """
 
+import errno
 import hashlib
 import logging
-import shutil
 import time
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning
@@ -19,6 +18,7 @@ import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -27,6 +27,7 @@ from tumorseg.errors import InputError
 from tumorseg.files import atomic_path
 from tumorseg.learning import devices
 from tumorseg.learning.augmentation import Policy
+from tumorseg.learning.checkpoints import Patience, WholeFiles, last_checkpoint
 from tumorseg.learning.draws import EpochSampler, TrainingSlices, ValidationSlices
 from tumorseg.learning.networks import build_network
 from tumorseg.learning.segmenter import Segmenter
@@ -95,7 +96,7 @@ def train(
         folder: Receives `weights.safetensors` (of the epoch with the lowest validation loss) and
             `history.csv` (a row an epoch).
         checkpoints: Holds the last epochs' ends while training lasts; if it holds some already,
-            training goes on from there. Removed at the end.
+            training goes on from there. The caller removes it, once it has noted the summary.
         logger: Where Lightning also reports each epoch, such as MLflow.
         progress_bar: Whether to draw one; it suits a terminal, not a log.
 
@@ -104,8 +105,8 @@ def train(
         hardware, precision, whether it was deterministic, and the digest of the weights.
 
     Raises:
-        InputError: A split has no slice, the grid does not fit the network, the loss is not a
-            number, or the disk is full.
+        InputError: A split has too few slices, the grid does not fit the network, there are fewer
+            devices than asked for, the loss is not a number, or the disk is full.
     """
     _check(name, params, slices)
     common = params.common
@@ -116,11 +117,15 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history.csv")
-    kept: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    best = callbacks.ModelCheckpoint(checkpoints, "best", monitor="val_loss", **kept)
     # Two, so that one that was cut off or damaged loses an epoch and not the training.
     recent = callbacks.ModelCheckpoint(
-        checkpoints, "{epoch}", monitor="epoch", mode="max", save_top_k=2, **kept
+        checkpoints,
+        "{epoch}",
+        monitor="epoch",
+        mode="max",
+        save_top_k=2,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     average = callbacks.EMAWeightAveraging(decay=common.weight_averaging)
     trainer = lightning.Trainer(
@@ -129,12 +134,12 @@ def train(
         logger=logger or False,
         callbacks=[
             *([average] if common.weight_averaging else []),
-            callbacks.EarlyStopping("val_loss", patience=common.early_stopping_patience),
+            Patience("val_loss", patience=common.early_stopping_patience),
             history,
             *([callbacks.TQDMProgressBar(leave=False)] if progress_bar else []),
-            best,
             recent,
         ],
+        plugins=[WholeFiles()],
         enable_progress_bar=progress_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -146,27 +151,26 @@ def train(
         trainer.fit(
             module, *_loaders(slices, policy, seed, common), ckpt_path=last, weights_only=True
         )
-    except OSError as error:
+        if not trainer.is_global_zero:
+            return {}
+        with atomic_path(folder / "weights.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in module.best["weights"].items()}, temporary)
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    except (OSError, SafetensorError) as error:
+        code, place = getattr(error, "errno", None), getattr(error, "filename", None)
+        room = "make room and " if code in (errno.ENOSPC, errno.EDQUOT) else ""
         raise InputError(
-            f"{error.filename or checkpoints}: cannot be written ({error.strerror}); make room and "
-            "type the same again: training goes on from the last whole epoch"
+            f"{place or checkpoints}: {getattr(error, 'strerror', None) or error}; {room}type the "
+            "same again: training goes on from the last whole epoch"
         ) from None
-    if not trainer.is_global_zero:
-        return {}
-    state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
-    weights = {k.removeprefix("network."): v.contiguous() for k, v in state.items()}
-    with atomic_path(folder / "weights.safetensors") as temporary:
-        save_file(weights, temporary)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    shutil.rmtree(checkpoints)
-    row_of_best = min(history.rows, key=lambda row: row["val_loss"])
+    (row_of_best,) = (row for row in history.rows if row["epoch"] == module.best["epoch"])
     drawn = len(history.rows) * len(slices["train"].images)
     return {
         "network": name,
         "seed": seed,
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
         "epochs": len(history.rows),
-        "best_epoch": row_of_best["epoch"],
+        "best_epoch": module.best["epoch"],
         "val_loss": row_of_best["val_loss"],
         "val_dice": row_of_best["val_dice"],
         "images_per_second": round(drawn / history.seconds, 2),
@@ -184,11 +188,22 @@ def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
     for split in ("train", "valid"):
         if not len(slices[split].images):
             raise InputError(f"data/{split}: has no usable image; training needs some")
+        if len(slices[split].images) < devices.world(params.common):
+            raise InputError(
+                f"data/{split}: has fewer usable images than train.common.devices × nodes, "
+                f"{devices.world(params.common)}; ask for fewer"
+            )
     chosen, side = params.network(name), slices["train"].images.shape[-1]
-    if side % (step := chosen.stem * 2 ** (len(chosen.channels) - 1)):
+    step = chosen.stem * 2 ** (len(chosen.channels) - 1)
+    if side % step:
         raise InputError(
             f"augment.image_size is {side}, which train.{name}.stem and channels need to be a "
             f"multiple of {step}"
+        )
+    if side == step and chosen.norm != "none":
+        raise InputError(
+            f"augment.image_size {side} leaves one pixel at the bottom of train.{name}, whose "
+            "normalisation needs more: take a larger size, or fewer channels"
         )
 
 
@@ -218,23 +233,3 @@ def _compile(module: Segmenter) -> None:
         print("train.common.compile: no C++ compiler is here; training goes on without")
         return
     module.network.compile()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last epoch's checkpoint that can be read, if there is one; says which cannot."""
-
-    def epoch(path: Path) -> int:
-        return int(path.stem.removeprefix("epoch="))
-
-    for path in sorted(folder.glob("epoch=*.ckpt"), key=epoch, reverse=True):
-        try:
-            torch.load(path, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-            print(
-                f"{path}: is damaged ({str(error).splitlines()[0]}); going on from the one before"
-            )
-            path.unlink(missing_ok=True)
-            continue
-        print(f"going on after epoch {epoch(path) + 1}")
-        return path
-    return None

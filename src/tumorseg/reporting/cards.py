@@ -3,7 +3,6 @@
 https://arxiv.org/abs/1810.03993, https://arxiv.org/abs/1803.09010
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tumorseg.data.audit import PERCENTILES
-from tumorseg.data.coco import ANNOTATIONS, SPLITS
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, read_json
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.splits import ASIDE, SIDES
@@ -51,6 +50,8 @@ def model_values(inputs: ReportInputs) -> dict[str, Any]:
         "figures": figures,
         "titles": TITLES,
         "networks": networks_of(inputs),
+        "registered": figures["runs"][f"{winner}-{figures['winner_seed']}"],
+        "threshold": inputs.params["evaluate"]["threshold"],
         "run": chosen,
         "runs": [training.run for training in inputs.trainings],
         "section": inputs.params["train"],
@@ -77,7 +78,7 @@ def data_values(inputs: ReportInputs) -> dict[str, Any]:
         "passed": sum(finding["success"] for finding in inputs.audit["findings"]),
         "params": inputs.params,
         "source": recorded_source(inputs.data),
-        "listed": len(inputs.manifest),
+        "listed": inputs.audit["images"],
         "usable": len(usable),
         "unnamed": int(usable["group"].isna().sum()),
         "patients": usable["group"].nunique(),
@@ -134,7 +135,7 @@ def recorded_source(data: Path) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for split in SPLITS:
-        document = json.loads((data / split / ANNOTATIONS).read_text(encoding="utf-8"))
+        document = read_json(data / split / ANNOTATIONS)
         parts = {"info": [document.get("info")], "licence": document.get("licenses")}
         for part, entries in parts.items():
             for entry in entries if isinstance(entries, list) else []:

@@ -3,6 +3,7 @@
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
+from tumorseg.params import NETWORKS
 from tumorseg.reporting.inputs import ReportInputs, networks_of
 from tumorseg.reporting.wording import fixed, percent, whole
 
@@ -60,6 +61,7 @@ def _leaks(inputs: ReportInputs) -> list[str]:
         "duplicate_elsewhere": "an equal file on another side",
     }
     counts = {what: int(test[column].sum()) for column, what in kinds.items()}
+    counts |= {"slices of their group in train": int(test["group_in_train"].sum())}
     parts = [f"{whole(count)} have {what}" for what, count in counts.items() if count]
     if not parts:
         return []
@@ -83,15 +85,16 @@ def _boxes(inputs: ReportInputs) -> list[str]:
 
 def _controls(inputs: ReportInputs) -> list[str]:
     found = []
-    for name in networks_of(inputs):
-        gap = Difference(**inputs.figures["paired"][f"{name}-copy"])
-        if gap.shown and gap.mean > 0:
+    for pair, figures in inputs.figures["paired"].items():
+        name, other = pair.split("-")
+        gap = Difference(**figures)
+        if other in NETWORKS or (gap.shown and gap.mean > 0):
             continue
         test = inputs.figures["test"]
-        dice = f"{fixed(test[name]['mean_dice'])} against {fixed(test['copy']['mean_dice'])}"
+        dice = f"{fixed(test[name]['mean_dice'])} against {fixed(test[other]['mean_dice'])}"
         verb = "scores lower than" if gap.shown else "is not shown to beat"
         found.append(
-            f"{TITLES[name]} {verb} the copy control, which has no network (mean Dice {dice})."
+            f"{TITLES[name]} {verb} the {TITLES[other]}, which has no network (mean Dice {dice})."
         )
     return found
 

@@ -40,7 +40,7 @@ def augmentation_gallery(slices: Slices, policy: Policy, path: Path, count: int 
 
 
 def training_curves(histories: pd.DataFrame, path: Path) -> None:
-    """Draws loss and validation Dice of each network by epoch: the seeds thin, their mean thick.
+    """Draws loss and validation Dice of each network by epoch: seeds thin, `seed_means` thick.
 
     Args:
         histories: A row a network, seed and epoch.
@@ -48,7 +48,7 @@ def training_curves(histories: pd.DataFrame, path: Path) -> None:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for name, history in histories.groupby("network", sort=False):
-        colour, mean = COLOURS[str(name)], history.groupby("epoch").mean(numeric_only=True)
+        colour, mean = COLOURS[str(name)], seed_means(history)
         left.plot(mean.index, mean["train_loss"], "--", color=colour, alpha=0.6)
         for axis, column in ((left, "val_loss"), (right, "val_dice")):
             axis.plot(mean.index, mean[column], color=colour, label=TITLES[str(name)])
@@ -63,6 +63,17 @@ def training_curves(histories: pd.DataFrame, path: Path) -> None:
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def seed_means(history: pd.DataFrame) -> pd.DataFrame:
+    """The mean over seeds by epoch, as far as all of them trained: it would jump where one stops.
+
+    Args:
+        history: Of one network: a row a seed and epoch.
+    """
+    trained = history.groupby("epoch")["seed"].transform("nunique")
+    whole = history[trained == history["seed"].nunique()]
+    return whole.groupby("epoch").mean(numeric_only=True)
 
 
 def comparison_chart(scored: pd.DataFrame, path: Path) -> None:

@@ -103,13 +103,17 @@ class ReportInputs:
         """What is known of each test slice, by path.
 
         Returns:
-            height, width, tumour_fraction, categories, neighbour_in_train,
+            height, width, tumour_fraction, categories, neighbour_in_train, group_in_train,
             near_duplicate_elsewhere and duplicate_elsewhere (in another side).
         """
         table = self.usable.reset_index(drop=True)
-        table = table.assign(neighbour_in_train=neighbours_elsewhere(table, ("train",)))
+        trained = table.loc[table["split"] == "train", "split_group"]
+        table = table.assign(
+            neighbour_in_train=neighbours_elsewhere(table, ("train",)),
+            group_in_train=table["split_group"].isin(trained),
+        )
         names = ["height", "width", "tumour_fraction", "categories", "neighbour_in_train"]
-        names += ["near_duplicate_elsewhere", "duplicate_elsewhere"]
+        names += ["group_in_train", "near_duplicate_elsewhere", "duplicate_elsewhere"]
         return table[table["split"] == "test"].set_index("path")[names]
 
 

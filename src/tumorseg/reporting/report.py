@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from tumorseg.evaluation.paired import Difference
+from tumorseg.evaluation.paired import FEWEST_GROUPS, Difference
 from tumorseg.evaluation.results import TITLES, verdicts
 from tumorseg.evaluation.strata import FEWEST, differences
 from tumorseg.files import atomic_path
@@ -56,6 +56,7 @@ def page_values(inputs: ReportInputs) -> dict[str, Any]:
         "gated_seed": inputs.gated_seed,
         "colour_bar": colour_bar(),
         "runs": [training.run for training in inputs.trainings],
+        "params_of": inputs.params["train"],
         "params": yaml.safe_dump(inputs.params, sort_keys=False, allow_unicode=True),
     } | _paired(inputs)
 
@@ -73,6 +74,7 @@ def _paired(inputs: ReportInputs) -> dict[str, Any]:
         "equal": int((gaps == 0).sum()),
         "skipped": skipped,
         "fewest": FEWEST,
+        "fewest_groups": FEWEST_GROUPS,
         "scatter": charts.scatter(scored, PAIR[1], PAIR[0]),
         "histogram": charts.histogram(scored, *PAIR, found),
         "forest": charts.forest(rows, found, *PAIR) if len(rows) else None,
