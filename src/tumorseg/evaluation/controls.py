@@ -5,14 +5,13 @@ Each answers masks at the size of the test images.
 
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from tumorseg.data.arrays import Slices, true_masks
 from tumorseg.data.similarity import Thumbnails, most_similar
-from tumorseg.preprocess import Mask, to_native
+from tumorseg.preprocess import Mask, mask_to_grid, to_native
 
 
 def background(rows: pd.DataFrame) -> Iterator[Mask]:
@@ -68,5 +67,7 @@ def copy(thumbnails: Thumbnails, train_rows: pd.DataFrame, rows: pd.DataFrame) -
     for index, height, width in zip(best, rows["height"], rows["width"], strict=True):
         mask = next(true_masks(train_rows.iloc[[index]]))
         if mask.shape != (height, width):
-            mask = cv2.resize(mask.astype(np.uint8), (int(width), int(height))) > 0
+            # As slices were compared: padded to a square, not stretched.
+            square = mask_to_grid(mask, max(height, width)).astype(np.float32)
+            mask = to_native(square, (height, width)) >= 0.5
         yield mask
