@@ -34,10 +34,10 @@ def _chart(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _label(stratum: str, slices: int) -> str:
+def _label(by: str, stratum: str) -> str:
     """A stratum beside its line: bounds are in the table, and a `$` would begin a formula."""
-    name = stratum.partition(" (")[0].replace("$", r"\$")
-    return f"{textwrap.shorten(name, 24, placeholder='…')} ({slices})"
+    name = stratum.partition(" (")[0] if by == "size" else f"category {stratum}"
+    return textwrap.shorten(name, 24, placeholder="…").replace("$", r"\$")
 
 
 def _url(figure: Figure) -> str:
@@ -93,7 +93,7 @@ def forest(strata: pd.DataFrame, whole: Difference, first: str, second: str) -> 
     """The difference in mean Dice over all slices and in each stratum, with 95% intervals."""
     lines = [("all", whole.mean, whole.low, whole.high, whole.slices)]
     lines += [
-        (row["stratum"], row["mean"], row["low"], row["high"], row["slices"])
+        (_label(row["by"], row["stratum"]), row["mean"], row["low"], row["high"], row["slices"])
         for row in strata.to_dict("records")
     ]
     figure, axis = _chart(4.6, 0.42 * len(lines) + 0.9)
@@ -101,7 +101,7 @@ def forest(strata: pd.DataFrame, whole: Difference, first: str, second: str) -> 
     for height, (_, mean, low, high, _) in enumerate(lines):
         axis.plot([low, high], [height] * 2, color=INK, linewidth=1.6)
         axis.plot([mean], [height], "D" if height == 0 else "o", color=INK, markersize=6)
-    axis.set_yticks(range(len(lines)), [_label(name, count) for name, *_, count in lines])
+    axis.set_yticks(range(len(lines)), [f"{name} ({count})" for name, *_, count in lines])
     axis.set(
         ylim=(len(lines) - 0.5, -0.5),
         xlabel=f"mean Dice, {TITLES[first]}\nminus {TITLES[second]}",
@@ -210,7 +210,7 @@ def strata_dots(strata: pd.DataFrame, methods: list[str]) -> str:
             markersize=5,
             label=TITLES[name].removeprefix("control: ").split(" of ")[0],
         )
-    labels = [_label(name, n) for (_, name), n in zip(keys, places["slices"], strict=True)]
+    labels = [f"{_label(*key)} ({n})" for key, n in zip(keys, places["slices"], strict=True)]
     axis.set_yticks(range(len(keys)), labels)
     axis.set(xlim=(0, 1), ylim=(len(keys) - 0.5, -0.5), xlabel="mean Dice, with 95% CI")
     figure.legend(loc="outside upper center", ncols=len(methods))
