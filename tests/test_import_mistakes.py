@@ -105,6 +105,15 @@ def mistake_coco_images_missing(folder: Path) -> str:
     return "export.json: lists 12 images, and 8 are missing"
 
 
+def mistake_coco_splits_without_any_image(folder: Path) -> str:
+    samples.coco_polygons(folder)
+    for split in coco.SPLITS:
+        for path in (folder / split).iterdir():
+            if path.name != coco.ANNOTATIONS:
+                path.unlink()
+    return "holds none of them.*`tumorseg data labels`"
+
+
 def mistake_two_coco_files(folder: Path) -> str:
     samples.coco_single(folder)
     shutil.copy(folder / "export.json", folder / "old.json")

@@ -33,7 +33,7 @@ def read(folder: Path, options: Options) -> Source:
 
     Raises:
         InputError: A JSON file is missing or unusable, there are several, or most images that it
-            lists are missing.
+            lists are missing; of a folder of splits, all.
     """
     found = _coco_files(folder)
     if any((folder / split).is_dir() for split in SPLITS) and not found:
@@ -59,17 +59,24 @@ def _splits(folder: Path) -> Source:
         refuse_uncopyable(folder / split)
     records: list[Record] = []
     doubts = []
+    absent = 0
     categories: dict[str, Any] = {}
     for split in SPLITS:
         document = read_document(folder / split / ANNOTATIONS)
         found, missing = _records(document, folder / split, split)
         records += found
         categories |= {str(category.get("name")): category for category in document["categories"]}
+        absent += len(missing)
         if missing:
             doubts.append(
                 f"{len(missing)} images of {split} are listed but missing, such as "
                 f"{next(iter(missing))}"
             )
+    if records and absent == len(records):
+        raise InputError(
+            f"{folder}: lists {absent} images and holds none of them; put them beside the JSON "
+            "files, or, if these are labels of the images in use, type `tumorseg data labels`"
+        )
     return Source(records, list(categories.values()), doubts=doubts, layout=folder)
 
 
