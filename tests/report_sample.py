@@ -51,6 +51,7 @@ def made_up(slices: pd.DataFrame) -> dict:
     """metrics.json with figures that no two methods share, so that a mix-up shows."""
     figures: dict = {"split": {"method": "official", "digest": "5p11t" * 12}}
     names = ("micro_dice", "micro_iou", "accuracy", "micro_sensitivity", "micro_precision")
+    names += ("micro_dice_low", "micro_dice_high")
     names += ("mean_dice", "mean_dice_low", "mean_dice_high")
     names += ("mean_iou", "mean_iou_low", "mean_iou_high")
     more = ("mean_hd95", "mean_hd95_low", "mean_hd95_high", "mean_surface_dice")

@@ -63,6 +63,25 @@ def test_summary(scored: pd.DataFrame) -> None:
     assert found == summarise(scored, samples=500, seed=0)
 
 
+def test_micro_dice_has_the_interval_of_pooled_groups(scored: pd.DataFrame) -> None:
+    scored = scored.assign(path=scored.index, group=scored.index // 4)
+    found = summarise(scored, samples=4000, seed=0)
+    rng = np.random.default_rng(1)
+    groups = [part for _, part in scored.groupby("group")]
+    pooled = []
+    for _ in range(1500):
+        drawn = pd.concat([groups[i] for i in rng.integers(0, len(groups), len(groups))])
+        tp, wrong = drawn["tp"].sum(), drawn["fp"].sum() + drawn["fn"].sum()
+        pooled.append(2 * tp / (2 * tp + wrong))
+    low, high = np.percentile(pooled, [2.5, 97.5])
+    width = high - low
+    assert found["micro_dice_low"] == pytest.approx(low, abs=width / 10)
+    assert found["micro_dice_high"] == pytest.approx(high, abs=width / 10)
+    empty = score(pd.DataFrame([{"tp": 0, "fp": 0, "fn": 0, "tn": 9}] * 3))
+    found = summarise(empty, samples=10, seed=0)
+    assert found["micro_dice_low"] == found["micro_dice"] == found["micro_dice_high"] == 1
+
+
 def test_one_slice_has_a_point_for_an_interval(scored: pd.DataFrame) -> None:
     found = summarise(scored[:1], samples=100, seed=0)
     assert found["mean_dice_low"] == found["mean_dice"] == found["mean_dice_high"]

@@ -49,8 +49,8 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """Reduces the slices of one method on one split.
 
     Micro figures pool all pixels, and are those that the superseded project reports; mean figures
-    average slices, with a 95% percentile interval from the bootstrap, over those slices where they
-    are defined. Several seeds of a network are averaged, and drawn in the bootstrap.
+    average slices, over those where they are defined. Several seeds of a network are averaged, and
+    drawn in the bootstrap, which gives micro Dice and the means their 95% percentile interval.
 
     Args:
         scored: A row a slice and seed, as `score` returns it. Without `path` each row is a slice;
@@ -74,6 +74,17 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_sensitivity": tp / (tp + fn) if tp + fn else float("nan"),
         "micro_precision": tp / (tp + fp) if tp + fp else float("nan"),
     }
+    # Micro Dice is the mean Dice of slices that weigh by the sizes of their two masks.
+    weighed = scored.assign(weight=2 * scored["tp"] + scored["fp"] + scored["fn"])
+    given = [by_repetition(weighed, name) for name in ("dice", "weight")]
+    drawn = bootstrap_means(
+        given[0].to_numpy(float),
+        _groups(scored, given[0]),
+        samples,
+        seed,
+        weights=given[1].to_numpy(float),
+    )
+    result |= dict(zip(("micro_dice_low", "micro_dice_high"), _ends(drawn), strict=True))
     for name in ("dice", "iou", "hd95", "surface_dice"):
         if name in scored:
             result |= _mean_and_interval(scored, name, samples, seed)
@@ -87,16 +98,25 @@ def _mean_and_interval(scored: pd.DataFrame, name: str, samples: int, seed: int)
     # A slice whose value some seeds lack counts with the mean of the others.
     values = by_repetition(scored, name).dropna(how="all")
     values = values.apply(lambda column: column.fillna(values.mean(axis=1)))
-    groups = scored.drop_duplicates("path").set_index("path")["group"].loc[values.index].to_numpy()
     array = values.to_numpy(float)
     found = [float("nan")] * 3  # a mean of nothing
     if len(array):
-        found = [float(array.mean()), *interval(array, groups, samples, seed)]
+        found = [float(array.mean()), *interval(array, _groups(scored, values), samples, seed)]
     return dict(zip((f"mean_{name}", f"mean_{name}_low", f"mean_{name}_high"), found, strict=True))
 
 
+def _groups(scored: pd.DataFrame, values: pd.DataFrame) -> NDArray[Any]:
+    """The group of each row of `values`, which `by_repetition` made."""
+    group = scored.drop_duplicates("path").set_index("path")["group"]
+    return group.loc[values.index].to_numpy()
+
+
 def bootstrap_means(
-    values: Floats, groups: NDArray[Any], samples: int, seed: int
+    values: Floats,
+    groups: NDArray[Any],
+    samples: int,
+    seed: int,
+    weights: Floats | None = None,
 ) -> NDArray[np.float64]:
     """Means of resamples that draw whole groups: slices of one patient are not independent.
 
@@ -109,17 +129,22 @@ def bootstrap_means(
         groups: Whose slice each is, shape (N,).
         samples: Number of resamples.
         seed: Of the draws.
+        weights: What each value weighs in its mean, of the same shape; all the same if left out.
 
     Returns:
-        Shape (samples,).
+        Shape (samples,); 1, as Dice has it, where a resample weighs nothing.
     """
     columns = values.reshape(len(values), -1)
+    weigh = np.ones_like(columns) if weights is None else weights.reshape(columns.shape)
     _, member = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(member)
-    sums = np.stack([np.bincount(member, column) for column in columns.T], axis=1)  # G, R
+    sizes, sums = (
+        np.stack([np.bincount(member, column) for column in table.T], axis=1)  # G, R
+        for table in (weigh, weigh * columns)
+    )
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), samples)
-    means = (draws @ sums) / (draws @ sizes)[:, None]  # samples, R
+    total = draws @ sizes  # samples, R
+    means = np.divide(draws @ sums, total, out=np.ones_like(total), where=total > 0)
     repetitions = means.shape[1]
     centre = means.mean(axis=1)
     if repetitions == 1:
@@ -131,7 +156,11 @@ def bootstrap_means(
 
 def interval(values: Floats, groups: NDArray[Any], samples: int, seed: int) -> tuple[float, float]:
     """The 95% percentile interval of a mean, from `bootstrap_means`."""
-    low, high = np.percentile(bootstrap_means(values, groups, samples, seed), [2.5, 97.5])
+    return _ends(bootstrap_means(values, groups, samples, seed))
+
+
+def _ends(means: Floats) -> tuple[float, float]:
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -112,13 +112,16 @@ def table(figures: dict[str, Any]) -> str:
     """The comparison on the test split as a Markdown table."""
     split = f"{figures['split']['method']} test split"
     lines = [
-        f"| {split} | mean Dice (95% CI) | mean IoU | micro Dice | micro IoU | accuracy |",
+        f"| {split} | mean Dice (95% CI) | micro Dice (95% CI) | mean IoU | micro IoU | accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for method, row in figures["test"].items():
-        interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
+        mean, micro = (
+            f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
+            for name in ("mean_dice", "micro_dice")
+        )
         lines.append(
-            f"| {TITLES[method]} | {row['mean_dice']:.3f} ({interval}) | {row['mean_iou']:.3f} "
-            f"| {row['micro_dice']:.4f} | {row['micro_iou']:.4f} | {row['accuracy']:.2%} |"
+            f"| {TITLES[method]} | {mean} | {micro} | {row['mean_iou']:.3f} "
+            f"| {row['micro_iou']:.3f} | {row['accuracy']:.2%} |"
         )
     return "\n".join(lines)
