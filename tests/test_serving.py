@@ -37,20 +37,20 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 def test_decode_gives_the_grey_values():
-    assert np.array_equal(decode(DISC), disc())
-    assert decode(JPEG).shape == disc().shape
-    assert np.array_equal(decode(encode(Image.fromarray(disc()).convert("RGB"))), disc())
+    assert np.array_equal(decode(DISC).slices[0], disc())
+    assert decode(JPEG).slices[0].shape == disc().shape
+    assert np.array_equal(decode(encode(Image.fromarray(disc()).convert("RGB"))).slices[0], disc())
 
 
 def test_decode_stretches_sixteen_bits():
     deep = Image.fromarray(disc().astype(np.uint16) * 16)
-    assert decode(encode(deep)).max() == 255
+    assert decode(encode(deep)).slices[0].max() == 255
 
 
 def test_decode_turns_a_picture_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = decode(encode(Image.fromarray(disc()), "JPEG", exif=exif, quality=95))
+    turned = decode(encode(Image.fromarray(disc()), "JPEG", exif=exif, quality=95)).slices[0]
     assert turned.shape == disc().shape[::-1]
 
 
@@ -112,11 +112,13 @@ def test_no_damage_escapes_as_another_exception():
 
 def test_probability_is_the_shared_path_to_the_model_and_back(predictor):
     values = to_input(to_grid(disc(), SIZE))[0]
-    expected = to_native(1 / (1 + np.exp(-4 * values)), disc().shape)
-    found = predictor.probability(disc())
-    assert found.shape == disc().shape
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected = 1 / (1 + np.exp(-4 * values))
+    found = predictor.segment(disc())
+    assert found.probability.shape == (SIZE, SIZE)
+    assert found.probability.dtype == np.float32
+    np.testing.assert_allclose(found.probability, expected, atol=1e-5)
+    native = to_native(found.probability, disc().shape)
+    assert np.array_equal(found.mask, native >= predictor.info.threshold)
 
 
 def test_segment_describes_the_disc(predictor):

@@ -64,7 +64,7 @@ def served_dice(model: Path, rows: pd.DataFrame, data: Path) -> float:
 
     def scores() -> Iterator[float]:
         for path, truth in zip(rows["path"], true_masks(rows), strict=True):
-            mask = predictor.probability(read_slice(data / path)) >= predictor.info.threshold
+            mask = predictor.segment(read_slice(data / path)).mask
             counts = count(mask, truth)
             yield float(dice(counts["tp"], counts["fp"] + counts["fn"]))
 

@@ -1,6 +1,8 @@
-"""One uploaded file to one grey picture, or one sentence about why not."""
+"""One uploaded file to the grey slices in it, or one sentence about why not."""
 
+from dataclasses import dataclass
 from io import BytesIO
+from typing import Any, Literal
 
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -18,6 +20,28 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
 }
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was sent: one picture, or the slices of a volume.
+
+    Attributes:
+        kind: `picture` (JPEG or PNG), `dicom` or `nifti`.
+        slices: Grey values, uint8, shape (H, W) each; within a volume all the same.
+        spacing: Distance of rows and of columns, in mm; None where it is not known.
+        thickness: Distance of neighbouring slices, in mm; None where it is not known.
+        colour: Share of a picture's pixels whose channels differ clearly, in [0, 1]; 0 elsewhere.
+        source: What a volume's answer needs to lie on the same grid: the pydicom datasets in the
+            order of `slices`, or the nibabel image; None for a picture.
+    """
+
+    kind: Literal["picture", "dicom", "nifti"]
+    slices: list[Grey]
+    spacing: tuple[float, float] | None = None
+    thickness: float | None = None
+    colour: float = 0.0
+    source: Any = None
 
 
 class Rejected(Exception):
@@ -39,16 +63,13 @@ TOO_MANY_BYTES = Rejected(
 )
 
 
-def decode(data: bytes) -> Grey:
-    """Decodes one uploaded picture.
+def decode(data: bytes) -> Study:
+    """Decodes one uploaded file of any allowed kind, told by its content, never by its name.
 
     Everything that the header tells is checked before any pixel is decoded.
 
     Args:
-        data: The bytes of a JPEG or PNG file.
-
-    Returns:
-        Grey values, uint8, shape (H, W).
+        data: The bytes of the file.
 
     Raises:
         Rejected: 400 for an empty, damaged or tiny picture, 413 for one with too many bytes or
@@ -65,7 +86,7 @@ def decode(data: bytes) -> Grey:
         with reader(BytesIO(data)) as image:
             _check_size(*image.size)
             image.load()
-            return to_grey(image)
+            return Study("picture", [to_grey(image)])
     except Rejected:
         raise
     except Exception:

@@ -78,7 +78,7 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store) -> None:
             return {"error": "No file part"}
         if not file.filename:
             return {"error": "No selected file"}
-        grey = decode(file.read())
+        grey = decode(file.read()).slices[0]
         found = predictor.segment(grey)
         original = to_png(grey)
         owner = flask.session.setdefault("id", secrets.token_urlsafe(16))

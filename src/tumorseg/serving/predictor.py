@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tumorseg.errors import InputError
 from tumorseg.masks import outlines
 from tumorseg.preprocess import Grey, Mask, to_grid, to_input, to_native
+
+
+BATCH = 8  # slices a run of the network
 
 
 class ModelInfo(BaseModel):
@@ -46,6 +50,7 @@ class Segmentation:
         contours: One polygon a region, `[[x, y], …]`, in pixels from the picture's upper left
             corner.
         confidence: Mean probability inside the mask; None where the mask is empty.
+        probability: Of tumour, on the network's grid, float32, shape (S, S).
     """
 
     mask: Mask
@@ -53,6 +58,7 @@ class Segmentation:
     area_fraction: float
     contours: list[list[list[float]]]
     confidence: float | None
+    probability: NDArray[np.float32]
 
 
 def load_info(folder: Path) -> ModelInfo:
@@ -113,6 +119,7 @@ class Predictor:
 
     def __init__(self, folder: Path) -> None:
         self.info, data = read_model(folder)
+        self._turn = threading.Lock()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
         try:
@@ -120,43 +127,69 @@ class Predictor:
                 data, options, providers=["CPUExecutionProvider"]
             )
             # The first run allocates; nobody's first picture should wait for that.
-            self.probability(np.zeros((self.info.image_size,) * 2, np.uint8))
+            self.segment(np.zeros((self.info.image_size,) * 2, np.uint8))
         except Exception as error:
             # ONNX Runtime's own exceptions share no base class.
             raise InputError(f"{folder / 'model.onnx'} does not run: {error}") from error
-        self._turn = threading.Lock()
 
-    def probability(self, grey: Grey) -> NDArray[np.float32]:
-        """Computes the tumour's probability for every pixel.
+    def prepare(self, grey: Grey) -> NDArray[np.float32]:
+        """The network's input for one slice: uint8, shape (H, W), to float32, shape (1, S, S)."""
+        return to_input(to_grid(grey, self.info.image_size))
+
+    def probabilities(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Runs the network.
 
         Args:
-            grey: uint8, shape (H, W).
+            inputs: float32, shape (N, 1, S, S), each from `prepare`.
 
         Returns:
-            float32 in [0, 1], shape (H, W).
+            Probability of tumour, float32 in [0, 1], shape (N, S, S).
         """
-        values = to_input(to_grid(grey, self.info.image_size))[None]
-        (output,) = self._session.run(["probability"], {"image": values})
-        return to_native(output[0, 0], (grey.shape[0], grey.shape[1]))
+        # One run uses every core already; taking turns bounds the memory.
+        with self._turn:
+            (output,) = self._session.run(["probability"], {"image": inputs})
+        return output[:, 0]
 
-    def segment(self, grey: Grey) -> Segmentation:
-        """Finds the tumour in one picture.
+    def finish(
+        self,
+        probability: NDArray[np.float32],
+        shape: tuple[int, int],
+        threshold: float | None = None,
+    ) -> Segmentation:
+        """Brings one slice's probabilities to its own size and measures the tumour there.
 
         Args:
-            grey: uint8, shape (H, W).
+            probability: float32, shape (S, S), from `probabilities`.
+            shape: The slice's (H, W), in pixels.
+            threshold: Probability from which a pixel is tumour; the model's own if None.
         """
-        # One run uses every core already; taking turns bounds the memory that large pictures need.
-        with self._turn:
-            probability = self.probability(grey)
-            mask = probability >= self.info.threshold
-            area = int(mask.sum())
-            return Segmentation(
-                mask=mask,
-                area_px=area,
-                area_fraction=area / mask.size,
-                contours=_polygons(mask),
-                confidence=float(probability[mask].mean()) if area else None,
-            )
+        native = to_native(probability, shape)
+        mask = native >= (self.info.threshold if threshold is None else threshold)
+        area = int(mask.sum())
+        return Segmentation(
+            mask=mask,
+            area_px=area,
+            area_fraction=area / mask.size,
+            contours=_polygons(mask),
+            confidence=float(native[mask].mean()) if area else None,
+            probability=probability,
+        )
+
+    def segment_many(
+        self, greys: Sequence[Grey], threshold: float | None = None
+    ) -> list[Segmentation]:
+        """Finds the tumour in each slice, uint8, shape (H, W); in batches, so that memory holds."""
+        found = []
+        for start in range(0, len(greys), BATCH):
+            some = greys[start : start + BATCH]
+            answers = self.probabilities(np.stack([self.prepare(grey) for grey in some]))
+            for grey, probability in zip(some, answers, strict=True):
+                found.append(self.finish(probability, grey.shape[:2], threshold))
+        return found
+
+    def segment(self, grey: Grey, threshold: float | None = None) -> Segmentation:
+        """Finds the tumour in one slice, uint8, shape (H, W)."""
+        return self.segment_many([grey], threshold)[0]
 
 
 def _polygons(mask: Mask) -> list[list[list[float]]]:

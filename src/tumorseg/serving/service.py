@@ -144,7 +144,7 @@ class TumorSegmentation:
         try:
             if file is None:
                 raise Rejected(400, NO_PICTURE)
-            grey = decode(file)
+            grey = decode(file).slices[0]
         except Rejected as error:
             # BentoML passes a response through; its own errors would hide or wrap the sentence.
             return cast(SegmentReply, refusal(error))
