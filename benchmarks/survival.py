@@ -123,13 +123,14 @@ def compare(root: Path, kills: int, chance: random.Random) -> int:
             continue
         number += 1
         again = subprocess.run(REPRO, cwd=root, capture_output=True, text=True, check=False)
-        resumed = "resumed" if "going on after epoch" in again.stdout else "from the stage's start"
+        printed = again.stdout + again.stderr  # Prefect's log goes to the latter
+        resumed = "resumed" if "going on after epoch" in printed else "from the stage's start"
         same = again.returncode == 0 and digest(root) == expected
         equal += same
         state = "equal" if same else f"DIFFERENT (status {again.returncode})"
         print(f"| {number} | {moment:.0%} | {during} | {resumed} | {state} |", flush=True)
         if again.returncode:
-            print(again.stdout[-2000:] + again.stderr[-2000:], file=sys.stderr)
+            print(printed[-4000:], file=sys.stderr)
     print(f"\n{equal} of {kills} equal")
     return 0 if equal == kills else 1
 
