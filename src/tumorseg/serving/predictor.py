@@ -17,7 +17,6 @@ from tumorseg.errors import InputError
 from tumorseg.masks import outlines
 from tumorseg.preprocess import Grey, Mask, to_grid, to_input, to_native
 
-
 BATCH = 8  # slices a run of the network
 
 
