@@ -17,7 +17,7 @@ from tumorseg.serving.decode import Rejected, Study, check_count
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Free text, where scanners and converters put names of patients and of files.
-_TEXTS = ("descrip", "aux_file", "intent_name", "db_name")
+_TEXTS = {"descrip", "aux_file", "intent_name", "db_name"}
 
 
 def nifti_study(file: BytesIO) -> Study:
@@ -91,7 +91,7 @@ def _check(image: Any, size: int) -> None:
 def _grid(image: Any) -> Any:
     """The image without its values and its texts; what remains tells the grid."""
     header = image.header.copy()
-    for text in _TEXTS:
+    for text in _TEXTS & set(header.keys()):
         header[text] = b""
     header.extensions = Nifti1Extensions()
     header["vox_offset"] = 0
