@@ -104,7 +104,8 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
         planes = planes[np.argsort(source.frames)]
     hush()
     try:
-        return _segmentation([_completed(headers[0]), *headers[1:]], planes, info)
+        first = _completed(headers[0], study.thickness)
+        return _segmentation([first, *headers[1:]], planes, info)
     except Exception:
         # highdicom refuses a source for many reasons, and says so in terms of its own arguments.
         raise Rejected(
@@ -114,7 +115,7 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
         ) from None
 
 
-def _completed(header: Any) -> Any:
+def _completed(header: Any, thickness: float | None) -> Any:
     """The header with all that the answer copies from it: present, and empty where invalid."""
     from pydicom.valuerep import DA, TM
 
@@ -133,6 +134,8 @@ def _completed(header: Any) -> Any:
             value = None
         if value is None:
             setattr(whole, keyword, "")
+    if whole.get("SliceThickness") is None:
+        whole.SliceThickness = thickness
     return whole
 
 
