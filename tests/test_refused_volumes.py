@@ -5,18 +5,22 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections import Counter
+from itertools import islice
 
 import pytest
 from PIL import Image
 from pydicom import config
 
 from tests.conftest import REPOSITORY
+from tests.fuzz_inputs import check, inputs
 from tests.made_volumes import dicom_bytes, series, zipped
-from tests.serving_model import disc, encode
+from tests.serving_model import disc, encode, write_model
 from tests.spoilt_volumes import FILE, NII, REJECTED, ZIP
 from tumorseg.serving import decode as limits
 from tumorseg.serving import unpacking
 from tumorseg.serving.decode import Rejected, decode
+from tumorseg.serving.predictor import load_info
 
 
 @pytest.mark.parametrize("name", REJECTED)
@@ -117,3 +121,15 @@ def test_a_picture_does_not_wait_for_the_libraries_of_volumes(tmp_path):
         [sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_no_damage_escapes_as_another_exception(tmp_path, recwarn):
+    info = load_info(write_model(tmp_path))
+    outcomes: Counter[str] = Counter()
+    for number, (kind, data) in enumerate(islice(inputs(seed=0), 600)):
+        try:
+            outcomes[check(data, info)] += 1
+        except AssertionError as error:
+            raise AssertionError(f"{kind}, input {number} of seed 0: {error}") from error
+    assert outcomes["used"] > 20 and outcomes["400"] > 100
+    assert not recwarn.list
