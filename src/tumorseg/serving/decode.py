@@ -147,7 +147,9 @@ def _picture(data: bytes, reader: type[ImageFile]) -> Study:
 def _colour(image: Image.Image) -> float:
     if image.mode in ("L", "LA", "1") or image.mode.startswith(("I", "F")):
         return 0.0
-    if image.mode not in ("RGB", "RGBA"):
-        image = image.convert("RGB")
-    channels = np.asarray(image)[::_COLOUR_STEP, ::_COLOUR_STEP, :3]
-    return float((np.ptp(channels, axis=2) > _CLEARLY).mean())
+    small = [max(side // _COLOUR_STEP, 1) for side in image.size]
+    sample = image.resize((small[0], small[1]), Image.Resampling.NEAREST)
+    red, green, blue = map(np.asarray, sample.convert("RGB").split())
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    return np.count_nonzero(brightest - darkest > _CLEARLY) / brightest.size

@@ -83,6 +83,27 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
             segmentation must refer to.
     """
     source = study.source
+    planes = np.stack(masks).astype(np.uint8)
+    if source.frames is not None:
+        planes = planes[np.argsort(source.frames)]
+    hush()
+    try:
+        _check(source)
+        first = _completed(source.datasets[0], study.thickness)
+        return _segmentation([first, *source.datasets[1:]], planes, info)
+    except Rejected:
+        raise
+    except Exception:
+        # pydicom finds damage only when it is asked for a value, and highdicom refuses a source
+        # for many reasons, which it puts in terms of its own arguments.
+        raise Rejected(
+            400,
+            "The DICOM headers break the standard, so that no segmentation can refer to them: "
+            "export the original series.",
+        ) from None
+
+
+def _check(source: Any) -> None:
     headers = source.datasets
     if not source.located or any("FrameOfReferenceUID" not in header for header in headers):
         raise Rejected(
@@ -99,20 +120,6 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
         raise Rejected(
             400, "The DICOM file lacks what a segmentation must refer to: export it again."
         )
-    planes = np.stack(masks).astype(np.uint8)
-    if source.frames is not None:
-        planes = planes[np.argsort(source.frames)]
-    hush()
-    try:
-        first = _completed(headers[0], study.thickness)
-        return _segmentation([first, *headers[1:]], planes, info)
-    except Exception:
-        # highdicom refuses a source for many reasons, and says so in terms of its own arguments.
-        raise Rejected(
-            400,
-            "The DICOM headers break the standard, so that no segmentation can refer to them: "
-            "export the original series.",
-        ) from None
 
 
 def _completed(header: Any, thickness: float | None) -> Any:
