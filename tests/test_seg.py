@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from tests.made_volumes import (
     COUNT,
@@ -21,6 +22,7 @@ from tests.made_volumes import (
     read_back,
     series,
     series_zip,
+    values,
 )
 from tests.serving_model import write_model
 from tumorseg.serving.decode import Rejected, Study, decode
@@ -96,6 +98,21 @@ def test_frames_of_one_file_keep_their_places(info):
     by_place = planes(found)
     assert by_place.keys() == expected.keys()
     assert all(np.array_equal(by_place[place], mask) for place, mask in expected.items())
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_every_way_of_encoding_the_headers_is_read(info, syntax):
+    datasets = series()
+    plain = decode(series_zip(datasets))
+    for dataset, pixels in zip(datasets, values(), strict=True):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian:
+            dataset.PixelData = pixels.astype(">u2").tobytes()
+    study = decode(series_zip(datasets))
+    assert all(map(np.array_equal, study.slices, plain.slices))
+    found = read_back(seg_file(study, marks(study), info))
+    assert found.PatientID == "SECRET7" and found.FrameOfReferenceUID
+    assert all(map(np.array_equal, planes(found).values(), marks(study)[::-1]))
 
 
 def test_a_slice_alone_and_nothing_found(info):

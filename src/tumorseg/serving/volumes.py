@@ -5,7 +5,9 @@ import warnings
 from io import BytesIO
 
 from tumorseg.serving.decode import (
+    MAX_BYTES,
     MAX_VOLUME_BYTES,
+    TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
     WRONG_KIND,
     Rejected,
@@ -27,7 +29,8 @@ def decode_volume(data: bytes) -> Study:
     """
     found = _kind(data)
     if found is None:
-        raise WRONG_KIND
+        # Nothing but a volume may be larger than a picture.
+        raise TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND
     if len(data) > MAX_VOLUME_BYTES:
         raise TOO_MANY_VOLUME_BYTES
     hush()
