@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 SOURCES = sorted((REPOSITORY / "src" / "tumorseg").rglob("*.py"))
 # All that the service may use of the rest: what the bento carries.
-SHARED = {"errors", "masks", "preprocess", "serving"}
+SHARED = {"errors", "intensity", "masks", "orientation", "preprocess", "serving"}
 
 
 def imported(path) -> set[str]:

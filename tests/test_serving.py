@@ -1,3 +1,4 @@
+import io
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tumorseg.errors import InputError
 from tumorseg.preprocess import to_grid, to_input, to_native
 from tumorseg.serving.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
 from tumorseg.serving.predictor import Predictor, load_info
+from tumorseg.serving.render import mask_png
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -138,6 +140,28 @@ def test_no_tumour_has_no_contour_and_no_confidence(tmp_path):
     found = strict.segment(np.zeros((40, 50), np.uint8))
     assert (found.area_px, found.area_fraction, found.contours) == (0, 0.0, [])
     assert found.confidence is None
+
+
+def test_contours_lie_on_the_mask_wherever_it_is(predictor):
+    probability = np.zeros((SIZE, SIZE), np.float32)
+    probability[:9, :7] = probability[40:50, 30:] = 1
+    found = predictor.finish(probability, (SIZE, SIZE))
+    boxes = sorted((*np.min(p, axis=0), *np.max(p, axis=0)) for p in found.contours)
+    assert np.allclose(boxes, [(0, 0, 7, 9), (30, 40, SIZE, 50)], atol=0.15)
+    assert found.confidence == 1
+    # A mask of millions of pixels is not magnified.
+    large = predictor.finish(np.ones((SIZE, SIZE), np.float32), (1100, 1200))
+    (border,) = large.contours
+    assert np.allclose(
+        [np.min(border, axis=0), np.max(border, axis=0)], [(0, 0), (1200, 1100)], 0, 1
+    )
+
+
+def test_a_mask_is_a_grey_png_of_black_and_white(predictor):
+    mask = predictor.segment(disc()).mask
+    with Image.open(io.BytesIO(mask_png(mask))) as picture:
+        assert (picture.format, picture.mode) == ("PNG", "L")
+        assert np.array_equal(np.asarray(picture), mask * np.uint8(255))
 
 
 def test_predictor_serves_threads(predictor):

@@ -21,7 +21,9 @@ NAME = "tumorseg-service"
 _SOURCES = (
     "__init__.py",
     "errors.py",
+    "intensity.py",
     "masks.py",
+    "orientation.py",
     "preprocess.py",
     "serving/*.py",
     "serving/*.html",

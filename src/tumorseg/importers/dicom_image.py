@@ -3,17 +3,18 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-from highdicom.pixels import apply_voi_window
 from numpy.typing import NDArray
 from pydicom.pixels import apply_modality_lut
 
-from tumorseg.importers.intensity import limits, to_uint8
 from tumorseg.importers.reading import readable
+from tumorseg.intensity import dicom_grey, limits
+from tumorseg.orientation import along
 from tumorseg.preprocess import Grey
 
 
@@ -47,8 +48,7 @@ class Image:
         """Sorts images of a series from one end of the stack to the other."""
         if self.place is None or self.axes is None:
             return 0.0, self.instance
-        normal = np.cross(self.axes[:3], self.axes[3:])
-        return float(np.dot(normal, self.place)), self.instance
+        return along(self.axes, self.place), self.instance
 
 
 def unusable(header: Any) -> str | None:
@@ -107,14 +107,4 @@ def grey(image: Image, range_of: Callable[[str], tuple[float, float]]) -> Grey:
     """
     values, header = _values(image.path)
     with readable(image.path):
-        center, width = (
-            next(iter(np.atleast_1d(header.get(keyword, []))), None)
-            for keyword in ("WindowCenter", "WindowWidth")
-        )
-        if center is not None and width is not None and float(width) > 1:
-            function = header.get("VOILUTFunction") or "LINEAR"
-            window = (float(center), float(width), function, (0.0, 255.0))
-            shown = apply_voi_window(values, *window).round().astype(np.uint8)
-        else:
-            shown = to_uint8(values, *range_of(image.series))
-    return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown
+        return dicom_grey(values, header, partial(range_of, image.series))

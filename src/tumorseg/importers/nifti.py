@@ -1,8 +1,4 @@
-"""NIfTI volumes with label volumes, cut into slices as radiologists see them.
-
-The patient's right is on the left of axial and coronal slices, with anterior and superior up;
-sagittal slices face left. Slices are numbered from inferior, posterior and left.
-"""
+"""NIfTI volumes with label volumes, cut into slices as radiologists see them."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -16,10 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tumorseg.errors import InputError
-from tumorseg.importers.intensity import limits, to_uint8
 from tumorseg.importers.nifti_pairs import Subject, pairs, volumes
 from tumorseg.importers.reading import Names, readable
-from tumorseg.importers.record import AXES, Drawn, Options, Record, Source
+from tumorseg.importers.record import Drawn, Options, Record, Source
+from tumorseg.intensity import limits, to_uint8
+from tumorseg.orientation import AXES, planes
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
 Volumes = Callable[[Path], NDArray[Any]]
@@ -118,19 +115,18 @@ def _planes(path: Path, axis: str) -> NDArray[Any]:
         values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
     if values.dtype.kind not in "biuf":
         raise InputError(f"{path}: holds {values.dtype}, not one number a voxel; convert it")
-    planes = np.moveaxis(values, AXES.index(axis), 0)
-    return np.flip(planes, (1, 2)).swapaxes(1, 2)
+    return planes(values, axis)
 
 
 def _greys(path: Path, axis: str) -> NDArray[np.uint8]:
-    planes = _planes(path, axis)
-    return to_uint8(planes, *limits(planes))
+    slices = _planes(path, axis)
+    return to_uint8(slices, *limits(slices))
 
 
 def _labels(path: Path, axis: str) -> NDArray[np.int32]:
-    planes = _planes(path, axis)
+    slices = _planes(path, axis)
     with np.errstate(invalid="ignore"):
-        whole = planes.astype(np.int32)
-    if not np.array_equal(whole, planes):
+        whole = slices.astype(np.int32)
+    if not np.array_equal(whole, slices):
         raise InputError(f"{path}: has values that are no labels, since not whole; threshold it")
     return whole

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tumorseg.errors import InputError
+from tumorseg.orientation import AXES
 from tumorseg.preprocess import Grey, Mask
-
-AXES = ("sagittal", "coronal", "axial")  # right, anterior and superior, as NIfTI counts
 
 
 @dataclass(frozen=True)

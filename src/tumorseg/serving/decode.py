@@ -4,13 +4,19 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from tumorseg.preprocess import Grey, to_grey
 
-MAX_BYTES = 10 * 1024 * 1024
+MAX_BYTES = 10 * 1024 * 1024  # of a picture
+MAX_VOLUME_BYTES = 256 * 1024 * 1024  # of a volume as it is sent
+MAX_UNPACKED = 512 * 1024 * 1024  # of the same without zip or gzip, in bytes
+MAX_SLICES = 512
+MAX_VOXELS = 512**3  # of all slices together: what a volume may hold decoded
 MIN_SIDE = 16
 # The network's input is padded to a square, so the longer side alone bounds the memory.
 MAX_SIDE = 4096
@@ -20,6 +26,8 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImageFile,
 }
+_COLOUR_STEP = 4  # in each direction: every 16th pixel tells the share of colour well enough
+_CLEARLY = 24  # grey levels between channels: more than JPEG's artefacts in a grey picture
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,11 @@ class Study:
         kind: `picture` (JPEG or PNG), `dicom` or `nifti`.
         slices: Grey values, uint8, shape (H, W) each; within a volume all the same.
         spacing: Distance of rows and of columns, in mm; None where it is not known.
-        thickness: Distance of neighbouring slices, in mm; None where it is not known.
+        thickness: Distance of neighbouring slices, in mm; None where it is not known or not the
+            same throughout.
         colour: Share of a picture's pixels whose channels differ clearly, in [0, 1]; 0 elsewhere.
-        source: What a volume's answer needs to lie on the same grid: the pydicom datasets in the
-            order of `slices`, or the nibabel image; None for a picture.
+        source: What a volume's answer needs to lie on the same grid: a `DicomSource`, or the
+            nibabel image without its values; None for a picture.
     """
 
     kind: Literal["picture", "dicom", "nifti"]
@@ -61,6 +70,14 @@ class Rejected(Exception):
 TOO_MANY_BYTES = Rejected(
     413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
 )
+TOO_MANY_VOLUME_BYTES = Rejected(
+    413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
+)
+WRONG_KIND = Rejected(
+    415,
+    "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
+    "convert it to one of them.",
+)
 
 
 def decode(data: bytes) -> Study:
@@ -72,21 +89,52 @@ def decode(data: bytes) -> Study:
         data: The bytes of the file.
 
     Raises:
-        Rejected: 400 for an empty, damaged or tiny picture, 413 for one with too many bytes or
-            pixels, 415 for anything but JPEG and PNG.
+        Rejected: 400 for an empty, damaged, tiny or inconsistent file, 413 for one with too many
+            bytes, pixels or slices, 415 for any other kind.
     """
     if not data:
         raise Rejected(400, "The file is empty: choose a picture and send it again.")
-    if len(data) > MAX_BYTES:
-        raise TOO_MANY_BYTES
-    reader = next((r for start, r in _READERS.items() if data.startswith(start)), None)
-    if reader is None:
-        raise Rejected(415, "The file is neither JPEG nor PNG: convert the picture to one of them.")
+    for start, reader in _READERS.items():
+        if data.startswith(start):
+            if len(data) > MAX_BYTES:
+                raise TOO_MANY_BYTES
+            return _picture(data, reader)
+    # Pictures must not wait for the import of the libraries that volumes need.
+    from tumorseg.serving import volumes
+
+    return volumes.decode_volume(data)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises Rejected if a slice of this size, in pixels, is too large or too small."""
+    if max(width, height) > MAX_SIDE:
+        raise Rejected(
+            413, f"The picture is larger than {MAX_SIDE} pixels a side: scale it down first."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise Rejected(
+            400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."
+        )
+
+
+def check_count(slices: int, width: int, height: int) -> None:
+    """Raises Rejected if a volume has too many slices, or too many voxels in all of them."""
+    check_size(width, height)
+    if slices > MAX_SLICES:
+        raise Rejected(413, f"The volume has more than {MAX_SLICES} slices: send a part of it.")
+    if slices * width * height > MAX_VOXELS:
+        raise Rejected(
+            413,
+            f"The volume has more than {MAX_VOXELS // 10**6} million voxels: send a part of it.",
+        )
+
+
+def _picture(data: bytes, reader: type[ImageFile]) -> Study:
     try:
         with reader(BytesIO(data)) as image:
-            _check_size(*image.size)
+            check_size(*image.size)
             image.load()
-            return Study("picture", [to_grey(image)])
+            return Study("picture", [to_grey(image)], colour=_colour(image))
     except Rejected:
         raise
     except Exception:
@@ -96,12 +144,12 @@ def decode(data: bytes) -> Study:
         ) from None
 
 
-def _check_size(width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE:
-        raise Rejected(
-            413, f"The picture is larger than {MAX_SIDE} pixels a side: scale it down first."
-        )
-    if min(width, height) < MIN_SIDE:
-        raise Rejected(
-            400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."
-        )
+def _colour(image: Image.Image) -> float:
+    if image.mode in ("L", "LA", "1") or image.mode.startswith(("I", "F")):
+        return 0.0
+    small = [max(side // _COLOUR_STEP, 1) for side in image.size]
+    sample = image.resize((small[0], small[1]), Image.Resampling.NEAREST)
+    red, green, blue = map(np.asarray, sample.convert("RGB").split())
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    return np.count_nonzero(brightest - darkest > _CLEARLY) / brightest.size

@@ -1,0 +1,189 @@
+"""DICOM images of one series, put in order and brought to 8 bits."""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut
+
+from tumorseg.intensity import dicom_grey, limits
+from tumorseg.orientation import along
+from tumorseg.serving.decode import Rejected, Study, check_count
+from tumorseg.serving.dicom_pixels import frames, frames_in
+
+_TOLERANCE = 1e-2  # mm, and for direction cosines
+_UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
+# Where a multi-frame file keeps what single files have at the top.
+_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
+
+
+@dataclass(frozen=True)
+class DicomSource:
+    """What a segmentation refers to.
+
+    Attributes:
+        datasets: Headers without pixels: one a slice in the order of `Study.slices`, or the one
+            of a multi-frame file.
+        frames: Of a multi-frame file, the frame (from 0) of each slice; else None.
+        located: Whether the place, orientation and spacing of every slice are known.
+    """
+
+    datasets: list[Dataset]
+    frames: list[int] | None
+    located: bool
+
+
+def stack_study(datasets: list[Dataset]) -> Study:
+    """Puts the images of a series into the order of their places and brings them to 8 bits.
+
+    Without any place they are sorted by InstanceNumber.
+
+    Args:
+        datasets: Files of single frames, or one file of several; their pixels are taken out.
+
+    Raises:
+        Rejected: They are not one stack of slices of one size, orientation and spacing.
+    """
+    counts = [frames_in(dataset) for dataset in datasets]
+    if len(datasets) > 1 and max(counts) > 1:
+        raise Rejected(400, "The zip holds files of several frames: send each of them alone.")
+    sizes = {(int(dataset.Columns), int(dataset.Rows)) for dataset in datasets}
+    if len(sizes) > 1:
+        raise Rejected(400, "The slices differ in size: send one series of one size.")
+    if min(counts) < 1:
+        raise Rejected(400, "The DICOM file holds no frame: export it again.")
+    check_count(sum(counts), *sizes.pop())
+    headers = datasets if max(counts) == 1 else _headers(datasets[0])
+    places = _places(headers)
+    keys = places or [_instance(header) for header in headers]
+    order = sorted(range(len(headers)), key=lambda n: keys[n])
+    headers = [headers[n] for n in order]
+    spacing = _spacing(headers)
+    stored = [frame for dataset in datasets for frame in frames(dataset)]
+    return Study(
+        "dicom",
+        _greys([stored[n] for n in order], headers),
+        spacing,
+        _distance(places, headers),
+        source=DicomSource(
+            [datasets[n] for n in order] if len(datasets) > 1 else datasets,
+            order if max(counts) > 1 else None,
+            bool(places) and spacing is not None,
+        ),
+    )
+
+
+def _headers(dataset: Dataset) -> list[Dataset]:
+    """One header a frame of a multi-frame file, flat like those of single files."""
+    nothing = Dataset()
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), nothing)
+    each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    count = frames_in(dataset)
+    if each and len(each) != count:
+        raise Rejected(400, "The DICOM file has headers for another number of frames: export it.")
+    headers = []
+    for group in each or [nothing] * count:
+        header = Dataset()
+        header.PhotometricInterpretation = dataset.PhotometricInterpretation
+        for sequence, keywords in _GROUPS.items():
+            found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
+            for keyword in keywords:
+                # One place at the top says nothing about several frames.
+                if keyword in found and not (found is dataset and sequence.startswith("Plane")):
+                    header[keyword] = found[keyword]
+        headers.append(header)
+    return headers
+
+
+def _numbers(header: Any, keyword: str, length: int) -> tuple[float, ...] | None:
+    """The numbers of an element; None where there are none."""
+    value = header.get(keyword)
+    if value is None or value == "":
+        return None
+    numbers = tuple(float(number) for number in np.atleast_1d(value))
+    if len(numbers) != length or not np.isfinite(numbers).all():
+        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+    return numbers
+
+
+def _instance(header: Any) -> int:
+    return int(header.get("InstanceNumber") or 0)
+
+
+def _places(headers: list[Any]) -> list[float]:
+    """Where each slice lies along the stack, in mm; empty where none says."""
+    found = [
+        (_numbers(h, "ImageOrientationPatient", 6), _numbers(h, "ImagePositionPatient", 3))
+        for h in headers
+    ]
+    if all(axes is None or place is None for axes, place in found):
+        return []
+    known = [(axes, place) for axes, place in found if axes is not None and place is not None]
+    if len(known) < len(found):
+        raise Rejected(400, "Some slices lack their position: export the whole series again.")
+    first = known[0][0]
+    if abs(np.linalg.norm(np.cross(first[:3], first[3:])) - 1) > _TOLERANCE:
+        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+    if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
+        raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
+    # Along one normal, so that rounding in the cosines cannot reorder thin slices.
+    places = [along(first, place) for _, place in known]
+    if any(b - a < _TOLERANCE for a, b in pairwise(sorted(places))):
+        raise Rejected(
+            400, "Several slices lie at the same position: send one echo, phase or repetition."
+        )
+    return places
+
+
+def _spacing(headers: list[Any]) -> tuple[float, float] | None:
+    found = [_numbers(header, "PixelSpacing", 2) for header in headers]
+    first = found[0]
+    if any(
+        (spacing is None) != (first is None)
+        or (
+            first is not None and spacing is not None and not np.allclose(spacing, first, rtol=1e-3)
+        )
+        for spacing in found
+    ):
+        raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
+    if first is None:
+        return None
+    if min(first) <= 0:
+        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+    return first[0], first[1]
+
+
+def _distance(places: list[float], headers: list[Any]) -> float | None:
+    """The distance of neighbouring slices, in mm; a slice alone is as thick as it says."""
+    if len(headers) == 1:
+        thickness = _numbers(headers[0], "SliceThickness", 1)
+        return thickness[0] if thickness is not None and thickness[0] > 0 else None
+    if not places:
+        return None
+    gaps = np.diff(sorted(places))
+    mean = float(gaps.mean())
+    return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
+
+
+def _greys(stored: list[NDArray[Any]], headers: list[Any]) -> list[NDArray[np.uint8]]:
+    @cache
+    def range_of() -> tuple[float, float]:
+        return limits(
+            np.stack([apply_modality_lut(v, h) for v, h in zip(stored, headers, strict=True)])
+        )
+
+    with np.errstate(all="ignore"):
+        return [
+            dicom_grey(apply_modality_lut(values, header), header, range_of)
+            for values, header in zip(stored, headers, strict=True)
+        ]

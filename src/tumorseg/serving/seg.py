@@ -1,0 +1,199 @@
+"""Masks back on the grid of the volume they were found in: DICOM SEG and NIfTI files.
+
+A segmentation holds a frame for every slice of the source, also where nothing was found: an empty
+frame says that the slice was looked at, and the stack is the source's own from end to end.
+"""
+
+import gzip
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    io_orientation,
+    ornt_transform,
+)
+from numpy.typing import NDArray
+
+from tumorseg.orientation import from_planes
+from tumorseg.preprocess import Mask
+from tumorseg.serving.decode import Rejected, Study
+from tumorseg.serving.nifti import cut_across
+from tumorseg.serving.predictor import ModelInfo
+from tumorseg.serving.volumes import hush
+
+USE = "Research use only"
+# Type 2 in the standard: empty where the source does not know them.
+_PATIENT_AND_STUDY = [
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+]
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
+
+
+def nifti_file(study: Study, masks: list[Mask]) -> bytes:
+    """Writes masks as a NIfTI file on the grid of the source.
+
+    Affine, qform, sform, their codes, units and the order of the voxels are the source's own; its
+    free texts are not kept, since they may name a patient.
+
+    Args:
+        study: Of kind `nifti`.
+        masks: bool, shape (H, W), one a slice of the study.
+
+    Returns:
+        A .nii.gz file of 0 and 1, uint8.
+    """
+    image = study.source
+    canonical = from_planes(np.stack(masks).astype(np.uint8), cut_across(image.affine))
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
+    voxels = apply_orientation(canonical, back).reshape(image.shape)
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    header["cal_min"], header["cal_max"] = 0, 1
+    header["descrip"] = f"tumorseg: {USE.lower()}".encode()
+    answer = type(image)(voxels, image.affine, header)
+    # Time stamps would make equal answers differ.
+    return gzip.compress(answer.to_bytes(), compresslevel=4, mtime=0)
+
+
+def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
+    """Writes masks as a binary DICOM segmentation that refers to the source.
+
+    Args:
+        study: Of kind `dicom`.
+        masks: bool, shape (H, W), one a slice of the study.
+        info: The model that found them.
+
+    Returns:
+        A DICOM file.
+
+    Raises:
+        Rejected: 400 if the source does not say where its slices lie, or lacks what a
+            segmentation must refer to.
+    """
+    source = study.source
+    planes = np.stack(masks).astype(np.uint8)
+    if source.frames is not None:
+        planes = planes[np.argsort(source.frames)]
+    hush()
+    try:
+        _check(source)
+        first = _completed(source.datasets[0], study.thickness)
+        return _segmentation([first, *source.datasets[1:]], planes, info)
+    except Rejected:
+        raise
+    except Exception:
+        # pydicom finds damage only when it is asked for a value, and highdicom refuses a source
+        # for many reasons, which it puts in terms of its own arguments.
+        raise Rejected(
+            400,
+            "The DICOM headers break the standard, so that no segmentation can refer to them: "
+            "export the original series.",
+        ) from None
+
+
+def _check(source: Any) -> None:
+    headers = source.datasets
+    if not source.located or any("FrameOfReferenceUID" not in header for header in headers):
+        raise Rejected(
+            400,
+            "The DICOM file does not say where its slices lie (position, orientation, spacing and "
+            "frame of reference), which a segmentation needs: export the original series.",
+        )
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
+        if len({str(header.get(keyword)) for header in headers}) > 1:
+            raise Rejected(
+                400, "The slices are not of one study and kind: send one series as it was exported."
+            )
+    if any(not header.get(keyword) for header in headers for keyword in _NEEDED):
+        raise Rejected(
+            400, "The DICOM file lacks what a segmentation must refer to: export it again."
+        )
+
+
+def _completed(header: Any, thickness: float | None) -> Any:
+    """The header with all that the answer copies from it: present, and empty where invalid."""
+    from pydicom.valuerep import DA, TM
+
+    checks: dict[str, Callable[[str], Any]] = {
+        "PatientBirthDate": DA,
+        "StudyDate": DA,
+        "StudyTime": TM,
+        "PatientSex": ("", "M", "F", "O").index,
+    }
+    whole = header.copy()
+    for keyword in _PATIENT_AND_STUDY:
+        value = whole.get(keyword)
+        try:
+            checks.get(keyword, str)(value if isinstance(value, str) else str(value or ""))
+        except ValueError:
+            value = None
+        if value is None:
+            setattr(whole, keyword, "")
+    if whole.get("SliceThickness") is None:
+        whole.SliceThickness = thickness
+    return whole
+
+
+def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
+    # Only here, since importing them takes longer than answering for a picture.
+    import highdicom
+    from highdicom.seg import (
+        SegmentAlgorithmTypeValues,
+        Segmentation,
+        SegmentationTypeValues,
+        SegmentDescription,
+    )
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    version = f"{info.version} ({info.architecture})"
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=info.name,
+        family=codes.DCM.ArtificialIntelligence,
+        version=version,
+        source="tumorseg",
+        parameters={"SHA-256 of the model": info.digest, "use": USE.lower()},
+    )
+    tumour = SegmentDescription(
+        segment_number=1,
+        segment_label="Brain tumour",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=codes.SCT.Neoplasm,
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=[codes.SCT.Brain],
+    )
+    answer = Segmentation(
+        source_images=headers,
+        pixel_array=planes,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[tumour],
+        series_instance_uid=highdicom.UID(),
+        series_number=9000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="tumorseg",
+        manufacturer_model_name=info.name,
+        software_versions=version,
+        device_serial_number=info.digest[:16],
+        content_label="TUMOUR",
+        content_description=f"{USE}: brain tumour found by a model",
+        series_description=f"{USE}: brain tumour",
+        omit_empty_frames=False,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    file = BytesIO()
+    answer.save_as(file, enforce_file_format=True)
+    return file.getvalue()

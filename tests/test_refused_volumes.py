@@ -1,0 +1,135 @@
+"""What cannot be used is refused with one sentence, within bounds, and told to nobody else."""
+
+import gzip
+import logging
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from itertools import islice
+
+import pytest
+from PIL import Image
+from pydicom import config
+
+from tests.conftest import REPOSITORY
+from tests.fuzz_inputs import check, inputs
+from tests.made_volumes import dicom_bytes, series, zipped
+from tests.serving_model import disc, encode, write_model
+from tests.spoilt_volumes import FILE, NII, REJECTED, ZIP
+from tumorseg.serving import decode as limits
+from tumorseg.serving import unpacking
+from tumorseg.serving.decode import Rejected, decode
+from tumorseg.serving.predictor import load_info
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_cannot_be_used_gets_one_sentence(name, caplog, capfd):
+    data, status, words = REJECTED[name]
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        with pytest.raises(Rejected) as error:
+            decode(data)
+    assert (error.value.status, words in error.value.sentence) == (status, True), error.value
+    assert error.value.sentence.endswith(".")
+    told = [error.value.sentence, *(str(each.message) for each in caught), caplog.text]
+    assert not any("SECRET" in each or "Doe" in each for each in (*told, *capfd.readouterr()))
+
+
+def test_bombs_are_counted_while_they_are_unpacked(monkeypatch):
+    monkeypatch.setattr(unpacking, "MAX_UNPACKED", 1 << 20)
+    for data in (
+        zipped([FILE, FILE[:200] + bytes(2 << 20)]),
+        zipped([bytes(600_000)] * 2),
+        gzip.compress(NII + bytes(1 << 20)),
+    ):
+        with pytest.raises(Rejected, match="unpacked") as error:
+            decode(data)
+        assert error.value.status == 413
+
+
+def test_a_volume_has_its_own_limits(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_VOXELS", 1000)
+    for data in (ZIP, NII, FILE):
+        with pytest.raises(Rejected, match="million voxels"):
+            decode(data)
+    monkeypatch.setattr("tumorseg.serving.volumes.MAX_VOLUME_BYTES", 1000)
+    for data in (ZIP, NII, FILE):
+        with pytest.raises(Rejected, match="256 MiB"):
+            decode(data)
+
+
+def test_headers_of_millions_of_elements_are_refused(monkeypatch):
+    monkeypatch.setattr("tumorseg.serving.dicom._MAX_READS", 2000)
+    (dataset,) = series(count=1)
+    assert decode(dicom_bytes(dataset))
+    for number in range(2000):
+        dataset.add_new(0x00091000 + number, "SH", "a")
+    with pytest.raises(Rejected, match="too long"):
+        decode(dicom_bytes(dataset))
+    monkeypatch.setattr("tumorseg.serving.dicom._MAX_HEADER", 1000)
+    (dataset,) = series(count=1, WindowCenter=[1] * 900, WindowWidth=[2] * 900)
+    with pytest.raises(Rejected, match="too long"):
+        decode(dicom_bytes(dataset))
+
+
+QUIET = """
+import sys, logging, warnings
+logging.basicConfig(level=logging.DEBUG)
+warnings.simplefilter("always")
+from tumorseg.serving.decode import decode
+from tumorseg.serving.seg import seg_file
+from tumorseg.serving.predictor import load_info
+from tests.serving_model import write_model
+from pathlib import Path
+study = decode(Path(sys.argv[1]).read_bytes())
+seg_file(study, [plane > 99 for plane in study.slices], load_info(write_model(Path(sys.argv[2]))))
+"""
+
+
+def test_doubtful_values_are_not_printed(tmp_path, monkeypatch):
+    """pydicom and highdicom warn of values that break the standard, and quote them."""
+    monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
+    wrong = {
+        "PatientName": "SECRET7=" * 30,
+        "PatientID": "SECRET" * 20,
+        "PatientBirthDate": "SECRET",
+        "PatientSex": "SECRET",
+        "StudyDate": "SECRET",
+        "StudyTime": "SECRET",
+        "AccessionNumber": "SECRET" * 9,
+        "StudyID": "SECRET\\SECRET",
+    }
+    (tmp_path / "one.dcm").write_bytes(dicom_bytes(series(count=1, **wrong)[0]))
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, tmp_path / "one.dcm", tmp_path / "model"],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "SECRET" not in done.stdout + done.stderr
+
+
+def test_a_picture_does_not_wait_for_the_libraries_of_volumes(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(disc())))
+    code = (
+        "import sys, pathlib\n"
+        "from tumorseg.serving.decode import decode\n"
+        "decode(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print({'pydicom', 'nibabel', 'highdicom'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_no_damage_escapes_as_another_exception(tmp_path, recwarn):
+    info = load_info(write_model(tmp_path))
+    outcomes: Counter[str] = Counter()
+    for number, (kind, data) in enumerate(islice(inputs(seed=0), 600)):
+        try:
+            outcomes[check(data, info)] += 1
+        except AssertionError as error:
+            raise AssertionError(f"{kind}, input {number} of seed 0: {error}") from error
+    assert outcomes["used"] > 20 and outcomes["400"] > 100
+    assert not recwarn.list

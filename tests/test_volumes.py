@@ -1,0 +1,179 @@
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from tests import samples
+from tests.made_volumes import (
+    COUNT,
+    SHAPE,
+    affine,
+    dicom_bytes,
+    enhanced,
+    nifti,
+    nifti_values,
+    series,
+    series_zip,
+    values,
+    zipped,
+)
+from tests.serving_model import disc, encode
+from tumorseg.importers import dicom_image
+from tumorseg.importers import nifti as nifti_importer
+from tumorseg.serving.decode import decode
+
+SHUFFLED = (3, 1, 0, 4, 2)
+
+
+def imported(folder, datasets) -> list[np.ndarray]:
+    """The same series as the training data's importer reads it."""
+    images = []
+    for number, dataset in enumerate(datasets):
+        path = folder / str(number)
+        path.write_bytes(dicom_bytes(dataset))
+        images.append(dicom_image.from_header(path, dataset))
+    images.sort(key=dicom_image.Image.along)
+    return [dicom_image.grey(i, lambda _: dicom_image.stack_limits(images)) for i in images]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"WindowCenter": [1000, 40], "WindowWidth": [2000, 80]},
+        {"WindowCenter": 1000, "WindowWidth": 700, "VOILUTFunction": "SIGMOID"},
+        {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, "RescaleIntercept": -7},
+    ],
+    ids=["percentiles", "window", "sigmoid", "inverted"],
+)
+def test_a_shuffled_series_is_read_as_the_importer_reads_it(extra, tmp_path):
+    datasets = series(**extra)
+    study = decode(series_zip(datasets, SHUFFLED))
+    assert (study.kind, study.spacing, study.thickness) == ("dicom", (0.5, 0.7), 4.0)
+    expected = imported(tmp_path, datasets)
+    assert len(study.slices) == COUNT
+    for mine, theirs in zip(study.slices, expected, strict=True):
+        assert mine.dtype == np.uint8 and np.array_equal(mine, theirs)
+
+
+def test_one_file_is_one_slice(tmp_path):
+    (dataset,) = series(count=1)
+    study = decode(dicom_bytes(dataset))
+    assert np.array_equal(study.slices[0], imported(tmp_path, [dataset])[0])
+    assert (study.spacing, study.thickness, study.colour) == ((0.5, 0.7), 4.0, 0.0)
+
+
+def test_frames_of_one_file_are_put_in_order():
+    study = decode(dicom_bytes(enhanced()))
+    single = decode(series_zip(series()))
+    assert all(map(np.array_equal, study.slices, single.slices))
+    assert (study.spacing, study.thickness) == (single.spacing, single.thickness)
+
+
+def test_frames_have_their_own_windows():
+    made = enhanced(order=(0, 1, 2, 3, 4))
+    for number, frame in enumerate(made.PerFrameFunctionalGroupsSequence):
+        frame.FrameVOILUTSequence = [Dataset()]
+        frame.FrameVOILUTSequence[0].WindowCenter = 500 * number + 100
+        frame.FrameVOILUTSequence[0].WindowWidth = 300
+    for number, plane in enumerate(decode(dicom_bytes(made)).slices):
+        expected = np.clip((values()[number] - (500 * number + 99.5)) / 299 + 0.5, 0, 1) * 255
+        assert np.abs(plane - expected).max() <= 1
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+def test_lossless_compression_changes_nothing(syntax):
+    (dataset,) = series(count=1)
+    plain = decode(dicom_bytes(dataset)).slices[0]
+    if syntax == JPEG2000Lossless:
+        frame = encode(Image.fromarray(values(count=1)[0]), "JPEG2000", no_jp2=True)
+        dataset.PixelData = encapsulate([frame])
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset["PixelData"].is_undefined_length = True
+    else:
+        dataset.compress(syntax)
+    assert np.array_equal(decode(dicom_bytes(dataset)).slices[0], plain)
+
+
+def test_an_uneven_stack_has_no_thickness_and_none_without_place():
+    datasets = series()
+    datasets[4].ImagePositionPatient = [-10, -12, 30]
+    assert decode(series_zip(datasets)).thickness is None
+    for dataset in datasets:
+        del dataset.ImagePositionPatient, dataset.PixelSpacing
+    study = decode(series_zip(datasets))
+    assert (study.spacing, study.thickness) == (None, None)
+    # Then InstanceNumber counts, which runs against the stack here.
+    assert np.array_equal(study.slices[0], decode(series_zip(series())).slices[-1])
+
+
+def test_what_is_no_image_is_passed_over_in_a_zip():
+    datasets = series()
+    report = samples.mr_slice("SECRET7", "1.2", "1.3", 0, values()[0])
+    del report.PixelData, report.Rows
+    masks = samples.segmentation(datasets, np.ones((COUNT, *SHAPE, 1), bool), ["tumour"])
+    others = [dicom_bytes(report), dicom_bytes(masks), b"a text", dicom_bytes(datasets[0])]
+    study = decode(zipped([*others, *map(dicom_bytes, datasets)]))
+    assert len(study.slices) == COUNT
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPS", "PIR", "SAL", "ASR"])
+@pytest.mark.parametrize("turn", [0.0, 25.0])
+def test_nifti_is_read_as_the_importer_reads_it(order, turn, tmp_path):
+    image = nifti(nifti_values(), order, affine(turn))
+    path = tmp_path / "volume.nii.gz"
+    nibabel.save(image, path)
+    expected = nifti_importer._greys(path, "axial")
+    for data in (path.read_bytes(), image.to_bytes()):
+        study = decode(data)
+        assert np.array_equal(np.stack(study.slices), expected)
+        assert (*study.spacing, study.thickness) == pytest.approx((1.1, 0.9, 3.0), rel=1e-5)
+
+
+def test_thick_slices_are_shown_as_they_were_acquired(tmp_path):
+    image = nifti(nifti_values(shape=(32, 6, 40)), "PIR", affine(spacing=(0.9, 5.0, 1.1)))
+    study = decode(image.to_bytes())
+    assert len(study.slices) == 6 and study.slices[0].shape == (40, 32)
+    assert (*study.spacing, study.thickness) == pytest.approx((1.1, 0.9, 5.0), rel=1e-5)
+    path = tmp_path / "volume.nii"
+    nibabel.save(image, path)
+    assert np.array_equal(np.stack(study.slices), nifti_importer._greys(path, "coronal"))
+
+
+def test_other_kinds_of_nifti():
+    expected = decode(nifti(nifti_values()).to_bytes())
+    second = nifti(nifti_values(), kind=nibabel.Nifti2Image)
+    assert all(map(np.array_equal, decode(second.to_bytes()).slices, expected.slices))
+    four = nifti(nifti_values())
+    four = nibabel.Nifti1Image(np.asarray(four.dataobj)[..., None], four.affine)
+    assert all(map(np.array_equal, decode(four.to_bytes()).slices, expected.slices))
+    metres = nifti(nifti_values(), place=np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine())
+    metres.header.set_xyzt_units("meter")
+    assert decode(metres.to_bytes()).thickness == pytest.approx(3.0, rel=1e-5)
+    holes = nifti_values().astype(np.float32)
+    holes[0, 0], holes[1, 1] = np.nan, np.inf
+    grey = decode(nifti(holes).to_bytes()).slices[0]
+    assert (grey[-1, -1], grey[-2, -2]) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "share"),
+    [
+        (np.dstack([disc()] * 3), 0.0),
+        (np.dstack([disc(), disc() // 2, disc()]), 0.12),
+        (np.full((40, 40, 3), (200, 30, 30), np.uint8), 1.0),
+    ],
+    ids=["grey", "a coloured disc", "red"],
+)
+def test_colour_is_measured(pixels, share):
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 60})):
+        found = decode(encode(Image.fromarray(pixels), kind, **options)).colour
+        assert found == pytest.approx(share, abs=0.03)
+    assert decode(encode(Image.fromarray(disc()))).colour == 0
