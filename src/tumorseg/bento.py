@@ -24,7 +24,9 @@ _SOURCES = (
     "masks.py",
     "preprocess.py",
     "serving/*.py",
+    "serving/*.css",
     "serving/*.html",
+    "serving/*.js",
 )
 
 
