@@ -7,6 +7,7 @@ const MOST_SLICES_AT_HAND = 32;
 let current = null;  // the entry that is looked at
 let threshold = OWN_THRESHOLD;
 let turn = 0;  // which slice was asked for last
+const opacities = { fill: 0.45, outline: 1 };  // each as it was left
 
 const viewer = new Viewer([byId("plain"), byId("painted")], {
   zoomed: (zoom) => {
@@ -111,11 +112,7 @@ function show() {
     : study.spacing ? `${asPixels(area)}, ${share}` : share;
   byId("confidence").textContent = confidence === null ? "–" : confidence.toFixed(2);
   byId("size").textContent = `${slice.width} × ${slice.height} px`;
-  const fixed = (mm) => Number(mm.toFixed(2));
-  byId("spacing").textContent = study.spacing
-    ? `${fixed(study.spacing[0])} × ${fixed(study.spacing[1])} mm apart`
-      + (study.thickness === null ? "" : `, slices ${fixed(study.thickness)} mm`)
-    : "spacing of pixels not known";
+  byId("spacing").textContent = spacingOf(study);
   showVolume(study, areas, level);
   const place = `${at + 1} of ${areas.length}`, found = area ? asArea(area, study.spacing) : "no tumour";
   byId("slice").value = at + 1;
@@ -126,6 +123,14 @@ function show() {
   byId("warnings").replaceChildren(...slice.warnings.map((text) => element("li", { textContent: text })));
   chart.show(areas, at);
   viewer.set({ level });
+}
+
+function spacingOf({ spacing, thickness, slices }) {
+  if (!spacing) return "spacing of pixels not known";
+  const fixed = (mm) => Number(mm.toFixed(2)), [down, across] = spacing;
+  const pixels = `pixels of ${fixed(across)} × ${fixed(down)} mm`;
+  return slices.length > 1 && thickness !== null
+    ? `${pixels}, slices ${fixed(thickness)} mm apart` : pixels;
 }
 
 function showVolume(study, areas, level) {
@@ -160,9 +165,18 @@ function setView(view) {
 function setPaint(paint) {
   document.querySelector(`[name=paint][value=${paint}]`).checked = true;
   byId("legend").lastChild.textContent =
-    paint === "none" ? "Slice, tumour hidden" : "Tumour, as the model sees it";
+    paint === "none" ? "Tumour hidden" : "Tumour marked";
   byId("legend").className = paint;
+  byId("opacity").disabled = paint === "none";
   viewer.set({ paint });
+  if (paint !== "none") setOpacity(opacities[paint]);
+}
+
+function setOpacity(opacity) {
+  opacities[viewer.look.paint] = opacity;
+  byId("opacity").value = opacity;
+  byId("opacity-at").textContent = Math.round(100 * opacity) + "%";
+  viewer.set({ opacity });
 }
 
 /** Downloads a file of the current study at the current threshold, named after what was chosen. */
@@ -203,10 +217,7 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
 byId("slice").addEventListener("input", (event) => goTo(event.target.value - 1));
 byId("threshold").addEventListener("input", (event) => setThreshold(Number(event.target.value)));
 byId("own").addEventListener("click", () => setThreshold(OWN_THRESHOLD));
-byId("opacity").addEventListener("input", (event) => {
-  byId("opacity-at").textContent = Math.round(100 * event.target.value) + "%";
-  viewer.set({ opacity: Number(event.target.value) });
-});
+byId("opacity").addEventListener("input", (event) => setOpacity(Number(event.target.value)));
 for (const choice of document.querySelectorAll("[name=view]")) {
   choice.addEventListener("change", () => setView(choice.value));
 }
@@ -260,4 +271,3 @@ document.addEventListener("keydown", (event) => {
 setView(innerWidth < 720 ? "overlay" : "pair");
 setPaint("fill");
 setThreshold(OWN_THRESHOLD);
-byId("opacity-at").textContent = "45%";

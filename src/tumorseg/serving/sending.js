@@ -1,11 +1,17 @@
 // The way to the service and back; whatever goes wrong becomes a sentence for people.
 
-/** What went wrong, as a sentence; `gone` where the service no longer has the study. */
+/** What went wrong, as a sentence, with the status of the service's answer; 0 if there was none. */
 class Failed extends Error {
-  constructor(sentence, gone = false) {
+  constructor(sentence, status = 0) {
     super(sentence);
-    this.gone = gone;
+    this.status = status;
   }
+
+  /** Whether the service no longer has the study. */
+  get gone() { return this.status === 404; }
+
+  /** Whether the same file may be taken at another attempt. */
+  get passing() { return this.status === 0 || this.status >= 500 || this.gone; }
 }
 
 const UNREACHABLE = "The service cannot be reached: check the connection and try again.";
@@ -19,7 +25,7 @@ async function patiently(attempt, waiting = () => {}) {
   for (let turn = 1; ; turn++) {
     const answer = await attempt();
     if (answer.status !== 503) return answer;
-    if (turn > MOST_WAITS) throw new Failed(BUSY);
+    if (turn > MOST_WAITS) throw new Failed(BUSY, 503);
     for (let left = Math.min(60, Math.max(1, answer.retryAfter || 5)); left > 0; left--) {
       waiting(left);
       await new Promise((done) => setTimeout(done, 1000));
@@ -30,11 +36,11 @@ async function patiently(attempt, waiting = () => {}) {
 function failure(status, text) {
   try {
     const sentence = JSON.parse(text).error;
-    if (typeof sentence === "string" && sentence) return new Failed(sentence, status === 404);
+    if (typeof sentence === "string" && sentence) return new Failed(sentence, status);
   } catch {
     // No JSON: something between here and the service answered.
   }
-  return new Failed(BROKEN, status === 404);
+  return new Failed(BROKEN, status);
 }
 
 function post(path, form, progress) {
@@ -62,12 +68,12 @@ function post(path, form, progress) {
  */
 async function sendFile(file, most, progress, waiting) {
   if (file.size > most) {
-    throw new Failed(`The file is larger than ${most / 2 ** 20} MiB: send a smaller one.`);
+    throw new Failed(`The file is larger than ${most / 2 ** 20} MiB: send a smaller one.`, 413);
   }
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
-    throw new Failed(UNREADABLE);
+    throw new Failed(UNREADABLE, 400);
   }
   const form = new FormData();
   form.append("file", file, "scan");  // file names may name patients: they stay here

@@ -44,14 +44,14 @@ class Entry {
     this.line.classList.remove("failed");
   }
 
-  /** Says what went wrong; what was found before stays open to look at. */
+  /** Says what went wrong, and offers to try again if `offer` says how; what was found stays. */
   fail(sentence, offer) {
     this.tell(this.study ? "No longer in the service" : "Not segmented");
     this.line.classList.add("failed");
     this.sentence.textContent = sentence;
     this.sentence.hidden = false;
     this.again.textContent = offer;
-    this.again.hidden = false;
+    this.again.hidden = !offer;
   }
 
   done(study) {
@@ -142,8 +142,9 @@ class Studies {
       if (this.entries.includes(entry)) this.calls.done(entry);
       else forget(study);  // it was removed meanwhile
     } catch (error) {
-      entry.fail(error instanceof Failed ? error.message : BROKEN, "Try again");
-      if (!(error instanceof Failed)) console.error(error);
+      const known = error instanceof Failed;
+      if (!known) console.error(error);
+      entry.fail(known ? error.message : BROKEN, !known || error.passing ? "Try again" : "");
       this.calls.failed(entry);
     }
   }

@@ -189,7 +189,7 @@ class Viewer {
       const scaled = new Path2D();
       scaled.addPath(path, new DOMMatrix(matrix));
       pen.resetTransform();
-      pen.globalAlpha = Math.max(0.25, this.look.opacity);
+      pen.globalAlpha = this.look.opacity;
       pen.lineCap = "square";
       pen.lineWidth = 1.75 * density;
       pen.strokeStyle = this.colour;
