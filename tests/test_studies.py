@@ -1,3 +1,4 @@
+import gzip
 import io
 
 import highdicom
@@ -219,7 +220,7 @@ def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor, volume
     assert sorted(study["spacing"]) == pytest.approx(sorted(SPACING[:2]))
     answer = client.get(f"/studies/{study['id']}/mask.nii.gz?threshold=0.6")
     assert (answer.status_code, answer.mimetype) == (200, "application/gzip")
-    mask = nibabel.Nifti1Image.from_bytes(nibabel.openers.gzip.decompress(answer.data))
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.data))
     assert np.array_equal(mask.affine, image.affine)
     areas = [sum(one["histogram"][level_of(0.6) :]) for one in study["slices"]]
     found = np.asarray(mask.dataobj).sum(axis=(0, 1)).tolist()

@@ -36,7 +36,8 @@ def level_of(threshold: float) -> int:
 def levels(probability: NDArray[np.float32], mask: Mask, limit: int) -> NDArray[np.uint8]:
     """Turns probabilities into 256 levels without losing or adding a pixel of the mask.
 
-    They are rounded, but never across the threshold (which costs a level at most), so that `levels >= limit` is exactly the mask.
+    They are rounded, but never across the threshold (which costs a level at most), so that
+    `levels >= limit` is exactly the mask.
 
     Args:
         probability: float32 in [0, 1], shape (H, W).
