@@ -77,7 +77,8 @@ class Page:
         return self.page.evaluate(
             """() => {
               const canvas = document.getElementById("painted");
-              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              const { width, height } = canvas, pen = canvas.getContext("2d");
+              const { data } = pen.getImageData(0, 0, width, height);
               let count = 0;
               for (let at = 0; at < data.length; at += 4) count += data[at] > data[at + 1] + 40;
               return count;

@@ -111,7 +111,7 @@ def test_errors_are_sentences_beside_the_file_concerned(browser, predictor):
         for name, says in (("notes.txt", "neither JPEG nor PNG"), ("cut.png", "damaged")):
             sentence = page.line(name).get_by_role("alert")
             assert says in sentence.inner_text()
-            assert not page.line(name).get_by_text("Try again").is_visible()
+            assert not page.line(name).get_by_role("button", name="Try again").is_visible()
         assert not page.line("scan.jpg").get_by_role("alert").is_visible()
         assert page.text("area").endswith(" px")
 
@@ -137,7 +137,7 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
         second = page.line("second.jpg")
         second.get_by_text("cannot be reached").wait_for()
         page.page.unroute("**/studies")
-        second.get_by_text("Try again").click()
+        second.get_by_role("button", name="Try again").click()
         page.ready("second.jpg")
         assert not second.get_by_role("alert").is_visible()
 
@@ -152,7 +152,7 @@ def test_an_expired_study_says_so_and_can_be_sent_again(browser, predictor):
         page.page.locator("#get-mask").click()
         assert "not kept" in line.get_by_role("alert").inner_text()
         assert "not kept" in page.text("trouble")
-        line.get_by_text("Send again").click()
+        line.get_by_role("button", name="Send again").click()
         page.page.locator("#trouble").wait_for(state="hidden")
         assert page.download("get-mask")[0] == "scan-mask.png"
         line.get_by_label("Remove").click()

@@ -74,7 +74,8 @@ def zipped(files: list[bytes]) -> bytes:
 def nifti_volume(count: int = 7) -> Any:
     """An axial volume with a disc of another size in each slice."""
     values = np.stack([blob(6 + 2 * n).T for n in range(count)], axis=2)
-    return nibabel.Nifti1Image(values.astype(np.int16) * 5, np.diag([*SPACING, 1.0]))
+    image = nibabel.Nifti1Image(values.astype(np.int16) * 5, np.diag([*SPACING, 1.0]))
+    return nibabel.Nifti1Image.from_bytes(image.to_bytes())  # its affine is what a file can hold
 
 
 class _Browser:

@@ -26,7 +26,7 @@ const studies = new Studies(byId("studies"), Number(document.body.dataset.most),
   done: (entry) => {
     entry.measured(levelOf(threshold));
     say(`${entry.name}: ${entry.state.textContent}.`);
-    if (!current || entry.first) open(entry);
+    if (!current || current === entry || entry.first) open(entry);
     entry.first = false;
   },
   failed: (entry) => { if (entry === current) show(); },
