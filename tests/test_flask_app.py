@@ -80,7 +80,7 @@ def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
         (b"", 400),
         (DISC[:300], 400),
         (b"text", 415),
-        (bytes(MAX_BYTES + 1), 413),
+        (DISC + bytes(MAX_BYTES), 413),
         (bytes(MAX_BYTES + 200_000), 413),
     ],
     ids=["empty", "truncated", "wrong", "oversized file", "oversized form"],

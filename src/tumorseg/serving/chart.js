@@ -35,7 +35,8 @@ class Chart {
     const pen = canvas.getContext("2d"), most = Math.max(1, ...areas), each = width / areas.length;
     const gap = each > 4 * density ? density : 0;
     areas.forEach((area, n) => {
-      const left = Math.round(n * each), right = Math.max(left + 1, Math.round((n + 1) * each) - gap);
+      const left = Math.round(n * each);
+      const right = Math.max(left + 1, Math.round((n + 1) * each) - gap);
       if (n === this.at) {
         pen.fillStyle = colour("--here");
         pen.fillRect(left, 0, right - left, height);

@@ -2,8 +2,9 @@
 
 const byId = (id) => document.getElementById(id);
 const OWN_THRESHOLD = Number(document.body.dataset.threshold), OWN_LEVEL = levelOf(OWN_THRESHOLD);
-const MOST_SLICES_AT_HAND = 32;
+const MOST_AT_HAND = 100e6;  // pixels of fetched slices, five bytes each
 
+const atHand = new Map();  // slices that were fetched, the longest unused one first
 let current = null;  // the entry that is looked at
 let threshold = OWN_THRESHOLD;
 let turn = 0;  // which slice was asked for last
@@ -31,7 +32,10 @@ const studies = new Studies(byId("studies"), Number(document.body.dataset.most),
   },
   failed: (entry) => { if (entry === current) show(); },
   opened: open,
-  removed: (entry, next) => { if (entry === current) open(next); },
+  removed: (entry, next) => {
+    if (entry === current) open(next);
+    (next ? next.open : byId("file")).focus();
+  },
 });
 
 const say = (text) => { byId("said").textContent = text; };
@@ -60,7 +64,7 @@ function open(entry) {
   goTo(entry.at).then(() => viewer.fit());
 }
 
-/** Goes to a slice of the current study; shows its figures at once and its image when it is here. */
+/** Goes to a slice of the current study: its figures are here, its image comes. */
 async function goTo(number) {
   if (!current) return;
   const entry = current, last = entry.study.slices.length - 1, mine = ++turn;
@@ -81,15 +85,20 @@ async function goTo(number) {
   if (ahead >= 0 && ahead <= last) sliceOf(entry, ahead).catch(() => null);
 }
 
-function sliceOf(entry, number) {
-  const { loaded } = entry;
-  if (!loaded.has(number)) {
-    const slice = fetchSlice(entry.study, number);
-    slice.catch(() => loaded.delete(number));
-    loaded.set(number, slice);
-    if (loaded.size > MOST_SLICES_AT_HAND) loaded.delete(loaded.keys().next().value);
+/** Fetches a slice, unless it is at hand; the longest unused ones make room. */
+function sliceOf({ study }, number) {
+  const key = `${study.id}/${number}`, { width, height } = study.slices[number];
+  const { slice } = atHand.get(key) || { slice: fetchSlice(study, number) };
+  slice.catch(() => atHand.delete(key));
+  atHand.delete(key);
+  atHand.set(key, { slice, pixels: width * height });
+  let pixels = [...atHand.values()].reduce((sum, one) => sum + one.pixels, 0);
+  for (const [oldest, one] of atHand) {
+    if (pixels <= MOST_AT_HAND || oldest === key) break;
+    atHand.delete(oldest);
+    pixels -= one.pixels;
   }
-  return loaded.get(number);
+  return slice;
 }
 
 function trouble(entry, error) {
@@ -114,13 +123,15 @@ function show() {
   byId("size").textContent = `${slice.width} × ${slice.height} px`;
   byId("spacing").textContent = spacingOf(study);
   showVolume(study, areas, level);
-  const place = `${at + 1} of ${areas.length}`, found = area ? asArea(area, study.spacing) : "no tumour";
+  const place = `${at + 1} of ${areas.length}`;
+  const found = area ? asArea(area, study.spacing) : "no tumour";
   byId("slice").value = at + 1;
   byId("slice").setAttribute("aria-valuetext", `${place}, ${found}`);
   byId("place").textContent = `${at + 1} / ${areas.length}`;
   byId("plain").setAttribute("aria-label", `Slice ${place} of ${current.name}`);
   byId("painted").setAttribute("aria-label", `Slice ${place} of ${current.name}, ${found} marked`);
-  byId("warnings").replaceChildren(...slice.warnings.map((text) => element("li", { textContent: text })));
+  const warnings = slice.warnings.map((text) => element("li", { textContent: text }));
+  byId("warnings").replaceChildren(...warnings);
   chart.show(areas, at);
   viewer.set({ level });
 }
@@ -154,7 +165,8 @@ function setThreshold(value) {
   for (const entry of studies.entries) entry.measured(level);
   show();
   const area = byId("area").textContent;
-  byId("threshold").setAttribute("aria-valuetext", `${threshold.toFixed(2)}${area && `, area ${area}`}`);
+  const told = threshold.toFixed(2) + (area && `, area ${area}`);
+  byId("threshold").setAttribute("aria-valuetext", told);
 }
 
 function setView(view) {

@@ -17,7 +17,8 @@ class Failed extends Error {
 const UNREACHABLE = "The service cannot be reached: check the connection and try again.";
 const BROKEN = "The service failed at this: try again, and tell whoever runs it if it stays so.";
 const BUSY = "The service is still busy: try again in a few minutes.";
-const UNREADABLE = "This cannot be read: it may be a folder, or was moved; choose it again as a file.";
+const UNREADABLE =
+  "This cannot be read: it may be a folder, or was moved; choose it again as a file.";
 const MOST_WAITS = 6;
 
 /** Repeats what the service was too busy for, when it says; `waiting` gets the seconds left. */
@@ -117,7 +118,8 @@ const AS_IS = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
 /** Fetches a slice: its image, and each pixel's level of probability. */
 async function fetchSlice(study, number) {
   const at = `studies/${study.id}/${number}`;
-  const blobs = await Promise.all(["image.png", "probability.png"].map((f) => fetchBlob(`${at}/${f}`)));
+  const both = [fetchBlob(`${at}/image.png`), fetchBlob(`${at}/probability.png`)];
+  const blobs = await Promise.all(both);
   const [image, graded] = await Promise.all(blobs.map((blob) => createImageBitmap(blob, AS_IS)));
   const canvas = new OffscreenCanvas(graded.width, graded.height);
   const pen = canvas.getContext("2d", { willReadFrequently: true });

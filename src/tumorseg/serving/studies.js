@@ -13,13 +13,13 @@ class Entry {
     this.name = file.name;
     this.study = null;
     this.at = 0;
-    this.loaded = new Map();
     this.image = element("img", { alt: "", loading: "lazy" });
     this.state = element("span", { className: "state" });
     this.open = element("button", { type: "button", className: "open", disabled: true },
       element("span", { className: "thumb" }, this.image),
       element("span", { className: "what" },
-        element("span", { className: "name", textContent: file.name, title: file.name }), this.state));
+        element("span", { className: "name", textContent: file.name, title: file.name }),
+        this.state));
     this.bar = element("progress", { max: 1, hidden: true });
     this.bar.setAttribute("aria-label", `Progress of ${file.name}`);
     this.sentence = element("p", { className: "alarm", hidden: true });
@@ -56,7 +56,6 @@ class Entry {
 
   done(study) {
     this.study = study;
-    this.loaded.clear();
     const areas = study.slices.map((slice) => slice.area_px);
     const largest = areas.indexOf(Math.max(...areas));
     this.at = areas[largest] ? largest : Math.floor(areas.length / 2);

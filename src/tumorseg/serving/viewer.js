@@ -40,7 +40,8 @@ function tumourOf(slice, level, colour) {
     }
   }
   if (!box.bottom) return null;
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && levels[y * width + x] >= level;
+  const on = (x, y) => x >= 0 && y >= 0 && x < width && y < height;
+  const inside = (x, y) => on(x, y) && levels[y * width + x] >= level;
   const wide = box.right - box.left, high = box.bottom - box.top;
   const picture = new OffscreenCanvas(wide, high);
   const pen = picture.getContext("2d"), pixels = pen.createImageData(wide, high);
@@ -73,9 +74,9 @@ class Viewer {
     panes.forEach((pane) => observer.observe(pane));
   }
 
-  /** Shows a slice of {image, levels, width, height}; what was zoomed stays where it has the same size. */
+  /** Shows a slice of {image, levels, width, height}; one of the same size is zoomed the same. */
   show(slice, spacing) {
-    const same = this.slice && this.slice.width === slice.width && this.slice.height === slice.height;
+    const same = this.slice?.width === slice.width && this.slice?.height === slice.height;
     this.slice = slice;
     this.spacing = spacing;
     this.tumour = undefined;
@@ -101,7 +102,7 @@ class Viewer {
     this.moved();
   }
 
-  /** Zooms by a factor about a point of a pane, in CSS pixels; about its middle if none is given. */
+  /** Zooms by a factor about a point of a pane, in CSS pixels; without one, about its middle. */
   zoomBy(factor, pane = this.panes[1], at = [pane.clientWidth / 2, pane.clientHeight / 2]) {
     if (!this.slice) return;
     const before = this.pixelAt(pane, at);
@@ -133,7 +134,7 @@ class Viewer {
     this.later();
   }
 
-  /** CSS pixels per pixel of the slice, across and down: its millimetres are square, not its pixels. */
+  /** CSS pixels per pixel of the slice, across and down: pixels need not be square. */
   scales(pane) {
     const [down, across] = this.spacing || [1, 1], least = Math.min(down, across);
     const wide = across / least, high = down / least;
