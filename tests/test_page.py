@@ -98,8 +98,6 @@ def test_fill_outline_views_and_zoom_by_mouse_and_keys(browser, predictor):
         page.page.mouse.wheel(0, -300)
         assert page.text("zoom") != "150%"
         assert "probability" in page.text("reading")
-        for _ in range(4):
-            page.page.keyboard.press("+")
         close = page.painted()
         page.page.mouse.down()
         page.page.mouse.move(900, 700, steps=4)
