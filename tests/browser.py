@@ -73,9 +73,10 @@ class Page:
 
     def painted(self) -> Any:
         """Counts the reddish pixels on the right-hand canvas, once it is drawn."""
-        self.page.evaluate("() => new Promise((done) => setTimeout(done, 150))")
+        self.page.locator("#stage[aria-busy=false]").wait_for()
         return self.page.evaluate(
-            """() => {
+            """async () => {
+              for (let n = 0; n < 3; n++) await new Promise(requestAnimationFrame);
               const canvas = document.getElementById("painted");
               const { width, height } = canvas, pen = canvas.getContext("2d");
               const { data } = pen.getImageData(0, 0, width, height);

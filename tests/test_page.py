@@ -183,7 +183,7 @@ def test_warnings_stand_beside_the_slice(browser, predictor, monkeypatch):
     monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["The slice is <b>unlike</b> MRI."])
     with opened(browser, create_app(predictor)) as page:
         page.choose(("scan.jpg", JPEG))
-        assert "see warning" in page.ready("scan.jpg").inner_text()
+        assert "warning" in page.ready("scan.jpg").inner_text()
         assert page.text("warnings") == "The slice is <b>unlike</b> MRI."
 
 

@@ -18,7 +18,7 @@ const viewer = new Viewer([byId("plain"), byId("painted")], {
   },
   pointed: (pixel) => {
     byId("reading").textContent = pixel
-      ? `x ${pixel.x}, y ${pixel.y}: probability ${(pixel.level / 255).toFixed(2)}` : "\u00a0";
+      ? `x ${pixel.x}, y ${pixel.y}: probability ${(pixel.level / 255).toFixed(2)}` : "";
   },
   scrolled: (step) => goTo(current ? current.at + step : 0),
 });
@@ -71,6 +71,7 @@ async function goTo(number) {
   const before = entry.at;
   entry.at = Math.min(last, Math.max(0, number));
   show();
+  byId("stage").setAttribute("aria-busy", "true");
   try {
     const slice = await sliceOf(entry, entry.at);
     if (mine !== turn) return;
@@ -79,6 +80,8 @@ async function goTo(number) {
   } catch (error) {
     if (mine === turn) trouble(entry, error);
     return;
+  } finally {
+    if (mine === turn) byId("stage").setAttribute("aria-busy", "false");
   }
   const ahead = entry.at + (entry.at < before ? -1 : 1);
   // Whatever is wrong with it will be said when it is wanted.

@@ -75,7 +75,7 @@ class Entry {
       const found = all ? (volume === null ? asPixels(all) : `${rounded(volume)} ml`) : text;
       text = `${slices.length} slices · ${found}`;
     }
-    this.tell(unlike ? `${text} · see warning` : text);
+    this.tell(unlike ? `${text} · warning` : text);
     this.line.classList.toggle("unlike", unlike);
   }
 }
