@@ -47,8 +47,8 @@ def _beside(figures: dict[str, Any]) -> list[str]:
     sentences = []
     if (copy := _number(figures, "copy_mean_dice")) is not None:
         sentences.append(
-            f"Copying the outline of the most similar training slice scores {copy:.2f} there: "
-            "only what lies above that was learned."
+            "Copying the mask of the most similar training slice, which takes no network, scores "
+            f"{copy:.2f} there."
         )
     found, right = (_number(figures, f"lesion_{k}") for k in ("sensitivity", "precision"))
     if found is not None and right is not None:
