@@ -22,7 +22,7 @@ _GONE = "This study is not kept (any longer): send the file again."
 
 def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
     """Adds the routes below `/studies`, each session's studies for itself alone."""
-    known = Familiarity(getattr(predictor.info, "inputs", None) or {})
+    known = Familiarity(getattr(predictor.info, "inputs", None))
 
     @app.post("/studies")
     def send() -> dict[str, Any]:
