@@ -53,8 +53,8 @@ def _beside(figures: dict[str, Any]) -> list[str]:
     found, right = (_number(figures, f"lesion_{k}") for k in ("sensitivity", "precision"))
     if found is not None and right is not None:
         sentences.append(
-            f"There it marked {found:.0%} of the tumours; {right:.0%} of the regions that it marked "
-            "were tumours."
+            f"There it marked {found:.0%} of the tumours; {right:.0%} of the regions that it "
+            "marked were tumours."
         )
     return sentences
 
