@@ -22,7 +22,8 @@ _GONE = "This study is not kept (any longer): send the file again."
 
 def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
     """Adds the routes below `/studies`, each session's studies for itself alone."""
-    known = Familiarity(getattr(predictor.info, "inputs", None))
+    inputs: Any = getattr(predictor.info, "inputs", None)
+    known = Familiarity(inputs)
 
     @app.post("/studies")
     def send() -> dict[str, Any]:
