@@ -1,16 +1,25 @@
 import io
+import os
+import subprocess
+import sys
+import time
 
+import httpx
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from PIL import Image
 
 from tests.serving_model import disc, encode, write_model
+from tests.web import pixels, serving, swapped
+from tumorseg.serving import flask_app, shield
 from tumorseg.serving.decode import MAX_BYTES
 from tumorseg.serving.flask_app import create_app
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.store import Store
 
+# 200 for the long run: TUMORSEG_ROUNDS=200 pytest tests/test_flask_app.py -k sessions_at_once
+ROUNDS = int(os.environ.get("TUMORSEG_ROUNDS", "5"))
 DISC = encode(Image.fromarray(disc()))
 JPEG = encode(Image.fromarray(disc()), "JPEG")
 
@@ -29,10 +38,6 @@ def upload(client: FlaskClient, data: bytes = DISC, name: str = "scan.png") -> d
     answer = client.post("/upload", data={"file": (io.BytesIO(data), name)})
     assert answer.status_code == 200, answer.json
     return answer.json
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def test_the_seed_apps_contract(client, predictor):
@@ -75,7 +80,7 @@ def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
         (b"", 400),
         (DISC[:300], 400),
         (b"text", 415),
-        (bytes(MAX_BYTES + 1), 413),
+        (DISC + bytes(MAX_BYTES), 413),
         (bytes(MAX_BYTES + 200_000), 413),
     ],
     ids=["empty", "truncated", "wrong", "oversized file", "oversized form"],
@@ -108,6 +113,84 @@ def test_sessions_do_not_see_each_other(predictor):
     answer = stranger.get("/uploads/uploaded_image.jpg")
     assert answer.status_code == 404
     assert "Set-Cookie" not in answer.headers
+
+
+def test_two_sessions_at_once_always_get_their_own(predictor):
+    with serving(create_app(predictor)) as url:
+        assert swapped(url, predictor, ROUNDS) == []
+
+
+def test_swapped_pictures_would_be_noticed(predictor, monkeypatch):
+    monkeypatch.setattr("tumorseg.serving.sessions.current", lambda: "everybody")
+    monkeypatch.setattr("tumorseg.serving.sessions.begun", lambda: "everybody")
+    with serving(create_app(predictor)) as url:
+        assert swapped(url, predictor, 5)
+
+
+def test_a_name_that_was_seen_elsewhere_opens_nothing(predictor):
+    app = create_app(predictor)
+    owner, other = app.test_client(), app.test_client()
+    owner.get("/")
+    other.get("/")
+    reply = upload(owner)
+    for path in (f"segmented/{reply['mask_img']}", f"uploads/{reply['uploaded_img']}"):
+        assert owner.get(path).status_code == 200
+        assert other.get(path).status_code == 404
+        assert app.test_client().get(path).status_code == 404
+
+
+def test_a_script_without_cookies_gets_what_it_uploaded(predictor):
+    with serving(create_app(predictor)) as url:
+        reply = httpx.post(f"{url}/upload", files={"file": ("scan.png", DISC)}).json()
+        mask = httpx.get(f"{url}/segmented/{reply['mask_img']}")
+        assert np.array_equal(pixels(mask.content) > 0, predictor.segment(disc()).mask)
+        assert httpx.get(f"{url}/uploads/uploaded_image.jpg").status_code == 404
+
+
+def test_the_cookie_is_for_https_only_where_it_was_set_so(predictor):
+    client = create_app(predictor).test_client()
+    assert "Secure" not in client.get("/").headers["Set-Cookie"]
+    other = create_app(predictor).test_client()
+    assert "Secure" in other.get("/", base_url="https://localhost").headers["Set-Cookie"]
+
+
+def test_too_much_at_once_is_refused_for_a_while(predictor, monkeypatch):
+    monkeypatch.setattr(shield, "_MOST_AT_ONCE", 1000)
+    client = create_app(predictor).test_client()
+    for path in ("/upload", "/studies"):
+        answer = client.post(path, data={"file": (io.BytesIO(DISC), "scan.png")})
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json["error"].endswith(".")
+    monkeypatch.setattr(shield, "_MOST_AT_ONCE", len(DISC) + 1000)
+    for _ in range(3):  # what was admitted is let go of again
+        upload(client)
+
+
+def test_a_volume_is_not_for_the_seeds_route(client, monkeypatch):
+    two = flask_app.decode(DISC)
+    two.slices.append(two.slices[0])
+    monkeypatch.setattr(flask_app, "decode", lambda _: two)
+    answer = client.post("/upload", data={"file": (io.BytesIO(b"volume"), "a.nii")})
+    assert answer.status_code == 415
+    assert "page" in answer.json["error"]
+
+
+def test_no_name_of_a_file_is_logged(client, caplog):
+    for data in (DISC, b"", DISC[:200]):
+        for path in ("/upload", "/studies"):
+            client.post(path, data={"file": (io.BytesIO(data), "DOE^JANE.png")})
+    assert "DOE" not in caplog.text
+
+
+def test_any_wsgi_server_finds_the_app(tmp_path):
+    write_model(tmp_path / "model")
+    code = "from tumorseg.serving.flask_app import from_environment as f; print(f().name)"
+    environment = {**os.environ, "TUMORSEG_MODEL": str(tmp_path / "model")}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "tumorseg.serving.flask_app", run.stderr
 
 
 def test_a_forged_session_opens_nothing(predictor):
@@ -153,6 +236,22 @@ def test_the_store_drops_the_oldest_first():
     assert len(store) == 0
     store.put("d", bytes(100))
     assert store.get("d") == bytes(100)
+    store.remove("d")
+    store.remove("never there")
+    assert store.get("d") is None
+    store.put("e", bytes(100))
+    assert store.get("e") == bytes(100)
+
+
+def test_the_store_empties_itself_without_being_asked():
+    store = Store(0.2, 100)
+    store.put("a", bytes(40))
+    held = store._entries
+    for _ in range(50):
+        if not held:
+            break
+        time.sleep(0.1)
+    assert not held
 
 
 def test_the_page_is_self_contained_and_strict(client, predictor):

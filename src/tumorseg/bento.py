@@ -26,7 +26,9 @@ _SOURCES = (
     "orientation.py",
     "preprocess.py",
     "serving/*.py",
+    "serving/*.css",
     "serving/*.html",
+    "serving/*.js",
 )
 
 

@@ -1,41 +1,59 @@
-"""The web page and the seed app's routes, as a Flask app that any WSGI server can run."""
+"""The web page and the seed app's routes, as a Flask app that any WSGI server can run.
 
-import io
+Alone, with one process (what it keeps lies in the memory of that process) and several threads:
+
+    TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.flask_app:from_environment()'
+    TUMORSEG_MODEL=FOLDER waitress-serve --call tumorseg.serving.flask_app:from_environment
+"""
+
+import os
 import secrets
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import flask
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from markupsafe import Markup
 
+from tumorseg.serving import decode as decoding
+from tumorseg.serving import sessions
 from tumorseg.serving.decode import MAX_BYTES, TOO_MANY_BYTES, Rejected, decode
+from tumorseg.serving.facts import facts, limits, title
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png, overlay, to_png
+from tumorseg.serving.shield import MemoryRequest, add_errors, add_limits, secure
 from tumorseg.serving.store import Store
+from tumorseg.serving.studies import add_studies
 
 # What a multipart form may add to the file itself: boundaries, headers, other fields.
 FORM_OVERHEAD = 64 * 1024
+# The volumes' readers bring a limit of their own.
+_MAX_STUDY = getattr(decoding, "MAX_VOLUME_BYTES", MAX_BYTES)
 _KEEP_SECONDS = 600.0
-_KEEP_BYTES = 256 * 1024 * 1024
+_KEEP_BYTES = 512 * 1024 * 1024
 # The one name that the seed's page asks for; here it means "the last upload of this session".
 _LAST_UPLOAD = "uploaded_image.jpg"
-
-
-class _MemoryRequest(flask.Request):
-    """A request whose uploads stay in memory: no scan is written to a disk, not even briefly."""
-
-    def _get_file_stream(
-        self,
-        total_content_length: int | None,
-        content_type: str | None,
-        filename: str | None = None,
-        content_length: int | None = None,
-    ) -> IO[bytes]:
-        return io.BytesIO()
+_HERE = Path(__file__).parent
+_PARTS = ("page.css", "measures.js", "viewer.js", "chart.js", "sending.js", "studies.js", "page.js")
 
 
 class _App(flask.Flask):
-    request_class = _MemoryRequest
+    request_class = MemoryRequest
+    session_interface = sessions.CookieSessions()
+
+
+def from_environment() -> flask.Flask:
+    """Makes the web app for a WSGI server, with the model that `TUMORSEG_MODEL` names.
+
+    Raises:
+        InputError: If the folder does not hold a working model.
+    """
+    return create_app(Predictor(model_folder()))
+
+
+def model_folder() -> Path:
+    """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
+    named = os.environ.get("TUMORSEG_MODEL")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "model"
 
 
 def create_app(predictor: Predictor, store: Store | None = None) -> flask.Flask:
@@ -43,30 +61,59 @@ def create_app(predictor: Predictor, store: Store | None = None) -> flask.Flask:
 
     Args:
         predictor: The model that it serves.
-        store: Where the pictures wait to be fetched; one for 10 minutes and 256 MiB if None.
+        store: Where the pictures wait to be fetched; one for 10 minutes and 512 MiB if None.
     """
-    app = _App(__name__, template_folder=str(Path(__file__).parent), static_folder=None)
+    app = _App(__name__, template_folder=str(_HERE), static_folder=None)
     app.secret_key = secrets.token_bytes(32)
     app.config.update(
-        MAX_CONTENT_LENGTH=MAX_BYTES + FORM_OVERHEAD,
         SESSION_COOKIE_NAME="tumorseg",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
     )
     kept = Store(_KEEP_SECONDS, _KEEP_BYTES) if store is None else store
-    _add_page(app, predictor)
+    add_limits(app, lambda path: _most_for(path) + FORM_OVERHEAD)
+    _add_page(app, predictor, kept)
     _add_upload(app, predictor, kept)
     _add_pictures(app, kept)
-    _add_errors(app)
-    app.after_request(_secure)
+    add_studies(app, predictor, kept)
+    add_errors(app, _too_large_for)
+    app.after_request(secure)
     return app
 
 
-def _add_page(app: flask.Flask, predictor: Predictor) -> None:
+def _most_for(path: str) -> int:
+    return _MAX_STUDY if path == "/studies" else MAX_BYTES
+
+
+def _too_large_for(path: str) -> Rejected:
+    most = _most_for(path)
+    if most == MAX_BYTES:
+        return TOO_MANY_BYTES
+    return Rejected(413, f"The file is larger than {most // 1024**2} MiB: send a smaller one.")
+
+
+def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
+    info = predictor.info
+    # They lie inside the page, under its nonce; none is a template.
+    style, *scripts = (Markup((_HERE / name).read_text()) for name in _PARTS)
+
     @app.get("/")
     def page() -> str:
+        # From here on the browser has a cookie, so that no name alone opens what it sends.
+        sessions.begun()
         flask.g.nonce = secrets.token_urlsafe(16)
-        return flask.render_template("page.html", info=predictor.info, nonce=flask.g.nonce)
+        return flask.render_template(
+            "page.html",
+            info=info,
+            title=title(info),
+            facts=facts(info),
+            limits=limits(info),
+            most=_MAX_STUDY,
+            minutes=round(store.seconds / 60),
+            nonce=flask.g.nonce,
+            style=style,
+            script=Markup("\n").join(scripts),
+        )
 
 
 def _add_upload(app: flask.Flask, predictor: Predictor, store: Store) -> None:
@@ -78,72 +125,37 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store) -> None:
             return {"error": "No file part"}
         if not file.filename:
             return {"error": "No selected file"}
-        grey = decode(file.read()).slices[0]
+        study = decode(file.read())
+        if len(study.slices) > 1:
+            raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
+        grey = study.slices[0]
         found = predictor.segment(grey)
         original = to_png(grey)
-        owner = flask.session.setdefault("id", secrets.token_urlsafe(16))
-        store.put(f"last/{owner}", original)
-        return {
-            "segmented_img": _keep(store, "segmented", to_png(overlay(grey, found.mask))),
-            "mask_img": _keep(store, "segmented", mask_png(found.mask)),
+
+        def keep(folder: str, png: bytes) -> str:
+            name = f"{secrets.token_urlsafe(24)}.png"  # which nobody can guess
+            sessions.keep(store, f"{folder}/{name}", png)
+            return name
+
+        reply = {
+            "segmented_img": keep("segmented", to_png(overlay(grey, found.mask))),
+            "mask_img": keep("segmented", mask_png(found.mask)),
             # From here on more than the seed's contract has; its clients look past it.
-            "uploaded_img": _keep(store, "uploads", original),
+            "uploaded_img": keep("uploads", original),
             "width": grey.shape[1],
             "height": grey.shape[0],
             "area_px": found.area_px,
             "area_fraction": found.area_fraction,
             "model_version": predictor.info.version,
         }
-
-
-def _keep(store: Store, folder: str, png: bytes) -> str:
-    """Keeps a picture under a name that nobody can guess, and returns the name."""
-    name = f"{secrets.token_urlsafe(24)}.png"
-    store.put(f"{folder}/{name}", png)
-    return name
+        sessions.keep(store, f"uploads/{_LAST_UPLOAD}", original, guessable=True)
+        return reply
 
 
 def _add_pictures(app: flask.Flask, store: Store) -> None:
-    def answer(key: str) -> flask.Response:
-        png = store.get(key)
+    @app.get("/<any(uploads, segmented):folder>/<name>")
+    def picture(folder: str, name: str) -> flask.Response:
+        png = sessions.find(store, f"{folder}/{name}")
         if png is None:
             flask.abort(404, "This picture is not kept (any longer): upload it again.")
         return flask.Response(png, mimetype="image/png")
-
-    @app.get("/uploads/<name>")
-    def uploaded(name: str) -> flask.Response:
-        own = name == _LAST_UPLOAD
-        return answer(f"last/{flask.session.get('id', '')}" if own else f"uploads/{name}")
-
-    @app.get("/segmented/<name>")
-    def segmented(name: str) -> flask.Response:
-        return answer(f"segmented/{name}")
-
-
-def _add_errors(app: flask.Flask) -> None:
-    @app.errorhandler(Rejected)
-    def rejected(error: Rejected) -> tuple[dict[str, str], int]:
-        return {"error": error.sentence}, error.status
-
-    @app.errorhandler(RequestEntityTooLarge)
-    def too_large(_: RequestEntityTooLarge) -> tuple[dict[str, str], int]:
-        return rejected(TOO_MANY_BYTES)
-
-    @app.errorhandler(HTTPException)
-    def other(error: HTTPException) -> tuple[dict[str, str], int]:
-        return {"error": error.description or error.name}, error.code or 500
-
-
-def _secure(response: flask.Response) -> flask.Response:
-    """Keeps scans out of caches and lets the page run nothing but its own script."""
-    policy = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    if nonce := flask.g.get("nonce"):
-        policy += (
-            f"; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'"
-            f"; script-src 'nonce-{nonce}'"
-        )
-    response.headers["Content-Security-Policy"] = policy
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-store"
-    return response

@@ -1,5 +1,6 @@
 """Pictures that go out: PNG files, and the tumour painted on the slice."""
 
+import math
 from io import BytesIO
 
 import cv2
@@ -26,6 +27,32 @@ def mask_png(mask: Mask) -> bytes:
     # A filter would be tried on every row, and helps only where pixels are not all equal.
     how = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
     return cv2.imencode(".png", mask.view(np.uint8) * 255, how)[1].tobytes()
+
+
+def level_of(threshold: float) -> int:
+    """The level, 1 to 255, of `levels` from which a pixel is tumour at a threshold in [0, 1]."""
+    # The page computes the very same; Python's `round` would take halves to the even number.
+    return max(1, math.floor(255 * threshold + 0.5))
+
+
+def levels(probability: NDArray[np.float32], mask: Mask, limit: int) -> NDArray[np.uint8]:
+    """Turns probabilities into 256 levels without losing or adding a pixel of the mask.
+
+    They are rounded, but never across the threshold (which costs a level at most), so that
+    `levels >= limit` is exactly the mask.
+
+    Args:
+        probability: float32 in [0, 1], shape (H, W).
+        mask: bool, shape (H, W): where the probability reaches the threshold.
+        limit: The threshold's level, from `level_of`.
+
+    Returns:
+        uint8, shape (H, W); 255 is probability 1.
+    """
+    rounded = np.rint(probability * 255).astype(np.uint8)
+    return np.where(mask, np.maximum(rounded, limit), np.minimum(rounded, limit - 1)).astype(
+        np.uint8
+    )
 
 
 def overlay(grey: Grey, mask: Mask) -> NDArray[np.uint8]:

@@ -1,0 +1,108 @@
+"""What stands around the web app: bounds on what comes in, headers on what goes out."""
+
+import io
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import IO
+
+import flask
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, ServiceUnavailable
+
+from tumorseg.serving.decode import Rejected
+
+_MOST_AT_ONCE = 512 * 1024 * 1024
+_RETRY_SECONDS = 5
+
+
+class MemoryRequest(flask.Request):
+    """A request whose uploads stay in memory: no scan is written to a disk, not even briefly."""
+
+    def _get_file_stream(
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:
+        return io.BytesIO()
+
+
+def add_limits(app: flask.Flask, most_for: Callable[[str], int]) -> None:
+    """Bounds each request's body, and what all bodies that are here at once may hold.
+
+    Args:
+        app: The app.
+        most_for: Tells how many bytes a request's body may have, from its path.
+    """
+    lock = threading.Lock()
+    held = 0
+
+    @app.before_request
+    def admit() -> None:
+        nonlocal held
+        request = flask.request
+        most = most_for(request.path)
+        request.max_content_length = most
+        if request.method != "POST":
+            return
+        # A body that does not tell its length may become as long as it is allowed to.
+        size = most if request.content_length is None else min(request.content_length, most)
+        with lock:
+            if held + size > _MOST_AT_ONCE:
+                raise ServiceUnavailable(
+                    "The service is busy: send the file again in a moment.",
+                    retry_after=_RETRY_SECONDS,
+                )
+            held += size
+            flask.g.held = size
+
+    @app.teardown_request
+    def release(_: BaseException | None) -> None:
+        nonlocal held
+        with lock:
+            held -= flask.g.pop("held", 0)
+
+
+def add_errors(app: flask.Flask, too_large_for: Callable[[str], Rejected]) -> None:
+    """Has every error answered with its status and one sentence under `error`.
+
+    Args:
+        app: The app.
+        too_large_for: Makes what a body that is too large is answered, from the request's path.
+    """
+
+    @app.errorhandler(Rejected)
+    def rejected(error: Rejected) -> tuple[dict[str, str], int]:
+        return {"error": error.sentence}, error.status
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> tuple[dict[str, str], int]:
+        return rejected(too_large_for(flask.request.path))
+
+    @app.errorhandler(HTTPException)
+    def other(error: HTTPException) -> flask.Response:
+        response = flask.jsonify(error=error.description or error.name)
+        response.status_code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        if isinstance(error, ServiceUnavailable):
+            response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        return response
+
+
+def secure(response: flask.Response) -> flask.Response:
+    """Keeps scans out of caches and lets the page run nothing but its own script."""
+    policy = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    if nonce := flask.g.get("nonce"):
+        policy += (
+            f"; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'"
+            f"; script-src 'nonce-{nonce}'"
+        )
+    response.headers["Content-Security-Policy"] = policy
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
+    response.headers["Cache-Control"] = "no-store"
+    return response

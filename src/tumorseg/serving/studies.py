@@ -1,0 +1,111 @@
+"""What our own page asks for: a study's slices, their probabilities, and masks to download."""
+
+import secrets
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import flask
+
+from tumorseg.preprocess import Mask
+from tumorseg.serving import sessions
+from tumorseg.serving.answers import ModelNamed
+from tumorseg.serving.decode import Rejected, Study, decode
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.kept import Kept, KeptSlice, segmented
+from tumorseg.serving.predictor import Predictor
+from tumorseg.serving.render import level_of, mask_png
+from tumorseg.serving.store import Store
+
+_GONE = "This study is not kept (any longer): send the file again."
+
+
+def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
+    """Adds the routes below `/studies`, each session's studies for itself alone."""
+    inputs: Any = getattr(predictor.info, "inputs", None)
+    known = Familiarity(inputs)
+
+    @app.post("/studies")
+    def send() -> dict[str, Any]:
+        file = flask.request.files.get("file")
+        if file is None:
+            raise Rejected(400, "No file came with the request: send it as the form field `file`.")
+        # More than half of the memory would drive out everybody else's.
+        kept = segmented(predictor, known, file.read(), store.max_bytes // 2)
+        name = secrets.token_urlsafe(24)
+        sessions.keep(store, f"studies/{name}", kept, kept.size)
+        model = ModelNamed.of(predictor.info).model_dump()
+        return {"id": name, "threshold": predictor.info.threshold} | model | kept.answer()
+
+    def wanted(name: str) -> Kept:
+        study: Kept | None = sessions.find(store, f"studies/{name}")
+        if study is None:
+            flask.abort(404, _GONE)
+        return study
+
+    def slice_of(name: str, number: int) -> KeptSlice:
+        study = wanted(name)
+        if not 0 <= number < len(study.slices):
+            flask.abort(404, f"The study has the slices 0 to {len(study.slices) - 1}.")
+        return study.slices[number]
+
+    def level() -> int:
+        text = flask.request.args.get("threshold")
+        return level_of(predictor.info.threshold if text is None else _threshold(text))
+
+    @app.delete("/studies/<name>")
+    def forget(name: str) -> tuple[str, int]:
+        wanted(name)
+        sessions.forget(store, f"studies/{name}")
+        return "", 204
+
+    @app.get("/studies/<name>/<int:number>/image.png")
+    def image(name: str, number: int) -> flask.Response:
+        return flask.Response(slice_of(name, number).image, mimetype="image/png")
+
+    @app.get("/studies/<name>/<int:number>/probability.png")
+    def probability(name: str, number: int) -> flask.Response:
+        return flask.Response(slice_of(name, number).probability, mimetype="image/png")
+
+    @app.get("/studies/<name>/mask.png")
+    def mask(name: str) -> flask.Response:
+        number = flask.request.args.get("slice", "0")
+        if not (number.isascii() and number.isdigit()):
+            raise Rejected(400, "`slice` is not a number: count the slices from 0.")
+        found = slice_of(name, int(number[:9])).mask(level())
+        return _download(mask_png(found), "image/png")
+
+    def volume(name: str, kind: str, write: Callable[[Any, Study, list[Mask]], bytes]) -> bytes:
+        study, limit = wanted(name), level()
+        if study.kind != kind:
+            flask.abort(404, f"This study is of the kind {study.kind}: it has no such file.")
+        # Only this module needs the libraries of volumes, which take seconds to load.
+        seg = import_module("tumorseg.serving.seg")
+        return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
+
+    @app.get("/studies/<name>/seg.dcm")
+    def seg_dcm(name: str) -> flask.Response:
+        data = volume(name, "dicom", lambda seg, s, m: seg.seg_file(s, m, predictor.info))
+        return _download(data, "application/dicom")
+
+    @app.get("/studies/<name>/mask.nii.gz")
+    def nifti(name: str) -> flask.Response:
+        data = volume(name, "nifti", lambda seg, s, m: seg.nifti_file(s, m))
+        return _download(data, "application/gzip")
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # also where it is not a number
+        raise Rejected(400, "`threshold` is not a number from 0 to 1: correct it.")
+    return value
+
+
+def _download(data: bytes, mimetype: str) -> flask.Response:
+    response = flask.Response(data, mimetype=mimetype)
+    # Without a name here the browser takes the one that the page says, or that of the address.
+    response.headers["Content-Disposition"] = "attachment"
+    return response
