@@ -1,4 +1,4 @@
-"""Load on a running service: many mixed requests, SIGTERM in the midst, two sessions at once."""
+"""Load on a running service: many mixed requests, and SIGTERM in the midst."""
 
 import asyncio
 import threading
@@ -6,14 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import httpx
 import numpy as np
-from PIL import Image
 from served import Picture, Server, picture, quantile, stop
-from spoilt_requests import Spoilt, corpus
+from spoilt_requests import Spoilt
 
 from tumorseg.client import retry_after
 from tumorseg.serving.predictor import Predictor
@@ -81,15 +79,16 @@ class Mix:
 
     Args:
         predictor: Finds the masks beforehand.
+        spoilt: What must be refused, from `corpus`.
         count: How many different pictures.
     """
 
-    def __init__(self, predictor: Predictor, count: int = 48) -> None:
+    def __init__(self, predictor: Predictor, spoilt: list[Spoilt], count: int = 48) -> None:
         self.pictures = [
             picture(predictor, n, "JPEG" if n % 3 == 2 else "PNG", 640 if n % 2 else None)
             for n in range(count)
         ]
-        self.spoilt = corpus()
+        self.spoilt = spoilt
 
     def check(self, own: Picture, answer: dict[str, Any], tally: Tally) -> None:
         """Counts a mask that is not this picture's."""
@@ -194,7 +193,8 @@ def load_table(tally: Tally, count: int, seconds: float) -> str:
     statuses = ", ".join(f"{n} × {status}" for status, n in sorted(tally.statuses.items()))
     memory = ", ".join(f"{mark} {size:.0f}" for mark, size in tally.memory.items())
     rows = {
-        f"requests, {AT_ONCE} at once": f"{count} in {seconds:.0f} s, {count / seconds:.1f} a second",
+        f"requests, {AT_ONCE} at once": f"{count} in {seconds:.0f} s",
+        "requests a second": f"{count / seconds:.1f}",
         "statuses": statuses,
         "503 of the bounded queue, asked again": str(tally.busy),
         "5xx": str(tally.wrong["5xx"]),
@@ -260,45 +260,3 @@ def sigterm(server: Server, mix: Mix, seconds: float = 3.0) -> tuple[str, bool]:
     rows = [f"| sent {name} | {n} |" for name, n in sorted(outcomes.items())]
     rows.append(f"| the service ended | after {took:.1f} s with status {status} |")
     return "\n".join(["| SIGTERM under load | |", "|---|--:|", *rows]), fine
-
-
-def sessions(server: Server, mix: Mix, rounds: int = 200) -> tuple[str, bool]:
-    """Two sessions upload different scans at once, and look at what the seed's names show."""
-    counts: Counter[str] = Counter()
-    together = threading.Barrier(2)
-
-    def session(place: int) -> None:
-        with httpx.Client(base_url=server.url, timeout=SECONDS, trust_env=False) as client:
-            for number in range(rounds):
-                own = mix.pictures[(2 * number + place) % len(mix.pictures)]
-                together.wait()
-                answer = client.post("/upload", files={"file": ("scan.png", own.data)}).json()
-                together.wait()
-                original = client.get(f"/uploads/uploaded_image.jpg?{time.time_ns()}").content
-                painted = client.get(f"/segmented/{answer['segmented_img']}?{number}").content
-                mask = client.get(f"/segmented/{answer['mask_img']}").content
-                pixels = np.asarray(Image.open(BytesIO(original)).convert("L"))
-                counts["uploads"] += 1
-                counts["other originals"] += not np.array_equal(pixels, own.pixels)
-                counts["other masks"] += not own.is_answered_by_file(mask)
-                counts["other overlays"] += not _painted(painted, own)
-
-    threads = [threading.Thread(target=session, args=(n,)) for n in range(2)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    names = ("other originals", "other masks", "other overlays")
-    rows = [f"| {name} | {counts[name]} |" for name in ("uploads", *names)]
-    fine = counts["uploads"] == 2 * rounds and not any(counts[name] for name in names)
-    return "\n".join([f"| two sessions, {rounds} rounds | |", "|---|--:|", *rows]), fine
-
-
-def _painted(png: bytes, own: Picture) -> bool:
-    """Whether the picture is this one, painted where its tumour is and nowhere else."""
-    pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
-    if pixels.shape[:2] != own.mask.shape:
-        return False
-    coloured = np.ptp(pixels, axis=2) > 0
-    same = np.abs(pixels[~own.mask] - own.pixels[~own.mask][:, None]).max(initial=0) <= 2
-    return bool(same) and int((coloured != own.mask).sum()) <= max(2, own.mask.size // 1000)

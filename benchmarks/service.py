@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import loads
 from latency import measure
 from served import serve
+from sessions import sessions
+from spoilt_requests import corpus
 
 from tests.serving_model import write_model
 from tumorseg import environment
@@ -50,7 +52,7 @@ def choose(chosen: argparse.Namespace, scratch: Path) -> tuple[Path, str | None]
 
 def under_load(chosen: argparse.Namespace, model: Path, tag: str | None) -> bool:
     """Runs `load`, `sigterm` or `sessions`; returns whether all went well."""
-    mix = loads.Mix(Predictor(model))
+    mix = loads.Mix(Predictor(model), corpus() if chosen.what == "load" else [])
     with serve(model, tag) as server:
         if chosen.what == "load":
             tally, seconds = asyncio.run(loads.load(server, mix, chosen.count or 10_000))
@@ -59,7 +61,7 @@ def under_load(chosen: argparse.Namespace, model: Path, tag: str | None) -> bool
         if chosen.what == "sigterm":
             text, fine = loads.sigterm(server, mix)
         else:
-            text, fine = loads.sessions(server, mix, chosen.count or 200)
+            text, fine = sessions(server, mix.pictures, chosen.count or 200)
     print(text)
     return fine
 

@@ -18,9 +18,10 @@ from PIL import Image
 from tumorseg.serving.decode import MAX_BYTES, Rejected, decode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.fuzz_inputs import inputs, whole  # noqa: E402
-from tests.spoiling import spoilt  # noqa: E402
-from tests.spoilt_pictures import PICTURES  # noqa: E402
+from tests.fuzz_inputs import inputs, whole
+
+from tests.spoiling import spoilt
+from tests.spoilt_pictures import PICTURES
 
 
 @dataclass(frozen=True)

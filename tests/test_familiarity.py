@@ -127,7 +127,8 @@ def test_statistics_are_finite_and_named() -> None:
 def test_an_older_model_warns_about_nothing(tmp_path) -> None:
     info = load_info(write_model(tmp_path))
     assert info.inputs is None
-    assert Familiarity(info.inputs).warnings(np.zeros((64, 64), np.uint8), 1.0) == []
+    for known in (info.inputs, {}):
+        assert Familiarity(known).warnings(np.zeros((64, 64), np.uint8), 1.0) == []
 
 
 def test_what_is_known_survives_model_json(tmp_path, known, slices) -> None:

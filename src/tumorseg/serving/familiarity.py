@@ -104,8 +104,8 @@ class Familiarity:
     """What training slices look like, and where that ends.
 
     Args:
-        known: The key `inputs` of model.json, from `tumorseg.inputs.describe`; None for a model
-            that was registered without, about which nothing is ever said.
+        known: The key `inputs` of model.json, from `tumorseg.inputs.describe`; None or empty for a
+            model that was registered without, about which nothing is ever said.
 
     Raises:
         InputError: `known` is of another method or damaged.
@@ -113,7 +113,7 @@ class Familiarity:
 
     def __init__(self, known: dict[str, Any] | None) -> None:
         self.known = known
-        if known is None:
+        if not known:
             return
         try:
             if known["method"] != METHOD or tuple(known["statistics"]) != NAMES:
@@ -149,7 +149,7 @@ class Familiarity:
             grey: uint8, shape (H, W).
             colour: `Study.colour`.
         """
-        if self.known is None:
+        if not self.known:
             return []
         if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
             return ["The picture is uniform: there is nothing in it to segment."]
