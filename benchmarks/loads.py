@@ -126,13 +126,18 @@ class Mix:
         """One picture to `/upload`, and its mask fetched, as the seed's page does."""
         own = self.pictures[number % len(self.pictures)]
         sent = {"files": {"file": ("x.png", own.data)}}
-        answer = await _send(client, "/upload", sent, tally)
-        if answer is None or answer.status_code != 200 or "mask_img" not in answer.json():
-            tally.wrong["upload answered otherwise"] += answer is not None
-            return
-        name = answer.json()["mask_img"]
-        cookies = "; ".join(f"{k}={v}" for k, v in answer.cookies.items())
-        mask = await client.get(f"/segmented/{name}", headers={"Cookie": cookies})
+        # A browser of its own: the other one's jar would bring other sessions' cookies.
+        async with httpx.AsyncClient(
+            base_url=client.base_url, timeout=SECONDS, trust_env=False
+        ) as browser:
+            answer = await _send(browser, "/upload", sent, tally)
+            if answer is None:
+                return
+            if answer.status_code != 200 or "mask_img" not in answer.json():
+                tally.wrong["upload answered otherwise"] += 1
+                return
+            address = f"/segmented/{answer.json()['mask_img']}"
+            mask = await browser.get(address)
         tally.statuses[mask.status_code] += 1
         if mask.status_code != 200 or not own.is_answered_by_file(mask.content):
             tally.wrong["wrong masks"] += 1
@@ -232,7 +237,8 @@ def sigterm(server: Server, mix: Mix, seconds: float = 3.0) -> tuple[str, bool]:
                     timeout=SECONDS,
                     trust_env=False,
                 )
-            except httpx.ConnectError:
+            except httpx.ConnectError:  # nobody accepted it
+                when = "after" if signalled.is_set() else "before"
                 outcomes[f"{when}, not connected"] += 1
                 if signalled.is_set():
                     return

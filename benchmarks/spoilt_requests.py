@@ -19,7 +19,6 @@ from tumorseg.serving.decode import MAX_BYTES, Rejected, decode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.fuzz_inputs import inputs, whole
-
 from tests.spoiling import spoilt
 from tests.spoilt_pictures import PICTURES
 
