@@ -215,6 +215,11 @@ def test_a_service_has_its_own_threshold() -> None:
         choose(None, "http://localhost:1", 0.3)
 
 
+def test_an_address_that_is_none_is_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"--url: .* is no address"):
+        choose(None, "http://a:b", None)
+
+
 def test_kinds_are_told_by_content() -> None:
     assert {ending_of(PNG), ending_of(JPEG)} == {"_mask.png"}
     assert ending_of(bytes(128) + b"DICM") == ending_of(b"PK\x03\x04") == "_seg.dcm"

@@ -162,14 +162,17 @@ def choose(model: Path | None, url: str | None, threshold: float | None) -> Segm
     """The model in this process, or the service at `url`; the environment holds the latter's key.
 
     Raises:
-        InputError: The model does not work, or the service was asked for its model's threshold.
+        InputError: The model does not work, the address is none, or a threshold came with it.
     """
     if url is None:
         assert model is not None
         return Local(model, threshold)
     if threshold is not None:
         raise InputError("--threshold: a service has its own; leave out --threshold or --url")
-    return Remote(Client(url, api_key=os.environ.get("TUMORSEG_API_KEY")))
+    try:
+        return Remote(Client(url, api_key=os.environ.get("TUMORSEG_API_KEY")))
+    except ServiceError as error:
+        raise InputError(f"--url: {error}") from None
 
 
 def run(
