@@ -16,6 +16,7 @@ from tumorseg.evaluation.comparison import load_network
 from tumorseg.export import export_onnx, parity
 from tumorseg.files import write_json
 from tumorseg.gate import Verdict, served_dice
+from tumorseg.inputs import describe
 from tumorseg.params import EvaluateParams, RegisterParams, TrainParams, load_params
 
 CHAMPION = Path("artifacts/register/champion.json")
@@ -87,6 +88,7 @@ def register() -> None:
                 "split": figures["split"],
                 "validation": figures["runs"][chosen]["valid"],
                 "test": figures["runs"][chosen]["test"],
+                "inputs": step(describe)(load_slices("train").images, images),
             },
         )
         newcomer = step(served_dice)(folder, rows, Path("data"))

@@ -21,6 +21,8 @@ def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     [
         (["data", "use", "nowhere"], "nowhere: is no folder"),
         (["serve"], "make run"),
+        (["predict", "a.png"], "--url"),
+        (["predict", "a.png", "--url", "http://localhost:1"], "a.png: does not exist"),
         (["table"], "make run"),
     ],
 )

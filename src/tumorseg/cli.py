@@ -159,6 +159,33 @@ def serve(port: Annotated[int, typer.Option(help="On the loopback interface.")] 
 
 
 @app.command()
+def predict(
+    files: Annotated[
+        list[Path], typer.Argument(help="JPEG, PNG, DICOM, NIfTI or zip files, or folders.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the masks; beside the files if left out.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="A running service; without it the packaged champion works here."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Probability; the model's own if left out.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks.")] = False,
+) -> None:
+    """Segment FILES and write their masks: NAME_mask.png, NAME_seg.dcm or NAME_mask.nii.gz."""
+    from tumorseg import predict as work
+
+    if url is None and not PACKAGED.exists():
+        raise InputError(f"{PACKAGED}: is missing; type `make run` first, or give --url")
+    model = None if url else work.packaged_model(json.loads(PACKAGED.read_text())["tag"])
+    if not work.run(files, output, work.choose(model, url, threshold), overwrite=overwrite):
+        sys.exit(1)
+
+
+@app.command()
 def env() -> None:
     """Print the environment of a run, for `eval "$(tumorseg env)"`."""
     for name in environment.defaults(Path.cwd()):

@@ -38,6 +38,9 @@ class ModelInfo(BaseModel):
     git_sha: str
     validation: dict[str, Any]
     test: dict[str, Any]
+    inputs: dict[str, Any] | None = Field(
+        default=None, description="What training slices look like; models before had no such key"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,237 @@
+"""How well the service tells what is unlike its training data: photographs, phantoms, spoilt MRI.
+
+`python benchmarks/familiarity.py --data FOLDER` fits on a COCO folder's train and valid images, and
+prints what share of its test images is warned about (false alarms), and of other pictures
+(detection), each as served. AUROC compares the distances alone, without a threshold. It does the
+same for a model of the phantom, which then meets the folder's test images as strangers. Where
+neighbouring slices lie on both sides of the split, other patients will raise more false alarms.
+
+Photographs are the samples that scikit-learn and matplotlib install, and what `--photos` names;
+random crops of each. They played no part in choosing the statistics only where they are given.
+"""
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy.stats import mannwhitneyu
+
+from tumorseg.data.arrays import read_slice
+from tumorseg.data.coco import SPLITS
+from tumorseg.data.phantom import random_slice, template_sections
+from tumorseg.errors import InputError
+from tumorseg.inputs import describe
+from tumorseg.preprocess import Grey, to_grid
+from tumorseg.serving.decode import Rejected, decode
+from tumorseg.serving.familiarity import Familiarity
+
+SAMPLES = (
+    ("sklearn", "datasets/images/*.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+Pictures = list[tuple[Grey, float]]  # grey values and the share that is coloured
+
+
+def greys(folder: Path) -> list[Grey]:
+    """All pictures of a folder as grey values.
+
+    Raises:
+        InputError: It holds none.
+    """
+    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: holds no pictures; give a folder with train/, valid/, test/")
+    return [read_slice(path) for path in paths]
+
+
+def phantom_sides(size: int) -> dict[str, list[Grey]]:
+    """Fresh phantom slices: 480 train, 120 valid and 120 test."""
+    sections = template_sections()
+    counts = dict(zip(SPLITS, (480, 120, 120), strict=True))
+    return {
+        split: [
+            random_slice(np.random.default_rng([7, stream, k]), sections, size)[1]
+            for k in range(count)
+        ]
+        for stream, (split, count) in enumerate(counts.items())
+    }
+
+
+def photographs(folders: Iterable[Path], each: int = 10) -> tuple[Pictures, Pictures]:
+    """Square crops of photographs: in colour as the service decodes them, and the same in grey."""
+    paths = [
+        path
+        for package, pattern in SAMPLES
+        if (spec := importlib.util.find_spec(package)) and spec.origin
+        for path in sorted(Path(spec.origin).parent.glob(pattern))
+    ]
+    paths += [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in SUFFIXES]
+    rng = np.random.default_rng(0)
+    coloured: Pictures = []
+    for path in paths:
+        try:
+            picture = Image.open(path).convert("RGB")
+        except OSError:  # a folder may hold damaged ones
+            continue
+        for _ in range(each):
+            side = int(rng.uniform(0.4, 1) * min(picture.size))
+            left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
+            file = BytesIO()
+            picture.crop((left, top, left + side, top + side)).save(file, "PNG")
+            try:
+                study = decode(file.getvalue())
+            except Rejected:  # smaller than any slice
+                continue
+            coloured.append((study.slices[0], study.colour))
+    return coloured, [(grey, 0.0) for grey, _ in coloured]
+
+
+def page(rng: np.random.Generator) -> Grey:
+    """A page of text, black on white."""
+    image = Image.new("L", (640, 640), 255)
+    draw = ImageDraw.Draw(image)
+    size = int(rng.integers(12, 30))
+    for top in range(10, 630, 2 * size):
+        letters = rng.integers(97, 123, 80).astype(np.uint8).tobytes().decode()
+        words = " ".join(letters[k : k + 7] for k in range(0, 80, 7))
+        draw.text((20, top), words, fill=0, font_size=size)
+    return np.asarray(image)
+
+
+def magnified(grey: Grey, factor: float) -> Grey:
+    """The middle of a slice, enlarged to the slice's size."""
+    height, width = (int(length / factor) for length in grey.shape)
+    top, left = (grey.shape[0] - height) // 2, (grey.shape[1] - width) // 2
+    return cv2.resize(grey[top : top + height, left : left + width], grey.shape[::-1])
+
+
+def warped(grey: Grey, degrees: float = 0, shift: float = 0) -> Grey:
+    """A slice turned, and moved to the right by a share of its width."""
+    height, width = grey.shape
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    turn[0, 2] += shift * width
+    return cv2.warpAffine(grey, turn, (width, height))
+
+
+def grainy(grey: Grey, deviation: float) -> Grey:
+    """A slice with Gaussian noise as coarse as the network's grid sees it."""
+    noise = np.random.default_rng(int(grey.sum()) % 2**32).normal(0, deviation, (256, 256))
+    noise = cv2.resize(noise, grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.clip(grey + noise, 0, 255).astype(np.uint8)
+
+
+def recompressed(grey: Grey) -> Grey:
+    """A slice as a JPEG file of quality 40."""
+    file = BytesIO()
+    Image.fromarray(grey).save(file, "JPEG", quality=40)
+    return np.asarray(Image.open(file))
+
+
+def gamma(grey: Grey, exponent: float) -> Grey:
+    """A slice in another exposure."""
+    return (255 * (grey / 255) ** exponent).round().astype(np.uint8)
+
+
+HARMLESS: dict[str, Callable[[Grey], Grey]] = {
+    "JPEG quality 40": recompressed,
+    "half the size": lambda grey: cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=3),
+    "gamma 0.8": lambda grey: gamma(grey, 0.8),
+    "gamma 1.25": lambda grey: gamma(grey, 1.25),
+    "turned by 5°": lambda grey: warped(grey, degrees=5),
+    "moved by 5%": lambda grey: warped(grey, shift=0.05),
+}
+SPOILT: dict[str, Callable[[Grey], Grey]] = {
+    "turned by 90°": lambda grey: np.rot90(grey).copy(),
+    "turned by 180°": lambda grey: np.rot90(grey, 2).copy(),
+    "mirrored up–down": lambda grey: grey[::-1].copy(),
+    "inverted": lambda grey: 255 - grey,
+    "noise of 20 grey values": lambda grey: grainy(grey, 20),
+    "noise of 40 grey values": lambda grey: grainy(grey, 40),
+    "blurred, 1.2% of the side": lambda grey: cv2.GaussianBlur(grey, (0, 0), 0.012 * len(grey)),
+    "middle, enlarged 1.3 times": lambda grey: magnified(grey, 1.3),
+    "middle, enlarged 1.6 times": lambda grey: magnified(grey, 1.6),
+    "middle, enlarged 2 times": lambda grey: magnified(grey, 2),
+    "40% of the brightness": lambda grey: (grey * 0.4).astype(np.uint8),
+}
+
+
+def groups(
+    test: list[Grey], strangers: tuple[str, list[Grey]], folders: list[Path]
+) -> Iterator[tuple[str, Pictures]]:
+    """Everything that a model meets besides its own test slices, one kind at a time."""
+    for name, change in (HARMLESS | SPOILT).items():
+        prefix = "harmless" if name in HARMLESS else "spoilt"
+        yield f"{prefix}: {name}", [(change(grey), 0.0) for grey in test]
+    yield strangers[0], [(grey, 0.0) for grey in strangers[1]]
+    coloured, plain = photographs(folders)
+    yield "photographs", coloured
+    yield "photographs, grey", plain
+    rng = np.random.default_rng(1)
+    yield "pages of text", [(page(rng), 0.0) for _ in range(60)]
+    yield "noise alone", [(rng.integers(0, 256, (256, 256), np.uint8), 0.0) for _ in range(60)]
+    yield "uniform", [(np.full((256, 256), v, np.uint8), 0.0) for v in range(0, 256, 15)]
+
+
+def rows(
+    sides: dict[str, list[Grey]], strangers: tuple[str, list[Grey]], size: int, folders: list[Path]
+) -> Iterator[str]:
+    """Fits on train and valid, and yields the table's lines, and one on the cost."""
+    train, valid = (np.stack([to_grid(g, size) for g in sides[s]]) for s in ("train", "valid"))
+    begun = time.perf_counter()
+    familiar = Familiarity(describe(train, valid))
+    fitted = time.perf_counter() - begun
+    own = [familiar.distance(grey) for grey in sides["test"]]
+    begun = time.perf_counter()
+    alarms = [bool(familiar.warnings(grey, 0.0)) for grey in sides["test"]]
+    native = (time.perf_counter() - begun) / len(alarms) * 1e3
+    begun = time.perf_counter()
+    for grid in valid:
+        familiar.warnings(grid, 0.0)
+    on_grid = (time.perf_counter() - begun) / len(valid) * 1e3
+    yield f"| own test slices (false alarms) | {len(own)} | – | {np.mean(alarms):.1%} |"
+    for name, pictures in groups(sides["test"], strangers, folders):
+        far = [familiar.distance(grey) for grey, _ in pictures]
+        area = mannwhitneyu(far, own).statistic / (len(far) * len(own))
+        said = [bool(familiar.warnings(grey, colour)) for grey, colour in pictures]
+        yield f"| {name} | {len(far)} | {area:.3f} | {np.mean(said):.1%} |"
+    yield (
+        f"\n{len(train)} train and {len(valid)} valid slices at {size}², fitted in {fitted:.1f} s; "
+        f"{on_grid:.2f} ms a slice of {size}², {native:.2f} ms as sent"
+    )
+
+
+def main() -> None:
+    """Prints a table for a model of the folder, and one for a model of the phantom."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=FORMATTER)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="train/, valid/, test/")
+    parser.add_argument("--size", type=int, default=256, help="side of the network's grid, pixels")
+    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of photographs")
+    chosen = parser.parse_args()
+    cv2.setNumThreads(1)
+    try:
+        own = {split: greys(chosen.data / split) for split in SPLITS}
+    except InputError as error:
+        sys.exit(str(error))
+    phantoms = phantom_sides(max(96, chosen.size))
+    models: tuple[tuple[str, dict[str, list[Grey]], tuple[str, list[Grey]]], ...] = (
+        (f"a model of {chosen.data.name}", own, ("phantoms", phantoms["test"])),
+        ("a model of the phantom", phantoms, (f"{chosen.data.name}'s test slices", own["test"])),
+    )
+    for title, sides, strangers in models:
+        print(f"\n| {title} meets | pictures | AUROC | warned about |\n|---|--:|--:|--:|")
+        for row in rows(sides, strangers, chosen.size, chosen.photos):
+            print(row, flush=True)
+
+
+FORMATTER = argparse.RawDescriptionHelpFormatter
+
+if __name__ == "__main__":
+    main()

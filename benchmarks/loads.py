@@ -1,0 +1,268 @@
+"""Load on a running service: many mixed requests, and SIGTERM in the midst."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+from served import Picture, Server, picture, quantile, stop
+from spoilt_requests import Spoilt
+
+from tumorseg.client import retry_after
+from tumorseg.serving.predictor import Predictor
+
+AT_ONCE = 64
+SECONDS = 120.0  # without an answer until a request counts as hanging
+RETRIES = 40  # after 503
+GROWTH = 1.25  # of memory from the middle to the end, and 32 MiB; more is not flat
+_SPOILT_SHARE = 0.2
+
+
+@dataclass
+class Tally:
+    """What came of the requests.
+
+    Attributes:
+        statuses: How often each status was answered.
+        wrong: Violations, in words.
+        seconds: Of the answers to `/segment`, the waiting after 503 left out.
+        busy: Answers 503 of the bounded queue, after which the client asked again.
+        memory: Of the server in MiB, at shares of the requests.
+    """
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    busy: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
+
+
+async def _send(
+    client: httpx.AsyncClient, path: str, sent: dict[str, Any], tally: Tally
+) -> httpx.Response | None:
+    """Sends until the queue has room; None, and a violation, where no answer comes."""
+    for _ in range(RETRIES):
+        begun = time.perf_counter()
+        try:
+            answer = await client.post(path, **sent)
+        except httpx.TimeoutException:
+            tally.wrong["hangs"] += 1
+            return None
+        except httpx.HTTPError as error:
+            tally.wrong[f"no answer ({type(error).__name__})"] += 1
+            return None
+        if answer.status_code != 503:
+            tally.statuses[answer.status_code] += 1
+            if answer.status_code >= 500:
+                tally.wrong["5xx"] += 1
+            elif path == "/segment" and answer.status_code == 200:
+                tally.seconds.append(time.perf_counter() - begun)
+            return answer
+        tally.busy += 1
+        if "Retry-After" not in answer.headers:
+            tally.wrong["503 without Retry-After"] += 1
+        await asyncio.sleep(retry_after(answer))
+    tally.wrong["503 forever"] += 1
+    return None
+
+
+Kind = Callable[[httpx.AsyncClient, int, Tally], Awaitable[None]]
+
+
+class Mix:
+    """What is sent: pictures whose masks are known, alone, in batches and as the seed's clients do.
+
+    Args:
+        predictor: Finds the masks beforehand.
+        spoilt: What must be refused, from `corpus`.
+        count: How many different pictures.
+    """
+
+    def __init__(self, predictor: Predictor, spoilt: list[Spoilt], count: int = 48) -> None:
+        self.pictures = [
+            picture(predictor, n, "JPEG" if n % 3 == 2 else "PNG", 640 if n % 2 else None)
+            for n in range(count)
+        ]
+        self.spoilt = spoilt
+
+    def check(self, own: Picture, answer: dict[str, Any], tally: Tally) -> None:
+        """Counts a mask that is not this picture's."""
+        if not own.is_answered_by(answer["mask_png"]):
+            others = [one for one in self.pictures if one is not own]
+            swapped = any(one.is_answered_by(answer["mask_png"]) for one in others)
+            tally.wrong["swapped masks" if swapped else "wrong masks"] += 1
+
+    async def one(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """One picture to `/segment`."""
+        own = self.pictures[number % len(self.pictures)]
+        sent = {"files": {"file": ("x", own.data)}}
+        answer = await _send(client, "/segment", sent, tally)
+        if answer is not None and answer.status_code == 200:
+            self.check(own, answer.json(), tally)
+        elif answer is not None:
+            tally.wrong[f"good picture answered {answer.status_code}"] += 1
+
+    async def batch(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """Three pictures, and a damaged file among them, to `/segment/batch`."""
+        own = [self.pictures[(number + k) % len(self.pictures)] for k in range(3)]
+        parts = [("files", ("x", one.data)) for one in own]
+        parts.insert(1, ("files", ("x", own[0].data[:99])))
+        answer = await _send(client, "/segment/batch", {"files": parts}, tally)
+        if answer is None:
+            return
+        results = answer.json().get("results", [])
+        if answer.status_code != 200 or len(results) != 4 or "error" not in results.pop(1):
+            tally.wrong["batch answered otherwise"] += 1
+            return
+        for one, result in zip(own, results, strict=True):
+            self.check(one, result, tally)
+
+    async def upload(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """One picture to `/upload`, and its mask fetched, as the seed's page does."""
+        own = self.pictures[number % len(self.pictures)]
+        sent = {"files": {"file": ("x.png", own.data)}}
+        # A browser of its own: the other one's jar would bring other sessions' cookies.
+        async with httpx.AsyncClient(
+            base_url=client.base_url, timeout=SECONDS, trust_env=False
+        ) as browser:
+            answer = await _send(browser, "/upload", sent, tally)
+            if answer is None:
+                return
+            if answer.status_code != 200 or "mask_img" not in answer.json():
+                tally.wrong["upload answered otherwise"] += 1
+                return
+            address = f"/segmented/{answer.json()['mask_img']}"
+            mask = await browser.get(address)
+        tally.statuses[mask.status_code] += 1
+        if mask.status_code != 200 or not own.is_answered_by_file(mask.content):
+            tally.wrong["wrong masks"] += 1
+
+    async def refused(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """One request that must be refused, with a sentence."""
+        case: Spoilt = self.spoilt[number % len(self.spoilt)]
+        answer = await _send(client, case.path, case.sent, tally)
+        if answer is None or answer.status_code >= 500:
+            return
+        known = case.status is None or case.status == answer.status_code
+        if not 400 <= answer.status_code < 500 or not known:
+            tally.wrong[f"{case.path}: {case.name} answered {answer.status_code}"] += 1
+        elif "error" not in answer.text and case.path.startswith("/segment"):
+            tally.wrong[f"{case.path}: {case.name} answered without a sentence"] += 1
+
+    def plan(self, count: int) -> Iterator[tuple[Kind, int]]:
+        """Every request in turn, the kinds shuffled and each case of the corpus as often."""
+        rng, refused = np.random.default_rng(0), 0
+        for number in range(count):
+            draw = rng.random()
+            if draw < _SPOILT_SHARE:
+                yield self.refused, refused
+                refused += 1
+            elif draw < 0.85:
+                yield self.one, number
+            else:
+                yield (self.batch if draw < 0.93 else self.upload), number
+
+
+async def load(server: Server, mix: Mix, count: int) -> tuple[Tally, float]:
+    """Sends `count` requests, 64 at once; returns what came of them, and the seconds it took."""
+    tally, work, done = Tally(), mix.plan(count), 0
+    tally.memory["before"] = server.memory()
+    marks = {max(1, count * share // 100): f"{share}%" for share in (10, 50, 100)}
+
+    async def worker(client: httpx.AsyncClient) -> None:
+        nonlocal done
+        for kind, number in work:
+            await kind(client, number, tally)
+            done += 1
+            if done in marks:
+                tally.memory[marks[done]] = server.memory()
+
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    begun = time.perf_counter()
+    async with httpx.AsyncClient(
+        base_url=server.url, timeout=SECONDS, limits=limits, trust_env=False
+    ) as client:
+        await asyncio.gather(*(worker(client) for _ in range(AT_ONCE)))
+    return tally, time.perf_counter() - begun
+
+
+def load_table(tally: Tally, count: int, seconds: float) -> str:
+    """The result as a Markdown table; adds memory that grows to what is wrong."""
+    if tally.memory["100%"] > max(GROWTH * tally.memory["50%"], tally.memory["50%"] + 32):
+        tally.wrong["memory grows"] += 1
+    statuses = ", ".join(f"{n} × {status}" for status, n in sorted(tally.statuses.items()))
+    memory = ", ".join(f"{mark} {size:.0f}" for mark, size in tally.memory.items())
+    rows = {
+        f"requests, {AT_ONCE} at once": f"{count} in {seconds:.0f} s",
+        "requests a second": f"{count / seconds:.1f}",
+        "statuses": statuses,
+        "503 of the bounded queue, asked again": str(tally.busy),
+        "5xx": str(tally.wrong["5xx"]),
+        "hangs": str(tally.wrong["hangs"]),
+        "swapped or wrong masks": str(tally.wrong["swapped masks"] + tally.wrong["wrong masks"]),
+        "memory of the server, MiB": memory,
+        "`/segment`, p50 and p95": f"{quantile(tally.seconds, 0.5):.2f} s, "
+        f"{quantile(tally.seconds, 0.95):.2f} s",
+    }
+    rows |= {f"**{what}**": f"**{n}**" for what, n in tally.wrong.items() if n}
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| load | |", "|---|---|", *lines])
+
+
+def sigterm(server: Server, mix: Mix, seconds: float = 3.0) -> tuple[str, bool]:
+    """Stops the service under load; returns a table, and whether all that was accepted is answered.
+
+    Every request has a connection of its own. One that was under way when the signal came was
+    accepted; later ones may be refused, but what is answered must be right.
+    """
+    outcomes: Counter[str] = Counter()
+    signalled = threading.Event()
+    end = threading.Event()
+
+    def client(place: int) -> None:
+        number = place
+        while not end.is_set():
+            own = mix.pictures[number % len(mix.pictures)]
+            number += AT_ONCE
+            when = "after" if signalled.is_set() else "before"
+            try:
+                answer = httpx.post(
+                    f"{server.url}/segment",
+                    files={"file": ("x", own.data)},
+                    timeout=SECONDS,
+                    trust_env=False,
+                )
+            except httpx.ConnectError:  # nobody accepted it
+                when = "after" if signalled.is_set() else "before"
+                outcomes[f"{when}, not connected"] += 1
+                if signalled.is_set():
+                    return
+            except httpx.HTTPError as error:
+                outcomes[f"{when}, lost ({type(error).__name__})"] += 1
+            else:
+                right = answer.status_code == 200 and own.is_answered_by(answer.json()["mask_png"])
+                refused = answer.status_code == 503
+                said = "answered" if right else "refused with 503" if refused else "wrong"
+                outcomes[f"{when}, {said}"] += 1
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(AT_ONCE)]
+    for one in threads:
+        one.start()
+    time.sleep(seconds)
+    signalled.set()
+    begun = time.perf_counter()
+    status = stop(server.process, SECONDS)
+    took = time.perf_counter() - begun
+    end.set()
+    for one in threads:
+        one.join()
+    bad = {"before, wrong", "after, wrong", "before, not connected"}
+    fine = not any(name in bad or ", lost" in name for name in outcomes) and status == 0
+    rows = [f"| sent {name} | {n} |" for name, n in sorted(outcomes.items())]
+    rows.append(f"| the service ended | after {took:.1f} s with status {status} |")
+    return "\n".join(["| SIGTERM under load | |", "|---|--:|", *rows]), fine
