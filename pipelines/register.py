@@ -87,7 +87,8 @@ def register() -> None:
                 "git_sha": lineage["git_sha"],
                 "split": figures["split"],
                 "validation": figures["runs"][chosen]["valid"],
-                "test": figures["runs"][chosen]["test"],
+                "test": figures["runs"][chosen]["test"]
+                | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
                 "inputs": step(describe)(load_slices("train").images, images),
             },
         )

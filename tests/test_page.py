@@ -44,11 +44,6 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return Predictor(write_model(tmp_path_factory.mktemp("model"), threshold=0.4, test=TEST))
 
 
-@pytest.fixture
-def volumes() -> None:
-    pytest.importorskip("tumorseg.serving.seg", reason="this build reads pictures only")
-
-
 def test_a_jpeg_from_choosing_it_to_its_mask(browser, predictor):
     grey = decode(JPEG).slices[0]
     found = predictor.segment(grey)
@@ -187,7 +182,7 @@ def test_warnings_stand_beside_the_slice(browser, predictor, monkeypatch):
         assert page.text("warnings") == "The slice is <b>unlike</b> MRI."
 
 
-def test_a_dicom_series_from_choosing_it_to_its_segmentation(browser, predictor, volumes):
+def test_a_dicom_series_from_choosing_it_to_its_segmentation(browser, predictor):
     series = dicom_series()
     data = zipped([dicom_bytes(one) for one in series])
     greys = decode(data).slices
@@ -210,7 +205,7 @@ def test_a_dicom_series_from_choosing_it_to_its_segmentation(browser, predictor,
         assert page.download("get-seg")[0] == "one-seg.dcm"
 
 
-def test_a_nifti_volume_from_choosing_it_to_its_mask(browser, predictor, volumes):
+def test_a_nifti_volume_from_choosing_it_to_its_mask(browser, predictor):
     image = nifti_volume()
     greys = decode(image.to_bytes()).slices
     with opened(browser, create_app(predictor)) as page:

@@ -40,11 +40,6 @@ def client(predictor: Predictor) -> FlaskClient:
     return create_app(predictor).test_client()
 
 
-@pytest.fixture
-def volumes() -> None:
-    pytest.importorskip("tumorseg.serving.seg", reason="this build reads pictures only")
-
-
 def send(client: FlaskClient, data: bytes = PICTURE) -> dict:
     answer = client.post("/studies", data={"file": (io.BytesIO(data), "a")})
     assert answer.status_code == 200, answer.json
@@ -186,9 +181,7 @@ def test_slices_keep_their_order_and_their_own_figures(client, predictor, monkey
 
 
 @pytest.mark.parametrize("threshold", [THRESHOLD, 0.8])
-def test_a_series_becomes_a_segmentation_at_the_threshold(
-    client, predictor, volumes, threshold, tmp_path
-):
+def test_a_series_becomes_a_segmentation_at_the_threshold(client, predictor, threshold, tmp_path):
     series = dicom_series()
     data = zipped([dicom_bytes(one) for one in series])
     study = send(client, data)
@@ -212,7 +205,7 @@ def test_a_series_becomes_a_segmentation_at_the_threshold(
     assert client.get(f"/studies/{study['id']}/mask.nii.gz").status_code == 404
 
 
-def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor, volumes):
+def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor):
     image = nifti_volume()
     study = send(client, image.to_bytes())
     assert study["kind"] == "nifti"
@@ -228,7 +221,7 @@ def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor, volume
     assert np.asarray(mask.dataobj).sum() == sum(areas) > 0
 
 
-def test_a_single_slice_is_the_same_as_decoded(client, predictor, volumes):
+def test_a_single_slice_is_the_same_as_decoded(client, predictor):
     data = dicom_bytes(dicom_series(1)[0])
     study = send(client, data)
     image = client.get(f"/studies/{study['id']}/0/image.png")

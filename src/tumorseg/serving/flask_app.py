@@ -14,9 +14,15 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.serving import decode as decoding
 from tumorseg.serving import sessions
-from tumorseg.serving.decode import MAX_BYTES, TOO_MANY_BYTES, Rejected, decode
+from tumorseg.serving.decode import (
+    MAX_BYTES,
+    MAX_VOLUME_BYTES,
+    TOO_MANY_BYTES,
+    TOO_MANY_VOLUME_BYTES,
+    Rejected,
+    decode,
+)
 from tumorseg.serving.facts import facts, limits, title
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png, overlay, to_png
@@ -26,8 +32,6 @@ from tumorseg.serving.studies import add_studies
 
 # What a multipart form may add to the file itself: boundaries, headers, other fields.
 FORM_OVERHEAD = 64 * 1024
-# The volumes' readers bring a limit of their own.
-_MAX_STUDY = getattr(decoding, "MAX_VOLUME_BYTES", MAX_BYTES)
 _KEEP_SECONDS = 600.0
 _KEEP_BYTES = 512 * 1024 * 1024
 # The one name that the seed's page asks for; here it means "the last upload of this session".
@@ -82,14 +86,11 @@ def create_app(predictor: Predictor, store: Store | None = None) -> flask.Flask:
 
 
 def _most_for(path: str) -> int:
-    return _MAX_STUDY if path == "/studies" else MAX_BYTES
+    return MAX_VOLUME_BYTES if path == "/studies" else MAX_BYTES
 
 
 def _too_large_for(path: str) -> Rejected:
-    most = _most_for(path)
-    if most == MAX_BYTES:
-        return TOO_MANY_BYTES
-    return Rejected(413, f"The file is larger than {most // 1024**2} MiB: send a smaller one.")
+    return TOO_MANY_VOLUME_BYTES if path == "/studies" else TOO_MANY_BYTES
 
 
 def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
@@ -108,7 +109,7 @@ def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
             title=title(info),
             facts=facts(info),
             limits=limits(info),
-            most=_MAX_STUDY,
+            most=MAX_VOLUME_BYTES,
             minutes=round(store.seconds / 60),
             nonce=flask.g.nonce,
             style=style,

@@ -22,8 +22,7 @@ _GONE = "This study is not kept (any longer): send the file again."
 
 def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
     """Adds the routes below `/studies`, each session's studies for itself alone."""
-    inputs: Any = getattr(predictor.info, "inputs", None)
-    known = Familiarity(inputs)
+    known = Familiarity(predictor.info.inputs)
 
     @app.post("/studies")
     def send() -> dict[str, Any]:
