@@ -10,7 +10,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from tumorseg.preprocess import Grey, to_grey
 
-MAX_BYTES = 10 * 1024 * 1024
+MAX_BYTES = 10 * 1024 * 1024  # of a picture
+MAX_VOLUME_BYTES = 256 * 1024 * 1024  # of a volume as it is sent
 MIN_SIDE = 16
 # The network's input is padded to a square, so the longer side alone bounds the memory.
 MAX_SIDE = 4096
@@ -60,6 +61,9 @@ class Rejected(Exception):
 
 TOO_MANY_BYTES = Rejected(
     413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
+)
+TOO_MANY_VOLUME_BYTES = Rejected(
+    413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
 )
 
 
