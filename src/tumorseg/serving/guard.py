@@ -200,15 +200,16 @@ class Guard:
 
 def _brings(headers: Headers, key: str) -> bool:
     """Compares in constant time, so that nobody can find the key letter by letter."""
-    kind, _, value = headers.get("authorization", "").partition(" ")
+    kind, _, text = headers.get("authorization", "").partition(" ")
+    if kind.lower() not in ("basic", "bearer"):
+        text = headers.get("x-api-key", "")
+    sent = text.strip().encode("latin-1")  # the bytes that came
     if kind.lower() == "basic":
         try:
-            value = base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            value = ""
-    elif kind.lower() != "bearer":
-        value = headers.get("x-api-key", "")
-    return secrets.compare_digest(value.strip().encode(), key.encode())
+            sent = base64.b64decode(sent, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    return secrets.compare_digest(sent, key.encode())
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
