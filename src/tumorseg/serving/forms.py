@@ -48,7 +48,7 @@ class Form(bentoml.IODescriptor):
 
     @classmethod
     def _read(cls, body: bytes, kind: str) -> Self:
-        parser = FormDataParser(_in_memory, max_form_memory_size=OVERHEAD, max_form_parts=1000)
+        parser = FormDataParser(_in_memory, max_form_memory_size=_SMALL, max_form_parts=1000)
         try:
             name, options = parse_options_header(kind)
             _, texts, files = parser.parse(BytesIO(body), name, len(body), options)
