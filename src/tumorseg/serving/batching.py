@@ -62,14 +62,14 @@ class Slices:
         self._window = 2 * settings.max_batch_size
         self._helpers = anyio.CapacityLimiter(settings.threads)
         self._network = anyio.CapacityLimiter(1)
-        dispatcher = _Dispatcher(
+        self._dispatcher = _Dispatcher(
             settings.max_latency_ms,
             settings.max_batch_size,
             fallback=_too_late,
             get_batch_size=lambda _: 1,
         )
-        dispatcher.optimizer = _Eager(settings.max_latency_ms / 1000)
-        self._probability = dispatcher(self._run)
+        self._dispatcher.optimizer = _Eager(settings.max_latency_ms / 1000)
+        self._probability = self._dispatcher(self._run)
 
     async def in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Does a part of the work in a thread, so that the event loop stays free."""
