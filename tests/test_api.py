@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import sys
@@ -16,13 +17,12 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
+from tests.serving_process import in_process
 from tumorseg.preprocess import to_native
 from tumorseg.serving import operations
-from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer
 from tumorseg.serving.decode import Study
 from tumorseg.serving.endpoints import Endpoints
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.pages import Pages
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.settings import Settings
 
@@ -50,15 +50,8 @@ def predictor(model: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def client(model: Path) -> Iterator[TestClient]:
-    from tumorseg.serving import service
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUMORSEG_MODEL", str(model))
-        with TestClient(service.TumorSegmentation.to_asgi()) as client:
-            for _ in range(200):
-                if client.get("/readyz").status_code == 200:
-                    break
-            yield client
+    with in_process(model) as client:
+        yield client
 
 
 def test_segment_equals_the_predictor(client, predictor):
@@ -216,73 +209,17 @@ def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
     assert patient not in log.out + log.err
 
 
-def test_version_names_bento_model_git_and_data(client, predictor):
-    reply = client.get("/version").json()
-    assert set(reply) == {"bento", "model", "git", "data"}
-    assert reply["model"] == {
-        "version": predictor.info.version,
-        "digest": predictor.info.digest,
-        "architecture": predictor.info.architecture,
-    }
-    assert (reply["git"], reply["data"]) == (predictor.info.git_sha, predictor.info.data_md5)
-
-
-def test_the_description_is_typed_and_its_examples_are_true(client):
-    document = client.get("/docs.json").json()
-    assert document["openapi"].startswith("3.1")
-    for path, model in (("/segment", SegmentAnswer), ("/segment/batch", BatchAnswer)):
-        post = document["paths"][path]["post"]
-        media = post["responses"]["200"]["content"]["application/json"]
-        assert media["schema"]["$ref"] == f"#/components/schemas/{model.__name__}"
-        model.model_validate(media["example"])
-        for status in ("400", "401", "413", "415", "503", "504"):
-            Failure.model_validate(
-                post["responses"][status]["content"]["application/json"]["example"]
-            )
-    form = document["components"]["schemas"]["PictureForm"]
-    assert form["properties"]["file"]["format"] == "binary"
-    assert form["required"] == ["file"]
-    example = unpack(
-        document["paths"]["/segment"]["post"]["responses"]["200"]["content"]["application/json"][
-            "example"
-        ]["mask_png"]
-    )
-    assert (example == 255).sum() == 16
-
-
-def references(node: object) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "$ref":
-                yield value
-            else:
-                yield from references(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from references(value)
-
-
-def test_every_reference_of_the_description_leads_somewhere(client):
-    document = client.get("/docs.json").json()
-    found = set(references(document))
-    assert found
-    assert {name.rpartition("/")[2] for name in found} <= set(document["components"]["schemas"])
-
-
-@pytest.mark.parametrize("query", [b"slice=1&threshold=0.5", "q=\u00e9".encode(), b"q=%C3%A9 "])
-def test_only_studies_are_given_the_query(query):
-    seen = {}
-
-    async def flask(scope, receive, send):
-        seen[scope["path"]] = scope["query_string"].decode("ascii")
-
-    pages = Pages()
-    pages._app = flask
-
-    async def ask():
-        for path in ("/", "/studies/a/mask.png"):
-            await pages({"type": "http", "path": path, "query_string": query}, None, None)
-
-    asyncio.run(ask())
-    assert seen["/"] == ""
-    assert seen["/studies/a/mask.png"].startswith(("slice=1&threshold=0.5", "q=%C3%A9"))
+def test_a_nifti_volume_comes_back_on_its_own_grid(client, predictor):
+    pytest.importorskip("tumorseg.serving.seg")
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.diag([-0.5, 2.0, 3.0, 1.0])
+    values = np.stack([picture(seed) for seed in range(4)], axis=2).astype(np.int16)
+    sent = gzip.compress(nibabel.Nifti1Image(values, affine).to_bytes())
+    answer = client.post("/segment/volume", files={"file": ("scan.nii.gz", sent)})
+    assert answer.status_code == 200, answer.text
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert np.array_equal(image.affine, affine)
+    assert image.shape == values.shape
+    volume = float(np.asanyarray(image.dataobj).astype(bool).sum() * 3.0)
+    assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(volume)
+    assert volume > 0
