@@ -12,6 +12,9 @@ from tumorseg.preprocess import Grey, to_grey
 
 MAX_BYTES = 10 * 1024 * 1024  # of a picture
 MAX_VOLUME_BYTES = 256 * 1024 * 1024  # of a volume as it is sent
+MAX_UNPACKED = 512 * 1024 * 1024  # of the same without zip or gzip, in bytes
+MAX_SLICES = 512
+MAX_VOXELS = 512**3  # of all slices together: what a volume may hold decoded
 MIN_SIDE = 16
 # The network's input is padded to a square, so the longer side alone bounds the memory.
 MAX_SIDE = 4096
@@ -64,6 +67,11 @@ TOO_MANY_BYTES = Rejected(
 )
 TOO_MANY_VOLUME_BYTES = Rejected(
     413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
+)
+WRONG_KIND = Rejected(
+    415,
+    "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
+    "convert it to one of them.",
 )
 
 
