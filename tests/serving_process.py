@@ -69,5 +69,6 @@ def in_process(model: Path) -> Iterator[TestClient]:
         with TestClient(service.TumorSegmentation.to_asgi()) as client:
             end = time.monotonic() + 60
             while client.get("/readyz").status_code != 200 and time.monotonic() < end:
+                assert client.get("/livez").status_code == 200, "the model could not be loaded"
                 time.sleep(0.05)
             yield client

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
+from tumorseg.errors import InputError
+from tumorseg.serving import operations, service
 from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer
 from tumorseg.serving.decode import MAX_BYTES
 from tumorseg.serving.pages import Pages
@@ -30,6 +33,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(model: Path) -> Iterator[TestClient]:
     with in_process(model) as client:
         yield client
+
+
+def test_without_a_working_model_it_is_neither_alive_nor_ready(model, monkeypatch):
+    def broken() -> None:
+        raise InputError("model.onnx does not run")
+
+    monkeypatch.setattr(service, "_assemble", broken)
+    monkeypatch.setattr(service, "_state", operations.State())
+    with TestClient(service.TumorSegmentation.to_asgi()) as client:
+        end = time.monotonic() + 10
+        while client.get("/livez").status_code == 200 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert client.get("/livez").status_code == 503
+        assert client.get("/readyz").status_code == 503
+        answer = client.post("/segment", files={"file": ("scan.png", DISC)})
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
 
 
 def test_version_names_bento_model_git_and_data(client, model):

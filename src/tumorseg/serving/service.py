@@ -71,6 +71,18 @@ class _Watched(Predictor):
         return found
 
 
+def _assemble() -> tuple[Endpoints, Any]:
+    """Loads the model and makes the API and the Flask app that run it.
+
+    Raises:
+        InputError: If the model's folder is broken.
+    """
+    predictor = _Watched(model_folder())
+    known = getattr(predictor.info, "inputs", None)  # which older models lack
+    familiarity = Familiarity(known) if known else None
+    return Endpoints(predictor, familiarity, _settings), create_app(predictor)
+
+
 async def _version(_: Request) -> Response:
     """Answers `/version`."""
     try:
@@ -163,15 +175,17 @@ class TumorSegmentation:
 
     def _load(self) -> None:
         try:
-            predictor = _Watched(model_folder())
+            endpoints, app = _assemble()
         except InputError as error:
-            _state.failed = True
             logging.getLogger("bentoml").error("%s", error)
-            return
-        known = getattr(predictor.info, "inputs", None)
-        _pages.open(create_app(predictor), _settings.threads)
-        self._endpoints = Endpoints(predictor, Familiarity(known) if known else None, _settings)
-        _state.loaded = True
+            _state.failed = True
+        except Exception as error:
+            operations.log_failure(error)
+            _state.failed = True
+        else:
+            _pages.open(app, _settings.threads)
+            self._endpoints = endpoints
+            _state.loaded = True
 
     @property
     def _open(self) -> Endpoints:
@@ -189,7 +203,7 @@ class TumorSegmentation:
     def check_model() -> None:
         """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
         try:
-            Predictor(model_folder())
+            _assemble()
         except InputError as error:
             raise SystemExit(f"Error: {error}") from None
 
