@@ -175,10 +175,13 @@ def test_a_volume_and_a_picture_are_sent_to_each_other_s_address(client, volume,
 
 def test_warnings_are_answered_and_summed_up(predictor, volume):
     class Strange(Familiarity):
+        def __init__(self) -> None:
+            """Knows no training data."""
+
         def warnings(self, grey, colour):
             return ["Dim “slice”.", "Odd."] if grey is volume.slices[0] else ["Odd."]
 
-    endpoints = Endpoints(predictor, Strange({}), Settings())
+    endpoints = Endpoints(predictor, Strange(), Settings())
 
     async def both():
         answer = await endpoints.volume(b"any", None)
