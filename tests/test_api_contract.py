@@ -128,7 +128,7 @@ def test_only_studies_are_given_the_query(query):
         (b"", 400),
         (DISC[:300], 400),
         (b"some text", 415),
-        (bytes(MAX_BYTES + 1), 413),
+        (DISC + bytes(MAX_BYTES - len(DISC) + 1), 413),
         (bytes(3 * MAX_BYTES), 413),
     ],
     ids=["empty", "truncated", "wrong", "oversized", "huge"],

@@ -1,7 +1,7 @@
 """The multipart forms that the API takes, read in memory."""
 
 from io import BytesIO
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import anyio.to_thread
 import bentoml
@@ -94,7 +94,7 @@ class VolumeForm(Form):
         description="A volume: a zip of a DICOM series, one DICOM file, or NIfTI (.nii, .nii.gz), "
         "at most 256 MiB as sent, 512 MiB unpacked, and 512 slices."
     )
-    output: str | None = Field(
+    output: Literal["dicom", "nifti"] | None = Field(
         default=None,
         description="`dicom` (DICOM SEG) or `nifti`; must be the kind that was sent, since only "
         "that keeps the geometry. Needs not be given.",
