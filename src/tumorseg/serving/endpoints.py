@@ -92,7 +92,7 @@ class Endpoints:
         if not files:
             raise Rejected(400, no_file("files"))
         if len(files) > MAX_FILES:
-            raise Rejected(413, f"There are more than {MAX_FILES} files: send some of them later.")
+            raise Rejected(400, f"There are more than {MAX_FILES} files: send some of them later.")
 
         def answer(study: Study, grey: Grey, found: Segmentation, said: list[str]) -> SliceAnswer:
             return slice_answer(grey, study, found, said)

@@ -14,10 +14,10 @@ from tumorseg.serving.render import mask_png
 Json = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 _REFUSALS = {
-    400: "The form or the file is damaged or incomplete.",
+    400: "The form or the file is damaged or incomplete, or there are too many files.",
     401: "An API key is set, and the request brought none or a wrong one.",
     408: "The body did not arrive in time.",
-    413: "The file has too many bytes, pixels or slices, or there are too many files.",
+    413: "The file has too many bytes, pixels or slices.",
     415: "The request is no multipart form, or the file is of a kind that is not taken here.",
     500: "The service failed.",
     503: "The service is busy, starting or stopping; Retry-After says when to try again.",
