@@ -6,7 +6,7 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test ui serve lint lock clean
+.PHONY: help setup run test ui serve image lint lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ ui: setup  ## Open MLflow on port 5000 and Prefect on port 4200
 
 serve: setup  ## Serve the packaged champion on port 3000
 	@tumorseg serve
+
+image: setup  ## Make a container image of the packaged champion (needs Docker or Podman)
+	@eval "$$(tumorseg env)" && bentoml containerize "$$( \
+	  python -c "import json; print(json.load(open('artifacts/package/bento.json'))['tag'])")"
 
 lint: setup  ## Format, lint and check types
 	@ruff format .

@@ -16,7 +16,8 @@ BENTO = Path("artifacts/package/bento.json")
 def package() -> None:
     """Resolves the alias `champion` once, fetches that version and builds a bento of it."""
     params = load_params(RegisterParams)
-    requirements = pinned(load_params(PackageParams).requirements, Path("requirements.lock"))
+    section = load_params(PackageParams)
+    requirements = pinned(section.requirements, Path("requirements.lock"))
     champion = registry.champion(params.model_name, params.experiment)
     if champion is None:
         raise InputError(
@@ -27,7 +28,7 @@ def package() -> None:
         info = step(registry.fetch, retries=2)(
             params.model_name, champion.version, params.experiment, Path(scratch)
         )
-        tag = step(bento.build)(Path(scratch), requirements=requirements)
+        tag = step(bento.build)(Path(scratch), requirements=requirements, settings=section.service)
     write_json(BENTO, {"tag": tag} | {k: info[k] for k in ("version", "run_id", "digest")})
     print(f"{tag}: {info['architecture']}, version {info['version']}, sha256 {info['digest']}")
 

@@ -1,11 +1,7 @@
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import re
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -18,13 +14,16 @@ import yaml
 from PIL import Image
 
 from tests.serving_model import disc, write_model
+from tests.serving_process import ready, start, stop
+from tests.test_layers import SHARED
 from tumorseg import bento
 from tumorseg.errors import InputError
-from tumorseg.serving.decode import MAX_BYTES
 from tumorseg.serving.predictor import Predictor, load_info
+from tumorseg.serving.settings import Settings, load_settings
 
 pytestmark = pytest.mark.slow
 
+SETTINGS = Settings(max_queue=40)
 REQUIREMENTS = [f"bentoml=={version('bentoml')}", f"flask=={version('flask')}"]
 
 
@@ -35,47 +34,6 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 DISC = png(disc())
-
-
-def start(tag: str, log: Path, **more: str) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env=os.environ | more,
-            cwd=log.parent,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    return process, f"http://127.0.0.1:{port}"
-
-
-def status(url: str) -> int | None:
-    try:
-        return httpx.get(url, timeout=2).status_code
-    except httpx.HTTPError:
-        return None  # nothing listens there yet
-
-
-def ready(process: subprocess.Popen[bytes], url: str, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if status(f"{url}/readyz") == 200:
-            return True
-        time.sleep(0.2)
-    return False
-
-
-def stop(process: subprocess.Popen[bytes]) -> int:
-    process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tag(home: Path, model: Path) -> str:
-    return bento.build(model, requirements=REQUIREMENTS)
+    return bento.build(model, requirements=REQUIREMENTS, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +80,12 @@ def client(tag: str, log: Path) -> Iterator[httpx.Client]:
 def test_the_bento_holds_what_serving_needs_and_no_more(folder, model):
     held = {str(p.relative_to(folder / "src")) for p in (folder / "src").rglob("*.*")}
     assert {"tumorseg/preprocess.py", "tumorseg/serving/page.html", "model/model.onnx"} <= held
+    package = Path(bento.__file__).parent
+    served = {f"tumorseg/serving/{p.name}" for p in (package / "serving").glob("*.*")}
+    assert served <= held
     top = {p.name for p in (folder / "src" / "tumorseg").iterdir() if p.name != "__pycache__"}
-    assert top == {"__init__.py", "errors.py", "masks.py", "preprocess.py", "serving"}
+    assert top == {"__init__.py", *(name if name == "serving" else f"{name}.py" for name in SHARED)}
+    assert load_settings(folder / "src" / "service.json") == SETTINGS
     about = yaml.safe_load((folder / "bento.yaml").read_text())
     info = load_info(model)
     assert about["labels"] == {
@@ -137,14 +99,15 @@ def test_the_bento_holds_what_serving_needs_and_no_more(folder, model):
 
 def test_building_again_gives_the_same_bento(tag, folder, model, tmp_path):
     made = (folder / "bento.yaml").stat().st_mtime_ns
-    assert bento.build(model, requirements=REQUIREMENTS) == tag
+    assert bento.build(model, requirements=REQUIREMENTS, settings=SETTINGS) == tag
     assert (folder / "bento.yaml").stat().st_mtime_ns == made
     assert len([p for p in folder.parent.iterdir() if p.is_dir()]) == 1
 
 
 def test_an_exchanged_model_is_not_built(home, tmp_path):
     with pytest.raises(InputError, match="digest"):
-        bento.build(write_model(tmp_path, digest="0" * 64), requirements=REQUIREMENTS)
+        wrong = write_model(tmp_path, digest="0" * 64)
+        bento.build(wrong, requirements=REQUIREMENTS, settings=SETTINGS)
 
 
 def test_segment_equals_the_predictor(client, model):
@@ -176,61 +139,56 @@ def test_the_page_and_its_upload(client):
     assert stranger.status_code == 404
 
 
+def test_the_image_runs_without_rights_and_holds_the_bento_only(folder):
+    """No container engine is needed: this is what `bentoml containerize` hands to one."""
+    lines = (folder / "env/docker/Dockerfile").read_text().splitlines()
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER bentoml"
+    assert lines[-1].startswith("ENTRYPOINT") and "entrypoint.sh" in lines[-1]
+    copied = [line.split()[-2] for line in lines if line.startswith(("COPY", "ADD"))]
+    assert copied and set(copied) <= {".", "./env/python"}  # within the bento's own folder
+    assert "ENV BENTOML_HOST=$BENTOML_HOST" in lines
+    assert "ARG BENTOML_HOST=0.0.0.0" in lines
+    assert lines[0].startswith("FROM python:3")
+    assert not re.search("(?i)api_key|secret|token|password", "\n".join(lines))
+    # A shell between the container and the service would keep SIGTERM to itself.
+    assert "exec" in (folder / "env/docker/entrypoint.sh").read_text()
+
+
 def test_bentomls_own_routes_stay(client):
-    for path in ("/livez", "/readyz", "/metrics"):
+    for path in ("/livez", "/readyz", "/metrics", "/schema.json"):
         assert client.get(path).status_code == 200
     paths = client.get("/docs.json").json()["paths"]
-    form = paths["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert form["properties"]["file"]["format"] == "binary"
-    reply = paths["/segment"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-    assert {"mask_png", "area_px", "model_digest"} <= set(reply["properties"])
+    assert {"/segment", "/segment/batch", "/segment/volume", "/version"} <= set(paths)
 
 
-@pytest.mark.parametrize("path", ["/segment", "/upload"])
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (b"", 400),
-        (DISC[:300], 400),
-        (b"some text", 415),
-        (bytes(MAX_BYTES + 1), 413),
-        (bytes(3 * MAX_BYTES), 413),
-    ],
-    ids=["empty", "truncated", "wrong", "oversized", "huge"],
-)
-def test_bad_pictures_get_a_sentence(client, path, data, status):
-    answer = client.post(path, files={"file": ("scan.png", data, "image/png")})
-    assert answer.status_code == status
-    assert list(answer.json()) == ["error"]
+def test_version_names_the_bento(client, tag):
+    assert client.get("/version").json()["bento"] == tag
 
 
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        ({}, 415),
-        ({"json": {"file": "http://127.0.0.1:9/scan.png"}}, 415),
-        ({"content": DISC, "headers": {"Content-Type": "image/png"}}, 415),
-        ({"content": b"x", "headers": {"Content-Type": "application/vnd.bentoml+pickle"}}, 415),
-        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400),
-        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, 400),
-        ({"files": {"other": ("scan.png", DISC)}}, 400),
-        ({"files": {"file": (None, "http://127.0.0.1:9/scan.png")}}, 400),
-    ],
-    ids=[
-        "nothing",
-        "address in JSON",
-        "raw",
-        "pickle",
-        "no boundary",
-        "no form",
-        "no such part",
-        "address in the form",
-    ],
-)
-def test_bad_requests_get_a_sentence(client, request_, status):
-    answer = client.post("/segment", **request_)
-    assert answer.status_code == status
-    assert "form field `file`" in answer.json()["error"]
+def test_metrics_count_what_was_asked_and_found(client):
+    def figure(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.M)
+        return float(found[1]) if found else 0.0
+
+    names = (
+        'tumorseg_request_seconds_count{route="/segment",status="200"}',
+        'tumorseg_request_seconds_count{route="/segment",status="415"}',
+        'tumorseg_request_seconds_count{route="/uploads/{name}",status="404"}',
+        "tumorseg_slices_total",
+        "tumorseg_area_fraction_count",
+        "tumorseg_batch_slices_sum",
+    )
+    before = [figure(name) for name in names]
+    client.post("/segment", files={"file": ("scan.png", DISC)})
+    client.post("/segment", files={"file": ("scan.png", b"some text")})
+    client.post("/segment/batch", files=[("files", ("scan.png", DISC))] * 3)
+    client.post("/upload", files={"file": ("scan.png", DISC)})
+    client.get("/uploads/secret")
+    after = [figure(name) for name in names]
+    assert [new - old for old, new in zip(before, after, strict=True)] == [1, 1, 1, 5, 5, 4]
+    assert figure("tumorseg_queue_requests") == 0
+    assert "secret" not in client.get("/metrics").text
 
 
 @pytest.mark.parametrize("path", ["/segment", "/upload"])
@@ -243,10 +201,28 @@ def test_bodies_without_a_length_are_bounded_too(client, path):
     assert client.post(path, content=endless, headers=headers).status_code == 413
 
 
-def test_logs_hold_no_names(client, log):
-    client.post("/upload", files={"file": ("Jane-Doe.png", DISC)})
-    client.post("/segment", files={"file": ("Jane-Doe.png", DISC[:50])})
-    assert "Jane" not in log.read_text()
+def test_the_log_has_one_line_a_request_and_no_names(client, log):
+    asked = {"X-Request-ID": "one-of-these"}
+    reply = client.post("/upload", files={"file": ("Jane-Doe.png", DISC)}, headers=asked).json()
+    client.post("/segment", files={"file": ("Jane-Doe.png", DISC[:50])}, headers=asked)
+    client.get(f"/segmented/{reply['segmented_img']}?patient=Jane", headers=asked)
+    client.get("/Jane/Doe", headers=asked)
+    end = time.monotonic() + 10
+    while log.read_text().count("one-of-these") < 4 and time.monotonic() < end:
+        time.sleep(0.05)  # the line follows the answer
+    text = log.read_text()
+    assert "Jane" not in text
+    assert reply["segmented_img"] not in text
+    lines = [json.loads(line) for line in text.splitlines() if "one-of-these" in line]
+    assert [(line["route"], line["status"], line["slices"]) for line in lines] == [
+        ("/upload", 200, 1),
+        ("/segment", 400, 0),
+        ("/segmented/{name}", 200, 0),
+        ("other", 404, 0),
+    ]
+    assert set(lines[0]) == {
+        "time", "request", "method", "route", "status", "ms", "bytes", "slices",
+    }  # fmt: skip
 
 
 def test_a_wrong_digest_stops_the_start(tag, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import tumorseg
 from tumorseg.errors import InputError
 from tumorseg.serving.predictor import ModelInfo, read_model
+from tumorseg.serving.settings import Settings
 
 # Not "tumorseg": `bentoml serve tumorseg:…` would first import the package of that name, and where
 # this checkout is installed would then serve its code in place of the bento's.
@@ -32,15 +33,16 @@ _SOURCES = (
 )
 
 
-def build(model_folder: Path, *, requirements: list[str]) -> str:
+def build(model_folder: Path, *, requirements: list[str], settings: Settings) -> str:
     """Builds a bento from a packaged model, unless the same one is in the store already.
 
-    The bento's version is a digest of all that goes into it, so the same model, code and
+    The bento's version is a digest of all that goes into it, so the same model, code, limits and
     requirements always give the same tag. Nothing is fetched from a network.
 
     Args:
         model_folder: Holds `model.onnx` and `model.json`.
         requirements: Pinned requirement lines for what serving imports.
+        settings: The service's limits.
 
     Returns:
         The bento's tag, `tumorseg-service:<version>`.
@@ -52,6 +54,7 @@ def build(model_folder: Path, *, requirements: list[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="tumorseg-bento-") as folder:
         stage = Path(folder)
         _copy(model_folder, stage)
+        (stage / "service.json").write_text(settings.model_dump_json(indent=2))
         # JSON is YAML.
         (stage / "bentofile.yaml").write_text(json.dumps(_bentofile(info, requirements)))
         tag = f"{NAME}:{_digest(stage)[:16]}"
@@ -82,9 +85,15 @@ def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:
             "run_id": info.run_id,
             "architecture": info.architecture,
         },
-        "include": ["tumorseg/", "model/"],
+        "include": ["tumorseg/", "model/", "service.json"],
         # Locking would ask a package index; the lines are pinned already.
         "python": {"packages": sorted(requirements), "lock_packages": False},
+        # What `bentoml containerize` makes its image of; it runs as a user without rights. Beyond
+        # the container's own loopback interface, so that its port can be published at all.
+        "docker": {
+            "distro": "debian",
+            "env": {"BENTOML_HOST": "0.0.0.0", "BENTOML_DO_NOT_TRACK": "True"},
+        },
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from tumorseg.errors import InputError
+from tumorseg.serving.settings import Settings
 
 Fraction = Field(ge=0, le=1)
 
@@ -209,10 +210,11 @@ class RegisterParams(Section):
 
 
 class PackageParams(Section):
-    """The bento: the packages of requirements.lock that the service imports."""
+    """The bento: the packages of requirements.lock that the service imports, and its limits."""
 
     section = "package"
     requirements: list[str] = Field(min_length=1)
+    service: Settings
 
 
 class RetrainParams(Section):

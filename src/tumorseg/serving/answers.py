@@ -1,13 +1,14 @@
-"""What a caller is told about the tumours in what was sent; the same for service, page and client."""
+"""What a caller is told about the tumours in what was sent, by service, page and client alike."""
 
 import base64
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tumorseg.preprocess import Grey
+from tumorseg.preprocess import Grey, to_native
 from tumorseg.serving.decode import Study
 from tumorseg.serving.predictor import ModelInfo, Segmentation
-from tumorseg.serving.render import mask_png
+from tumorseg.serving.render import mask_png, to_png
 
 
 class SliceAnswer(BaseModel):
@@ -51,14 +52,62 @@ class ModelNamed(BaseModel):
         )
 
 
+class ModelVersion(BaseModel):
+    """The model that `/version` names."""
+
+    version: str = Field(description="Version of the model in its registry.")
+    digest: str = Field(description="SHA-256 of the model file.")
+    architecture: str = Field(description="Architecture of the network.")
+
+
+class SegmentAnswer(SliceAnswer, ModelNamed):
+    """What `/segment` answers."""
+
+    request_id: str = Field(description="Names the request, also in the service's log.")
+    probability_png: str | None = Field(
+        default=None,
+        description="Only where it was asked for: the probability of tumour at the slice's own "
+        "size as an 8-bit grey PNG file in base64; 255 is 1.",
+    )
+
+
+class Failure(BaseModel):
+    """What is answered in place of a result, with a status from 400 up."""
+
+    error: str = Field(description="One sentence: what is wrong and what to do.")
+    request_id: str = Field(description="Names the request, also in the service's log.")
+
+
+class SliceFailure(BaseModel):
+    """What stands in place of one file's result among those of `/segment/batch`."""
+
+    error: str = Field(description="One sentence: what is wrong with this file and what to do.")
+
+
+class BatchAnswer(ModelNamed):
+    """What `/segment/batch` answers."""
+
+    request_id: str = Field(description="Names the request, also in the service's log.")
+    results: list[SliceAnswer | SliceFailure] = Field(
+        description="One for each file, in the order sent."
+    )
+
+
+class Version(BaseModel):
+    """What `/version` answers."""
+
+    bento: str = Field(description="Name and version of the bento, a digest of model and code.")
+    model: ModelVersion
+    git: str = Field(description="Commit of the code that trained the model.")
+    data: str = Field(description="MD5 by which DVC knows the data that it was trained on.")
+
+
 def area_mm2(area_px: int, spacing: tuple[float, float] | None) -> float | None:
     """An area in mm², from pixels and their (row, column) spacing in mm; None if unknown."""
     return None if spacing is None else round(area_px * spacing[0] * spacing[1], 3)
 
 
-def slice_answer(
-    grey: Grey, study: Study, found: Segmentation, warnings: list[str]
-) -> SliceAnswer:
+def slice_answer(grey: Grey, study: Study, found: Segmentation, warnings: list[str]) -> SliceAnswer:
     """Puts what was found in one slice of a study into words and a PNG.
 
     Args:
@@ -78,3 +127,9 @@ def slice_answer(
         contours=found.contours,
         warnings=warnings,
     )
+
+
+def probability_png(found: Segmentation) -> str:
+    """The probability of tumour at the slice's own size: 8-bit PNG in base64; 255 is 1."""
+    native = to_native(found.probability, found.mask.shape)
+    return base64.b64encode(to_png(np.rint(native * 255).astype(np.uint8))).decode()

@@ -1,87 +1,223 @@
-"""What is refused before BentoML or Flask look at a request."""
+"""What is refused before BentoML or Flask look at a request, and for how long they may."""
 
-from http import HTTPStatus
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tumorseg.serving import operations
 from tumorseg.serving.decode import Rejected
 
-NO_PICTURE = "No picture came with the request: send it as the multipart form field `file`."
+BUSY = Rejected(503, "The service is busy: try again in a few seconds.")
+_NO_KEY = Rejected(401, "The API key is missing or wrong: send it as the header X-API-Key.")
+_RETRY_SECONDS = "2"
+# Whoever watches the service holds no key and must get through when it is full.
+OPEN = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+
+
+def no_file(field: str) -> str:
+    """Says that a request lacks its file, and the name of the form field that is for it."""
+    return f"No file came with the request: send it as the multipart form field `{field}`."
 
 
 def refusal(error: Rejected) -> JSONResponse:
-    """Makes the one answer that bad input gets: its status, and its sentence under `error`."""
-    return JSONResponse({"error": error.sentence}, status_code=error.status)
+    """Makes the one answer that bad input gets: its status, its sentence, and the request's id."""
+    answer = JSONResponse(
+        {"error": error.sentence, "request_id": operations.request_id()}, error.status
+    )
+    if error.status == 503:
+        answer.headers["Retry-After"] = _RETRY_SECONDS
+    return answer
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a route takes.
+
+    Attributes:
+        max_bytes: The largest request body.
+        too_large: What a larger one is answered.
+        field: The form's field for the file, where anything but `multipart/form-data` is refused.
+    """
+
+    max_bytes: int
+    too_large: Rejected
+    field: str | None = None
 
 
 class Guard:
-    """ASGI middleware that bounds request bodies and lets only forms through to `form_path`.
+    """ASGI middleware: a bounded queue, bounded bodies, a time limit, and a key where one is set.
 
     BentoML itself reads bodies of any size, and for a body that is no form it would go and fetch
     the address that a client wrote into it.
 
+    With a key set, everything but `OPEN` needs it, the pages too: they run the same model. As
+    a page cannot send a header of its own accord, the key also counts as the password of HTTP's
+    Basic authentication, for which browsers ask by themselves.
+
     Args:
         app: The application behind it.
-        max_bytes: The largest request body.
-        too_large: What a larger one is answered.
-        form_path: The route that takes `multipart/form-data` only.
+        limits: By path.
+        other: For every other path.
+        max_queue: Requests that are read, waiting or computed at a time.
+        max_memory: Bytes of request bodies that are held at a time.
+        seconds: From a request's head to its answer's end.
+        api_key: What every request must bring; none if None.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_bytes: int, too_large: Rejected, form_path: str
+        self,
+        app: ASGIApp,
+        *,
+        limits: Mapping[str, Limit],
+        other: Limit,
+        max_queue: int,
+        max_memory: int,
+        seconds: float,
+        api_key: str | None,
     ) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._too_large = too_large
-        self._form_path = form_path
+        self._limits = limits
+        self._other = other
+        self._max_queue = max_queue
+        self._max_memory = max_memory
+        self._seconds = seconds
+        self._api_key = api_key
+        self._queue = 0
+        self._memory = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a refused request itself and passes every other one on."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        if _announced(headers) > self._max_bytes:
-            await refusal(self._too_large)(scope, receive, send)
+        limit = self._limits.get(scope["path"], self._other)
+        error = self._refuse(scope, limit)
+        if error:
+            answer = refusal(error)
+            if error is _NO_KEY:
+                kind = "Bearer" if limit.field else "Basic"
+                answer.headers["WWW-Authenticate"] = f'{kind} realm="tumorseg"'
+            await answer(scope, receive, send)
             return
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if scope["path"] == self._form_path and kind != b"multipart/form-data":
-            error = Rejected(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, NO_PICTURE)
+        self._queue += 1
+        operations.QUEUE.inc()
+        try:
+            await self._admit(limit, scope, receive, send)
+        finally:
+            self._queue -= 1
+            operations.QUEUE.dec()
+
+    def _refuse(self, scope: Scope, limit: Limit) -> Rejected | None:
+        """Judges by the request's head alone."""
+        headers = Headers(scope=scope)
+        if self._api_key is not None and not _brings(headers, self._api_key):
+            return _NO_KEY
+        if scope["method"] == "POST":
+            kind = headers.get("content-type", "").split(";")[0].strip().lower()
+            if limit.field and kind != "multipart/form-data":
+                return Rejected(415, no_file(limit.field))
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > limit.max_bytes:
+                return limit.too_large
+        return BUSY if self._queue >= self._max_queue else None
+
+    async def _admit(self, limit: Limit, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reads the body, where there is one, and lets the application answer, both in time."""
+        end = asyncio.get_running_loop().time() + self._seconds
+        if scope["method"] != "POST":
+            await self._answer_in_time(end, scope, receive, send)
+            return
+        body = BytesIO()
+        try:
+            async with asyncio.timeout_at(end):
+                whole = await self._read(limit, body, receive)
+            if whole:
+                operations.note_bytes(body.tell())
+                sized = _with_length(scope, body.tell())
+                await self._answer_in_time(end, sized, _replay(body.getvalue(), receive), send)
+        except Rejected as error:
             await refusal(error)(scope, receive, send)
-            return
-        body = await self._read(receive)
-        if body is None:
-            await refusal(self._too_large)(scope, receive, send)
-            return
-        await self._app(_with_length(scope, len(body)), _replay(body, receive), send)
+        except TimeoutError:
+            late = f"The file did not arrive within {self._seconds:g} seconds: send it again."
+            await refusal(Rejected(408, late))(scope, receive, send)
+        finally:
+            self._memory -= body.tell()
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """Reads the whole body; None if it is too large, whatever length it announced."""
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
+    async def _read(self, limit: Limit, body: BytesIO, receive: Receive) -> bool:
+        """Reads the body whatever length it announced; False if the client went away."""
+        while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
             part = message.get("body", b"")
-            size += len(part)
-            if size > self._max_bytes:
-                return None
-            parts.append(part)
-            # A client that went away sends `http.disconnect`, which has no more either.
-            more = message.get("more_body", False)
-        return b"".join(parts)
+            if body.tell() + len(part) > limit.max_bytes:
+                raise limit.too_large
+            if self._memory + len(part) > self._max_memory:
+                raise BUSY
+            body.write(part)
+            self._memory += len(part)
+            if not message.get("more_body", False):
+                return True
+
+    async def _answer_in_time(self, end: float, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application; past the end answers 504 in its place.
+
+        Returns only when the application has ended, since what it still computes in a thread goes
+        on to take memory and processors, and so its place in the queue.
+        """
+        begun = late = False
+
+        async def pass_on(message: Message) -> None:
+            nonlocal begun
+            if not late:
+                begun = True
+                await send(message)
+
+        task = asyncio.ensure_future(self._app(scope, receive, pass_on))
+        try:
+            left = end - asyncio.get_running_loop().time()
+            done, _ = await asyncio.wait({task}, timeout=left)
+            if done:
+                task.result()
+                return
+            late = True
+            task.cancel()
+            if not begun:
+                sentence = f"No answer was found within {self._seconds:g} seconds: send less."
+                await refusal(Rejected(504, sentence))(scope, receive, send)
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
 
 
-def _announced(headers: dict[bytes, bytes]) -> int:
-    length = headers.get(b"content-length", b"")
-    return int(length) if length.isdigit() else 0
+def _brings(headers: Headers, key: str) -> bool:
+    """Compares in constant time, so that nobody can find the key letter by letter."""
+    kind, _, text = headers.get("authorization", "").partition(" ")
+    if kind.lower() not in ("basic", "bearer"):
+        text = headers.get("x-api-key", "")
+    sent = text.strip().encode("latin-1")  # the bytes that came
+    if kind.lower() == "basic":
+        try:
+            sent = base64.b64decode(sent, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    return secrets.compare_digest(sent, key.encode())
 
 
 def _with_length(scope: Scope, length: int) -> Scope:
     """Announces the length: of a body sent in chunks, WSGI apps would read nothing without it."""
-    told = (b"content-length", b"transfer-encoding")
-    headers = [(name, value) for name, value in scope["headers"] if name not in told]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    del headers["transfer-encoding"]
+    headers["content-length"] = str(length)
+    return {**scope, "headers": headers.raw}
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,163 +1,235 @@
-"""The BentoML service: `POST /segment` for programs, the Flask app's page for people."""
+"""The BentoML service: an API for programs, the Flask app's page for people."""
 
-import base64
+import logging
 import os
+import threading
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import bentoml
-from a2wsgi import WSGIMiddleware
-from pydantic import Field, WithJsonSchema
+from bentoml._internal.configuration.containers import BentoMLContainer
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tumorseg.errors import InputError
-from tumorseg.serving.decode import MAX_BYTES, TOO_MANY_BYTES, Rejected, decode
-from tumorseg.serving.flask_app import FORM_OVERHEAD, create_app
-from tumorseg.serving.guard import NO_PICTURE, Guard, refusal
-from tumorseg.serving.predictor import Predictor, read_model
-from tumorseg.serving.render import mask_png
+from tumorseg.serving import openapi, operations, pages
+from tumorseg.serving.answers import BatchAnswer, ModelVersion, SegmentAnswer, Version
+from tumorseg.serving.decode import (
+    MAX_BYTES,
+    MAX_VOLUME_BYTES,
+    TOO_MANY_BYTES,
+    TOO_MANY_VOLUME_BYTES,
+    Rejected,
+)
+from tumorseg.serving.endpoints import Endpoints, answered
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.flask_app import create_app
+from tumorseg.serving.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
+from tumorseg.serving.guard import OPEN, Guard, Limit, refusal
+from tumorseg.serving.predictor import Predictor, load_info
+from tumorseg.serving.settings import load_settings
+from tumorseg.serving.shutdown import Shutdown
 
-_MAX_BODY = MAX_BYTES + FORM_OVERHEAD
+MAX_BATCH_BYTES = 128 * 1024 * 1024
+_ROOT = Path(__file__).resolve().parents[2]
+_settings = load_settings(_ROOT / "service.json")
+_state = operations.State()
+_pages = pages.Pages()
+_API_PATHS = ("/segment", "/segment/batch", "/segment/volume", "/version", "/docs.json")
+_LIMITS = {
+    "/segment": Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES, "file"),
+    "/segment/batch": Limit(
+        MAX_BATCH_BYTES + OVERHEAD,
+        Rejected(
+            413, f"The files have more than {MAX_BATCH_BYTES // 1024**2} MiB together: send fewer."
+        ),
+        "files",
+    ),
+    "/segment/volume": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES, "file"),
+    "/studies": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES),
+}
+# Flask judges its forms itself: the seed's clients look for its answers to those that lack a file.
+_ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
 
 
 def model_folder() -> Path:
     """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
     named = os.environ.get("TUMORSEG_MODEL")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "model"
+    return Path(named) if named else _ROOT / "model"
 
 
-class SegmentRequest(bentoml.IODescriptor):
-    """The form that `/segment` takes."""
+class _Watched(Predictor):
+    """Counts the slices that the pages have segmented; the API counts its own."""
 
-    # BentoML's own file types write every upload to a disk, and fetch whatever address a client
-    # puts in its place; this one reads the form into memory and does nothing else.
-    file: Annotated[
-        bytes | None,
-        # BentoML's client knows a file to upload by the type `file`, OpenAPI knows it as binary.
-        WithJsonSchema({"type": "file", "format": "binary"}, mode="validation"),
-        WithJsonSchema({"type": "string", "format": "binary"}, mode="serialization"),
-    ] = Field(description="One slice as a JPEG or PNG file, at most 10 MiB and 4096 px a side.")
-
-    @classmethod
-    def mime_type(cls) -> str:
-        """Names the request's media type for OpenAPI."""
-        return "multipart/form-data"
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: object) -> "SegmentRequest":
-        """Reads the form; `file` is None if the form has no such file or cannot be read."""
-        parser = MultiPartParser(request.headers, request.stream())
-        parser.spool_max_size = _MAX_BODY  # beyond which Starlette would write to a disk
-        try:
-            form = await parser.parse()
-        except (MultiPartException, HTTPException):
-            return cls(file=None)
-        part = form.get("file")
-        return cls(file=await part.read() if isinstance(part, UploadFile) else None)
+    def segment_many(self, greys: Any, threshold: float | None = None) -> Any:
+        found = super().segment_many(greys, threshold)
+        for one in found:
+            operations.note_slice(one.area_fraction)
+        return found
 
 
-SegmentRequest.multipart_fields = ["file"]
+def _assemble() -> tuple[Endpoints, Any]:
+    """Loads the model and makes the API and the Flask app that run it.
+
+    Raises:
+        InputError: If the model's folder is broken.
+    """
+    predictor = _Watched(model_folder())
+    known = getattr(predictor.info, "inputs", None)  # which older models lack
+    familiarity = Familiarity(known) if known else None
+    return Endpoints(predictor, familiarity, _settings), create_app(predictor)
 
 
-class SegmentReply(bentoml.IODescriptor):
-    """The tumour found in one slice, at the slice's own size."""
-
-    mask_png: str = Field(description="The mask as a PNG file in base64: 255 is tumour, 0 is not.")
-    width: int = Field(description="Width of picture and mask, in pixels.")
-    height: int = Field(description="Height of picture and mask, in pixels.")
-    area_px: int = Field(description="Area of the tumour, in pixels.")
-    area_fraction: float = Field(description="Share of the picture that is tumour, 0 to 1.")
-    confidence: float | None = Field(
-        description="Mean probability inside the mask; null where no tumour was found."
+async def _version(_: Request) -> Response:
+    """Answers `/version`."""
+    try:
+        info = load_info(model_folder())
+    except InputError:
+        return refusal(pages.STARTING)
+    about = Version(
+        bento=_bento(),
+        model=ModelVersion(
+            version=info.version, digest=info.digest, architecture=info.architecture
+        ),
+        git=info.git_sha,
+        data=info.data_md5,
     )
-    contours: list[list[list[float]]] = Field(
-        description="One polygon [[x, y], …] a region, in pixels from the upper left corner."
-    )
-    model_version: str = Field(description="Version of the model in its registry.")
-    model_digest: str = Field(description="SHA-256 of the model file.")
-    architecture: str = Field(description="Architecture of the network.")
+    return Response(about.model_dump_json(), media_type="application/json")
 
 
-class _Pages:
-    """The Flask app's place in the service until the model is loaded and the app can be made."""
-
-    def __init__(self) -> None:
-        self.app: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.app is None:
-            raise RuntimeError("a page was asked for before the service was initialised")
-        # No page reads the query, and a2wsgi fails on one that is not ASCII.
-        await self.app({**scope, "query_string": b""}, receive, send)
+async def _docs(_: Request) -> Response:
+    """Answers `/docs.json` in BentoML's place, which knows neither our refusals nor examples."""
+    return JSONResponse(openapi.describe(_bento()))
 
 
-_pages = _Pages()
-# Only these paths are Flask's; a bare mount at `/` would also swallow BentoML's `/docs.json`.
-_PAGE_PATHS = ("/", "/upload", "/uploads/{name}", "/segmented/{name}")
+async def _metrics(_: Request) -> Response:
+    """Answers `/metrics` with BentoML's own client, which joins the figures of its processes."""
+    client = BentoMLContainer.metrics_client.get()
+    return Response(client.generate_latest(), media_type=client.CONTENT_TYPE_LATEST)
 
 
-def _guarded(service: Any) -> Any:
+def _bento() -> str:
+    context = bentoml.server_context
+    return f"{context.bento_name}:{context.bento_version}"
+
+
+_routes = [
+    Route("/version", _version),
+    Route("/docs.json", _docs),
+    Route("/metrics", _metrics),
+    *(Route(path, _pages) for path in pages.PATHS),
+]
+
+
+def _with_middleware(service: Any) -> Any:
+    """Puts ours around BentoML's own application, the outermost first."""
     service.add_asgi_middleware(
-        Guard, max_bytes=_MAX_BODY, too_large=TOO_MANY_BYTES, form_path="/segment"
+        operations.Observed, routes=[*_API_PATHS, *sorted(OPEN), *pages.PATHS], state=_state
+    )
+    if _settings.cors_origins:
+        service.add_asgi_middleware(
+            CORSMiddleware,
+            allow_origins=_settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-ID"],
+            expose_headers=list(openapi.HEADERS),
+        )
+    service.add_asgi_middleware(
+        Guard,
+        limits=_LIMITS,
+        other=_ELSEWHERE,
+        max_queue=_settings.max_queue,
+        max_memory=_settings.max_memory_mib * 1024 * 1024,
+        seconds=_settings.timeout_seconds,
+        api_key=os.environ.get("TUMORSEG_API_KEY") or None,
     )
     return service
 
 
-@_guarded
-@bentoml.asgi_app(Starlette(routes=[Route(path, _pages) for path in _PAGE_PATHS]), path="/")
+@_with_middleware
+@bentoml.asgi_app(Starlette(routes=_routes), path="/")
 @bentoml.service(
     name="tumorseg",
     # Uploads live in the memory of one process, so a second one would not find them.
     workers=1,
-    threads=4,
-    traffic={"timeout": 60, "max_concurrency": 32},
+    # Ours comes first, and answers with a sentence.
+    traffic={"timeout": _settings.timeout_seconds + 15},
+    # Both would write down paths, and with them the secret names of pictures.
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False, "namespace": "tumorseg"},
+    # What runs in a container says otherwise by BENTOML_HOST.
+    http={"host": "127.0.0.1"},
 )
 class TumorSegmentation:
     """Finds brain tumours in MRI slices. For research use only."""
 
     def __init__(self) -> None:
-        self.predictor = Predictor(model_folder())
-        # a2wsgi declares its own, narrower types for the same WSGI and ASGI interfaces.
-        app = cast(Any, create_app(self.predictor))
-        _pages.app = cast(ASGIApp, WSGIMiddleware(app, workers=4))
+        operations.start_log()
+        Shutdown(_state, _settings.timeout_seconds + 15).install()
+        self._endpoints: Endpoints | None = None
+        # Beside the event loop, which meanwhile answers that it lives and is not ready.
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            endpoints, app = _assemble()
+        except InputError as error:
+            logging.getLogger("bentoml").error("%s", error)
+            _state.failed = True
+        except Exception as error:
+            operations.log_failure(error)
+            _state.failed = True
+        else:
+            _pages.open(app, _settings.threads)
+            self._endpoints = endpoints
+            _state.loaded = True
+
+    @property
+    def _open(self) -> Endpoints:
+        if self._endpoints is None:
+            raise pages.STARTING
+        return self._endpoints
+
+    async def __is_alive__(self) -> bool:
+        return not _state.failed
+
+    async def __is_ready__(self) -> bool:
+        return _state.loaded and not _state.stopping
 
     @bentoml.on_deployment
     def check_model() -> None:
         """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
         try:
-            read_model(model_folder())
+            _assemble()
         except InputError as error:
             raise SystemExit(f"Error: {error}") from None
 
-    @bentoml.api(route="/segment", input_spec=SegmentRequest, output_spec=SegmentReply)
-    def segment(self, file: bytes | None) -> SegmentReply:
-        """Finds the tumour in one JPEG or PNG slice.
+    @bentoml.api(route="/segment", input_spec=PictureForm, output_spec=SegmentAnswer)
+    async def segment(self, file: bytes | None, probability: bool) -> SegmentAnswer:
+        """Finds the tumour in one slice: JPEG, PNG or single-slice DICOM."""
 
-        Bad input is answered 400, 413 or 415 with `{"error": "<one sentence>"}`.
-        """
-        try:
-            if file is None:
-                raise Rejected(400, NO_PICTURE)
-            grey = decode(file).slices[0]
-        except Rejected as error:
-            # BentoML passes a response through; its own errors would hide or wrap the sentence.
-            return cast(SegmentReply, refusal(error))
-        found, info = self.predictor.segment(grey), self.predictor.info
-        return SegmentReply(
-            mask_png=base64.b64encode(mask_png(found.mask)).decode(),
-            width=grey.shape[1],
-            height=grey.shape[0],
-            area_px=found.area_px,
-            area_fraction=found.area_fraction,
-            confidence=found.confidence,
-            contours=found.contours,
-            model_version=info.version,
-            model_digest=info.digest,
-            architecture=info.architecture,
-        )
+        async def work() -> Response:
+            return await self._open.segment(given(file), flag(probability))
+
+        return cast(SegmentAnswer, await answered(work()))
+
+    @bentoml.api(route="/segment/batch", input_spec=BatchForm, output_spec=BatchAnswer)
+    async def segment_batch(self, files: list[bytes | None]) -> BatchAnswer:
+        """Finds the tumour in each of up to 64 slices."""
+
+        async def work() -> Response:
+            return await self._open.batch(files)
+
+        return cast(BatchAnswer, await answered(work()))
+
+    @bentoml.api(route="/segment/volume", input_spec=VolumeForm)
+    async def segment_volume(self, file: bytes | None, output: str | None) -> Path:
+        """Finds the tumour in a volume: DICOM (one file or a zip of a series) or NIfTI."""
+
+        async def work() -> Response:
+            return await self._open.volume(given(file), output)
+
+        return cast(Path, await answered(work()))

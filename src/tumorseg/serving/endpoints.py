@@ -1,0 +1,197 @@
+"""What the API's addresses do: bytes to slices to an answer."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import anyio
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from tumorseg.preprocess import Grey, Mask
+from tumorseg.serving import operations
+from tumorseg.serving.answers import (
+    BatchAnswer,
+    ModelNamed,
+    SegmentAnswer,
+    SliceAnswer,
+    SliceFailure,
+    probability_png,
+    slice_answer,
+)
+from tumorseg.serving.batching import Grid, Slices
+from tumorseg.serving.decode import Rejected, Study, decode
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.forms import MAX_FILES
+from tumorseg.serving.guard import no_file, refusal
+from tumorseg.serving.predictor import Predictor, Segmentation
+from tumorseg.serving.settings import Settings
+
+T = TypeVar("T")
+_MOST_WARNINGS = 10  # they travel in a header
+_FAILED = Rejected(
+    500, "The service failed: try again, and tell whoever runs it if it fails again."
+)
+
+
+async def answered(work: Awaitable[Response]) -> Response:
+    """Turns whatever goes wrong into an answer; BentoML's own would hide or wrap the sentence."""
+    try:
+        return await work
+    except Rejected as error:
+        return refusal(error)
+    except Exception as error:
+        operations.log_failure(error)
+        return refusal(_FAILED)
+
+
+class Endpoints:
+    """The API behind its addresses; each method answers one request.
+
+    Args:
+        predictor: The model.
+        familiarity: What training slices look like; None where the model does not say.
+        settings: The limits.
+    """
+
+    def __init__(
+        self, predictor: Predictor, familiarity: Familiarity | None, settings: Settings
+    ) -> None:
+        self._predictor = predictor
+        self._familiarity = familiarity
+        self._named = ModelNamed.of(predictor.info)
+        self._slices = Slices(predictor, settings)
+        self._volumes = anyio.CapacityLimiter(settings.max_volumes)
+
+    async def segment(self, file: bytes, probability: bool) -> Response:
+        """Answers one picture with a `SegmentAnswer`.
+
+        Raises:
+            Rejected: If the file cannot be used, or the service is too busy.
+        """
+
+        def answer(study: Study, grey: Grey, found: Segmentation, warnings: list[str]) -> Response:
+            whole = SegmentAnswer(
+                **dict(slice_answer(grey, study, found, warnings)),
+                **dict(self._named),
+                request_id=operations.request_id(),
+                probability_png=probability_png(found) if probability else None,
+            )
+            return _json(whole, leave_out=set() if probability else {"probability_png"})
+
+        return (await self._each(await self._picture(file), answer))[0]
+
+    async def batch(self, files: Sequence[bytes | None]) -> Response:
+        """Answers several pictures with a `BatchAnswer`.
+
+        Raises:
+            Rejected: If there is no file or more than 64, or the service is too busy.
+        """
+        if not files:
+            raise Rejected(400, no_file("files"))
+        if len(files) > MAX_FILES:
+            raise Rejected(400, f"There are more than {MAX_FILES} files: send some of them later.")
+
+        def answer(study: Study, grey: Grey, found: Segmentation, said: list[str]) -> SliceAnswer:
+            return slice_answer(grey, study, found, said)
+
+        async def one(file: bytes | None) -> SliceAnswer | SliceFailure:
+            try:
+                return (await self._each(await self._picture(file or b""), answer))[0]
+            except Rejected as error:
+                if error.status >= 500:  # nothing is wrong with the file
+                    raise
+                return SliceFailure(error=error.sentence)
+
+        results = list(await asyncio.gather(*map(one, files)))
+        whole = BatchAnswer(
+            **dict(self._named), request_id=operations.request_id(), results=results
+        )
+        return await self._slices.in_thread(_json, whole)
+
+    async def volume(self, file: bytes, output: str | None) -> Response:
+        """Answers a volume with a file on the same grid: DICOM SEG or NIfTI.
+
+        Raises:
+            Rejected: If the file cannot be used, or the other kind is asked for, or the service
+                is too busy.
+        """
+
+        def keep(
+            _: Study, __: Grey, found: Segmentation, said: list[str]
+        ) -> tuple[Mask, list[str]]:
+            return found.mask, said
+
+        async with self._volumes:
+            study = await self._slices.in_thread(decode, file)
+            _check_kind(study, output)
+            found = await self._each(study, keep)
+            masks, warnings = [mask for mask, _ in found], [said for _, said in found]
+            return await self._slices.in_thread(self._file, study, masks, warnings)
+
+    async def _picture(self, file: bytes) -> Study:
+        study = await self._slices.in_thread(decode, file)
+        if len(study.slices) > 1:
+            many = f"The file holds {len(study.slices)} slices: send volumes to /segment/volume."
+            raise Rejected(415, many)
+        return study
+
+    async def _each(
+        self, study: Study, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
+    ) -> list[T]:
+        def finish(grey: Grey, grid: Grid) -> T:
+            found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
+            known = self._familiarity
+            warnings = known.warnings(grey, study.colour) if known else []
+            operations.note_slice(found.area_fraction, unfamiliar=bool(warnings))
+            return answer(study, grey, found, warnings)
+
+        return await self._slices.each(study, finish)
+
+    def _file(self, study: Study, masks: list[Mask], warnings: list[list[str]]) -> Response:
+        # Writers of DICOM and NIfTI take a second to import; who sends pictures never waits.
+        from tumorseg.serving.seg import nifti_file, seg_file
+
+        info = self._predictor.info
+        if study.kind == "dicom":
+            content, kind, ending = seg_file(study, masks, info), "application/dicom", "dcm"
+        else:
+            content, kind, ending = nifti_file(study, masks), "application/gzip", "nii.gz"
+        headers = {
+            "Content-Disposition": f'attachment; filename="segmentation.{ending}"',
+            "X-Model-Version": info.version,
+            "X-Model-Digest": info.digest,
+            "X-Warnings": json.dumps(_summed_up(warnings)),
+        }
+        if study.spacing is not None and study.thickness is not None:
+            voxel = study.spacing[0] * study.spacing[1] * study.thickness
+            headers["X-Tumour-Volume-mm3"] = f"{sum(int(m.sum()) for m in masks) * voxel:.3f}"
+        return Response(content, media_type=kind, headers=headers)
+
+
+def _json(answer: BaseModel, leave_out: set[str] | None = None) -> Response:
+    return Response(answer.model_dump_json(exclude=leave_out), media_type="application/json")
+
+
+def _check_kind(study: Study, output: str | None) -> None:
+    if study.kind == "picture":
+        raise Rejected(415, "The file is a picture, not DICOM or NIfTI: send it to /segment.")
+    if output not in (None, "", "dicom", "nifti"):
+        raise Rejected(400, "The form field `output` must be dicom or nifti: correct it.")
+    if output and output != study.kind:
+        raise Rejected(
+            400,
+            f"The file is {study.kind} and is answered as such, since only that keeps its geometry:"
+            " leave out the form field `output`.",
+        )
+
+
+def _summed_up(warnings: list[list[str]]) -> list[str]:
+    """Says each warning once, with the number of slices that it concerns; the frequent first."""
+    counts = Counter(sentence for said in warnings for sentence in said)
+    return [
+        sentence if number == len(warnings) else f"{number} of {len(warnings)} slices: {sentence}"
+        for sentence, number in counts.most_common(_MOST_WARNINGS)
+    ]

@@ -1,0 +1,212 @@
+"""What an operator sees of the service: one log line a request, and Prometheus metrics."""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prometheus_client import Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS = Histogram(
+    "tumorseg_request_seconds",
+    "Time from a request's head to its answer's end",
+    ["route", "status"],
+    buckets=_SECONDS,
+)
+QUEUE = Gauge(
+    "tumorseg_queue_requests",
+    "Requests that are read, waiting or computed now",
+    multiprocess_mode="livesum",
+)
+BATCH = Histogram(
+    "tumorseg_batch_slices", "Slices a run of the network", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+AREA = Histogram(
+    "tumorseg_area_fraction",
+    "Share of a slice that is predicted as tumour",
+    buckets=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+)
+SLICES = Counter("tumorseg_slices", "Slices that were segmented")
+UNFAMILIAR = Counter("tumorseg_unfamiliar_slices", "Slices unlike the training data")
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+@dataclass
+class Entry:
+    """What the log will say about a request: nothing that came from a scan or names one.
+
+    Attributes:
+        id: Taken from the client's X-Request-ID if that is a short token, else made.
+        route: The route's pattern, not the path that was asked for, which may hold a secret name.
+        method: GET, POST, …
+        status: Of the answer; 0 until it began, and for ever if the client went away before.
+        bytes: Of the request's body.
+        slices: That were segmented.
+    """
+
+    id: str
+    route: str
+    method: str
+    status: int = 0
+    bytes: int = 0
+    slices: int = 0
+
+
+@dataclass
+class State:
+    """Where the process stands.
+
+    Attributes:
+        loaded: The model is loaded and has run once.
+        failed: It never will be.
+        stopping: A signal asked it to end; what was accepted is being finished.
+    """
+
+    loaded: bool = False
+    failed: bool = False
+    stopping: bool = False
+
+
+_current: ContextVar[Entry | None] = ContextVar("entry", default=None)
+_requests = logging.getLogger("tumorseg.requests")
+
+
+def request_id() -> str:
+    """Names the request at hand; empty outside of one."""
+    entry = _current.get()
+    return entry.id if entry else ""
+
+
+def note_bytes(number: int) -> None:
+    """Says how many bytes the body of the request at hand has."""
+    if entry := _current.get():
+        entry.bytes = number
+
+
+def note_slice(area_fraction: float, *, unfamiliar: bool = False) -> None:
+    """Counts one segmented slice; the model's warming up, which is no request, does not count.
+
+    Args:
+        area_fraction: Share of the slice that is predicted as tumour, in [0, 1].
+        unfamiliar: Whether it is unlike the training data.
+    """
+    if entry := _current.get():
+        entry.slices += 1
+        SLICES.inc()
+        AREA.observe(area_fraction)
+        UNFAMILIAR.inc(unfamiliar)
+
+
+def log_failure(error: BaseException) -> None:
+    """Logs where an unforeseen error arose, without its message, which may quote a scan."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _requests.error(
+        json.dumps({"request": request_id(), "failed": type(error).__name__, "at": frames})
+    )
+
+
+def start_log() -> None:
+    """Sends the log lines to standard output, and nothing else there or elsewhere."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _requests.handlers = [handler]
+    _requests.propagate = False
+    _requests.disabled = False
+    _requests.setLevel(logging.INFO)
+
+
+class Observed:
+    """ASGI middleware, the outermost: names, times, counts and logs each request.
+
+    It also puts the security headers on every answer that has none of its own.
+
+    Args:
+        app: The application behind it.
+        routes: Patterns by which requests are counted, such as `/uploads/{name}`.
+        state: While it says stopping, every answer closes its connection.
+    """
+
+    def __init__(self, app: ASGIApp, *, routes: Iterable[str], state: State) -> None:
+        self._app = app
+        self._routes = [Route(path, _nothing) for path in routes]
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on and looks at what is answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        entry = Entry(_identify(scope), self._route(scope), scope["method"])
+        token = _current.set(entry)
+        began = time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = entry.id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if self._state.stopping:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            _current.reset(token)
+            _tell(entry, time.perf_counter() - began)
+
+    def _route(self, scope: Scope) -> str:
+        # Another method than the route's own is a request to that route nevertheless.
+        asked: Scope = {"type": "http", "path": scope["path"], "method": "GET"}
+        hits = (route.path for route in self._routes if route.matches(asked)[0] == Match.FULL)
+        return next(hits, "other")
+
+
+async def _nothing() -> None:
+    """Stands where a route needs a function; the routes here are only compared."""
+
+
+def _identify(scope: Scope) -> str:
+    sent = Headers(scope=scope).get("x-request-id", "")
+    return sent if _SAFE_ID.fullmatch(sent) else secrets.token_hex(8)
+
+
+def _tell(entry: Entry, seconds: float) -> None:
+    SECONDS.labels(entry.route, str(entry.status)).observe(seconds)
+    _requests.info(
+        json.dumps(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "request": entry.id,
+                "method": entry.method,
+                "route": entry.route,
+                "status": entry.status,
+                "ms": round(1000 * seconds, 1),
+                "bytes": entry.bytes,
+                "slices": entry.slices,
+            }
+        )
+    )

@@ -1,0 +1,228 @@
+"""The API in this process: BentoML's application without its server."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import sys
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from tests.serving_model import disc, encode, write_model
+from tests.serving_process import in_process
+from tumorseg.preprocess import to_native
+from tumorseg.serving import operations
+from tumorseg.serving.decode import Study
+from tumorseg.serving.endpoints import Endpoints
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.predictor import Predictor
+from tumorseg.serving.settings import Settings
+
+DISC = encode(Image.fromarray(disc()))
+
+
+def picture(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.roll(disc(), (int(rng.integers(-30, 30)), int(rng.integers(-5, 25))), (0, 1))
+
+
+def unpack(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return Predictor(model)
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[TestClient]:
+    with in_process(model) as client:
+        yield client
+
+
+def test_segment_equals_the_predictor(client, predictor):
+    reply = client.post("/segment", files={"file": ("scan.png", DISC)}).json()
+    expected = predictor.segment(disc())
+    assert np.array_equal(unpack(reply["mask_png"]), expected.mask * np.uint8(255))
+    assert (reply["width"], reply["height"]) == (90, 120)
+    assert reply["area_px"] == expected.area_px
+    assert reply["area_mm2"] is None
+    assert reply["contours"] == expected.contours
+    assert reply["model_digest"] == predictor.info.digest
+    assert reply["warnings"] == []
+    assert "probability_png" not in reply
+
+
+@pytest.mark.parametrize(
+    ("sent", "given"), [("true", True), ("1", True), ("false", False), ("", False)]
+)
+def test_the_map_of_probabilities_comes_where_it_is_asked_for(client, predictor, sent, given):
+    reply = client.post(
+        "/segment", files={"file": ("scan.png", DISC)}, data={"probability": sent}
+    ).json()
+    assert ("probability_png" in reply) == given
+    if given:
+        native = to_native(predictor.segment(disc()).probability, (120, 90))
+        assert np.abs(unpack(reply["probability_png"]) / 255 - native).max() <= 0.5 / 255 + 1e-6
+
+
+def test_probability_must_be_a_yes_or_a_no(client):
+    answer = client.post(
+        "/segment", files={"file": ("scan.png", DISC)}, data={"probability": "perhaps"}
+    )
+    assert answer.status_code == 400
+    assert "`probability`" in answer.json()["error"]
+
+
+def test_the_client_s_name_of_a_request_is_kept(client):
+    answer = client.post(
+        "/segment", files={"file": ("scan.png", DISC)}, headers={"X-Request-ID": "mine-7"}
+    )
+    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "mine-7"
+
+
+def test_a_batch_answers_in_the_order_sent_and_a_bad_file_spoils_only_its_own(client, predictor):
+    pictures = [picture(seed) for seed in range(20)]
+    files = [encode(Image.fromarray(pixels)) for pixels in pictures]
+    files[3], files[7], files[11] = b"", b"some text", files[11][:200]
+    reply = client.post("/segment/batch", files=[("files", ("x.png", f)) for f in files]).json()
+    assert len(reply["results"]) == 20
+    assert reply["model_version"] == predictor.info.version
+    for number, (pixels, result) in enumerate(zip(pictures, reply["results"], strict=True)):
+        if number in (3, 7, 11):
+            assert list(result) == ["error"]
+        else:
+            expected = predictor.segment(pixels).mask
+            assert np.array_equal(unpack(result["mask_png"]), expected * np.uint8(255))
+
+
+@pytest.mark.parametrize(("number", "status"), [(0, 400), (64, 200), (65, 400)])
+def test_a_batch_has_one_to_64_files(client, number, status):
+    files = [("files", ("x.png", DISC))] * number or [("other", ("x.png", DISC))]
+    answer = client.post("/segment/batch", files=files)
+    assert answer.status_code == status, answer.text
+    assert status == 200 or answer.json()["error"].endswith((".", "later."))
+
+
+def test_masks_are_not_swapped_among_requests_at_once(client, predictor):
+    def mine(seed: int) -> bool:
+        pixels = picture(seed)
+        bad = client.post("/segment", files={"file": ("x.png", b"\xff\xd8\xff bad")})
+        files = {"file": ("x.png", encode(Image.fromarray(pixels)))}
+        mask = unpack(client.post("/segment", files=files).json()["mask_png"])
+        expected = predictor.segment(pixels).mask * np.uint8(255)
+        return bad.status_code == 400 and np.array_equal(mask, expected)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(mine, range(48)))
+
+
+@pytest.fixture
+def volume(monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A volume of three slices, and writers that put its masks into bytes."""
+    study = Study("nifti", [picture(seed) for seed in range(3)], (2.0, 0.5), 3.0)
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", lambda data: study)
+    seg = types.ModuleType("tumorseg.serving.seg")
+    seg.nifti_file = lambda study, masks: np.packbits(np.stack(masks)).tobytes()
+    seg.seg_file = lambda study, masks, info: b"DICM" + info.digest.encode()
+    monkeypatch.setitem(sys.modules, "tumorseg.serving.seg", seg)
+    return study
+
+
+def test_a_volume_is_answered_as_a_file_on_its_grid(client, predictor, volume):
+    answer = client.post("/segment/volume", files={"file": ("scan.nii", b"any")})
+    masks = np.stack([predictor.segment(grey).mask for grey in volume.slices])
+    assert answer.content == np.packbits(masks).tobytes()
+    assert answer.headers["Content-Type"] == "application/gzip"
+    assert float(answer.headers["X-Tumour-Volume-mm3"]) == masks.sum() * 3.0
+    assert answer.headers["X-Model-Digest"] == predictor.info.digest
+    assert json.loads(answer.headers["X-Warnings"]) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "status"), [("nifti", 200), ("", 200), ("dicom", 400), ("mp4", 400)]
+)
+def test_a_volume_keeps_its_kind(client, volume, output, status):
+    files = {"file": ("scan.nii", b"any")}
+    answer = client.post("/segment/volume", files=files, data={"output": output})
+    assert answer.status_code == status
+    assert status == 200 or "`output`" in answer.json()["error"]
+
+
+def test_a_volume_and_a_picture_are_sent_to_each_other_s_address(client, volume, monkeypatch):
+    answer = client.post("/segment", files={"file": ("scan.nii", b"any")})
+    assert answer.status_code == 415
+    assert "/segment/volume" in answer.json()["error"]
+    monkeypatch.undo()
+    answer = client.post("/segment/volume", files={"file": ("scan.png", DISC)})
+    assert answer.status_code == 415
+    assert "/segment." in answer.json()["error"]
+
+
+def test_warnings_are_answered_and_summed_up(predictor, volume):
+    class Strange(Familiarity):
+        def __init__(self) -> None:
+            """Knows no training data."""
+
+        def warnings(self, grey, colour):
+            return ["Dim “slice”.", "Odd."] if grey is volume.slices[0] else ["Odd."]
+
+    endpoints = Endpoints(predictor, Strange(), Settings())
+
+    async def both():
+        answer = await endpoints.volume(b"any", None)
+        volume.slices[1:] = []
+        return answer, json.loads((await endpoints.segment(b"any", False)).body)
+
+    answer, reply = asyncio.run(both())
+    assert answer.headers["X-Warnings"].isascii()
+    assert json.loads(answer.headers["X-Warnings"]) == ["Odd.", "1 of 3 slices: Dim “slice”."]
+    assert reply["warnings"] == ["Dim “slice”.", "Odd."]
+
+
+def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
+    client, monkeypatch, capfd
+):
+    patient = "Jane"
+
+    def broken(data: bytes) -> Study:
+        raise RuntimeError(patient)
+
+    operations.start_log()
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", broken)
+    answer = client.post("/segment", files={"file": ("scan.png", DISC)})
+    assert answer.status_code == 500
+    assert set(answer.json()) == {"error", "request_id"}
+    log = capfd.readouterr()
+    assert "RuntimeError" in log.out
+    assert patient not in log.out + log.err
+
+
+def test_a_nifti_volume_comes_back_on_its_own_grid(client, predictor):
+    pytest.importorskip("tumorseg.serving.seg")
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.diag([-0.5, 2.0, 3.0, 1.0])
+    values = np.stack([picture(seed) for seed in range(4)], axis=2).astype(np.int16)
+    sent = gzip.compress(nibabel.Nifti1Image(values, affine).to_bytes())
+    answer = client.post("/segment/volume", files={"file": ("scan.nii.gz", sent)})
+    assert answer.status_code == 200, answer.text
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert np.array_equal(image.affine, affine)
+    assert image.shape == values.shape
+    volume = float(np.asanyarray(image.dataobj).astype(bool).sum() * 3.0)
+    assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(volume)
+    assert volume > 0

@@ -1,0 +1,168 @@
+"""What the API says of itself, and what it says to requests that are no use."""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from tests.serving_model import disc, encode, write_model
+from tests.serving_process import in_process
+from tumorseg.errors import InputError
+from tumorseg.serving import operations, service
+from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer
+from tumorseg.serving.decode import MAX_BYTES
+from tumorseg.serving.pages import Pages
+from tumorseg.serving.predictor import load_info
+
+DISC = encode(Image.fromarray(disc()))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[TestClient]:
+    with in_process(model) as client:
+        yield client
+
+
+def test_without_a_working_model_it_is_neither_alive_nor_ready(model, monkeypatch):
+    def broken() -> None:
+        raise InputError("model.onnx does not run")
+
+    monkeypatch.setattr(service, "_assemble", broken)
+    monkeypatch.setattr(service, "_state", operations.State())
+    with TestClient(service.TumorSegmentation.to_asgi()) as client:
+        end = time.monotonic() + 10
+        while client.get("/livez").status_code == 200 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert client.get("/livez").status_code == 503
+        assert client.get("/readyz").status_code == 503
+        answer = client.post("/segment", files={"file": ("scan.png", DISC)})
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+
+
+def test_version_names_bento_model_git_and_data(client, model):
+    reply, info = client.get("/version").json(), load_info(model)
+    assert set(reply) == {"bento", "model", "git", "data"}
+    assert reply["model"] == {
+        "version": info.version,
+        "digest": info.digest,
+        "architecture": info.architecture,
+    }
+    assert (reply["git"], reply["data"]) == (info.git_sha, info.data_md5)
+
+
+def test_the_description_is_typed_and_its_examples_are_true(client):
+    document = client.get("/docs.json").json()
+    assert document["openapi"].startswith("3.1")
+    for path, model in (("/segment", SegmentAnswer), ("/segment/batch", BatchAnswer)):
+        post = document["paths"][path]["post"]
+        media = post["responses"]["200"]["content"]["application/json"]
+        assert media["schema"]["$ref"] == f"#/components/schemas/{model.__name__}"
+        model.model_validate(media["example"])
+        for status in ("400", "401", "413", "415", "503", "504"):
+            Failure.model_validate(
+                post["responses"][status]["content"]["application/json"]["example"]
+            )
+    form = document["components"]["schemas"]["PictureForm"]
+    assert form["properties"]["file"]["format"] == "binary"
+    assert form["required"] == ["file"]
+    example = document["paths"]["/segment"]["post"]["responses"]["200"]["content"]
+    mask = base64.b64decode(example["application/json"]["example"]["mask_png"])
+    assert (np.asarray(Image.open(io.BytesIO(mask))) == 255).sum() == 16
+
+
+def references(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_every_reference_of_the_description_leads_somewhere(client):
+    document = client.get("/docs.json").json()
+    found = set(references(document))
+    assert found
+    assert {name.rpartition("/")[2] for name in found} <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize("query", [b"slice=1&threshold=0.5", "q=\u00e9".encode(), b"q=%C3%A9 "])
+def test_only_studies_are_given_the_query(query):
+    seen = {}
+
+    async def flask(scope, receive, send):
+        seen[scope["path"]] = scope["query_string"].decode("ascii")
+
+    pages = Pages()
+    pages._app = flask
+
+    async def ask():
+        for path in ("/", "/studies/a/mask.png"):
+            await pages({"type": "http", "path": path, "query_string": query}, None, None)
+
+    asyncio.run(ask())
+    assert seen["/"] == ""
+    assert seen["/studies/a/mask.png"].startswith(("slice=1&threshold=0.5", "q=%C3%A9"))
+
+
+@pytest.mark.parametrize("path", ["/segment", "/upload"])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", 400),
+        (DISC[:300], 400),
+        (b"some text", 415),
+        (DISC + bytes(MAX_BYTES - len(DISC) + 1), 413),
+        (bytes(3 * MAX_BYTES), 413),
+    ],
+    ids=["empty", "truncated", "wrong", "oversized", "huge"],
+)
+def test_bad_pictures_get_a_sentence(client, path, data, status):
+    answer = client.post(path, files={"file": ("scan.png", data, "image/png")})
+    assert answer.status_code == status
+    assert answer.json()["error"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({}, 415),
+        ({"json": {"file": "http://127.0.0.1:9/scan.png"}}, 415),
+        ({"content": DISC, "headers": {"Content-Type": "image/png"}}, 415),
+        ({"content": b"x", "headers": {"Content-Type": "application/vnd.bentoml+pickle"}}, 415),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, 400),
+        ({"files": {"other": ("scan.png", DISC)}}, 400),
+        ({"files": {"file": (None, "http://127.0.0.1:9/scan.png")}}, 400),
+    ],
+    ids=[
+        "nothing",
+        "address in JSON",
+        "raw",
+        "pickle",
+        "no boundary",
+        "no form",
+        "no such part",
+        "address in the form",
+    ],
+)
+def test_bad_requests_get_a_sentence(client, request_, status):
+    answer = client.post("/segment", **request_)
+    assert answer.status_code == status
+    assert "form field `file`" in answer.json()["error"]

@@ -1,0 +1,150 @@
+"""Slices of several requests in one run of the network."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.serving_model import disc
+from tumorseg.serving.batching import Slices
+from tumorseg.serving.decode import Rejected, Study
+from tumorseg.serving.settings import Settings
+
+
+class Network:
+    """Takes its time, remembers its batches and answers each slice with its own mean."""
+
+    def __init__(self, seconds: float = 0.0, fails: bool = False) -> None:
+        self.seconds = seconds
+        self.fails = fails
+        self.batches: list[int] = []
+        self.info = SimpleNamespace(image_size=8)
+
+    def prepare(self, grey):
+        return np.full((1, 8, 8), grey.mean(), np.float32)
+
+    def probabilities(self, inputs):
+        self.batches.append(len(inputs))
+        time.sleep(self.seconds)
+        if self.fails:
+            raise RuntimeError("broken")
+        return inputs[:, 0]
+
+
+def one(number: int) -> Study:
+    return Study("picture", [np.full((20, 20), number, np.uint8)])
+
+
+def mean(grey, grid) -> tuple[float, float]:
+    return float(grey.mean()), float(grid.mean())
+
+
+def test_slices_that_wait_go_together_and_nobody_gets_another_s_answer():
+    network = Network(0.05)
+    slices = Slices(network, Settings(max_batch_size=8))
+
+    async def rush():
+        return await asyncio.gather(*(slices.each(one(n), mean) for n in range(60)))
+
+    for number, [(grey, grid)] in enumerate(asyncio.run(rush())):
+        assert grey == grid == number
+    assert sum(network.batches) == 60
+    assert max(network.batches) == 8
+    assert len(network.batches) <= 15
+
+
+def test_a_volume_keeps_its_order_and_lets_a_lone_slice_pass():
+    network = Network(0.02)
+    slices = Slices(network, Settings(max_batch_size=4))
+    volume = Study("nifti", [np.full((20, 20), n, np.uint8) for n in range(100)])
+    ended = {}
+
+    async def timed(name, study):
+        found = await slices.each(study, mean)
+        ended[name] = time.monotonic()
+        return found
+
+    async def both():
+        whole = asyncio.ensure_future(timed("volume", volume))
+        await asyncio.sleep(0.1)
+        await timed("picture", one(7))
+        return await whole
+
+    found = asyncio.run(both())
+    assert [grid for _, grid in found] == list(range(100))
+    assert ended["picture"] < ended["volume"] - 0.1
+
+
+def test_a_lone_slice_does_not_wait_for_company_even_after_a_rush():
+    network = Network(0.03)
+    slices = Slices(network, Settings(max_batch_size=4))
+
+    async def rush_then_alone():
+        await asyncio.gather(*(slices.each(one(n), mean) for n in range(120)))
+        slices._dispatcher.optimizer.trigger_refresh()
+        times = []
+        for _ in range(5):
+            began = time.monotonic()
+            await slices.each(one(1), mean)
+            times.append(time.monotonic() - began)
+        return min(times)
+
+    # BentoML's own dispatcher waits for about as long as slices waited in the rush, 0.5 s here.
+    assert asyncio.run(rush_then_alone()) < 0.03 + 0.1
+
+
+def test_a_queue_that_is_too_long_is_refused_with_a_sentence():
+    network = Network(0.1)
+    slices = Slices(network, Settings(max_batch_size=2, max_latency_ms=250))
+
+    async def ask(n):
+        try:
+            return await slices.each(one(n), mean)
+        except Rejected as error:
+            return error
+
+    async def rush():
+        for n in range(4):  # from these it learns how long a run takes
+            await ask(n)
+        return await asyncio.gather(*(ask(n) for n in range(40)))
+
+    answers = asyncio.run(rush())
+    refused = [answer for answer in answers if isinstance(answer, Rejected)]
+    assert refused
+    assert {error.status for error in refused} == {503}
+    assert len(refused) < 40
+
+
+def test_a_failure_of_the_network_reaches_everybody_and_the_next_try_goes_on():
+    network = Network(fails=True)
+    slices = Slices(network, Settings())
+
+    async def fail_then_work():
+        failed = await asyncio.gather(
+            *(slices.each(one(n), mean) for n in range(5)), return_exceptions=True
+        )
+        network.fails = False
+        return failed, await slices.each(one(9), mean)
+
+    failed, worked = asyncio.run(fail_then_work())
+    assert all(isinstance(error, RuntimeError) for error in failed)
+    assert worked == [(9.0, 9.0)]
+
+
+def test_what_is_cancelled_leaves_the_rest_alone():
+    network = Network(0.05)
+    slices = Slices(network, Settings(max_batch_size=2))
+    volume = Study("nifti", [disc()] * 200)
+
+    async def cancel():
+        task = asyncio.ensure_future(slices.each(volume, mean))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, Rejected)):
+            await task
+        return await slices.each(one(3), mean)
+
+    assert asyncio.run(cancel()) == [(3.0, 3.0)]
+    assert sum(network.batches) < 40
