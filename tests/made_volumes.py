@@ -24,11 +24,15 @@ def values(seed: int = 0, count: int = COUNT, shape=SHAPE) -> np.ndarray:
 
 def series(seed: int = 0, count: int = COUNT, shape=SHAPE, **extra) -> list[Dataset]:
     """The datasets of one MR series, from one end of the stack to the other."""
-    study, uid = generate_uid(entropy_srcs=[f"{seed}"]), generate_uid(entropy_srcs=[f"s{seed}"])
-    return [
-        mr_slice("SECRET7", study, uid, number, pixels, **extra)
-        for number, pixels in enumerate(values(seed, count, shape))
-    ]
+    study, uid = (generate_uid(entropy_srcs=[f"{seed} {part}"]) for part in ("study", "series"))
+    made = []
+    for number, pixels in enumerate(values(seed, count, shape)):
+        dataset = mr_slice("SECRET7", study, uid, number, pixels, **extra)
+        # The same in every run, so that a fuzzer's input can be made again.
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[f"{seed} {number}"])
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        made.append(dataset)
+    return made
 
 
 def dicom_bytes(dataset: Dataset) -> bytes:
@@ -53,7 +57,7 @@ def series_zip(datasets: Sequence[Dataset], order: Sequence[int] | None = None) 
 def enhanced(order: Sequence[int] = (2, 0, 4, 1, 3), **extra) -> Dataset:
     """A multi-frame MR whose frame k lies where slice `order[k]` of `values()` does."""
     stack = values()
-    made = mr_slice("SECRET7", generate_uid(), generate_uid(), 0, stack[0])
+    made = series(count=1)[0]
     made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
     made.NumberOfFrames = len(order)
     made.PixelData = stack[list(order)].tobytes()

@@ -131,7 +131,7 @@ REJECTED = {
     "another spacing": (changed(PixelSpacing=[1, 1]), 400, "differ in pixel spacing"),
     "no spacing in one": (without("PixelSpacing"), 400, "differ in pixel spacing"),
     "several multi-frames": (
-        zipped([dicom_bytes(enhanced(SeriesInstanceUID="1.2")) for _ in range(2)]),
+        zipped([dicom_bytes(enhanced(SOPInstanceUID=f"1.{n}")) for n in range(2)]),
         400,
         "several frames",
     ),
