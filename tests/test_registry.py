@@ -69,7 +69,9 @@ def test_a_registered_model_comes_back_with_its_digest(candidate, tmp_path) -> N
     from tumorseg.evaluation.comparison import probabilities
 
     assert np.allclose(
-        predictor.segment(image).probability, probabilities(candidate.network, image[None])[0], atol=1e-5
+        predictor.segment(image).probability,
+        probabilities(candidate.network, image[None])[0],
+        atol=1e-5,
     )
     model = mlflow.onnx.load_model(f"models:/{NAME}@champion")  # the way others load it
     assert model.graph.input[0].name == "image"
