@@ -27,7 +27,7 @@ run: setup  ## Run the whole job on data/ and end with the comparison table
 	@tumorseg run
 
 test: setup  ## Check everything, the end-to-end run included
-	@python -m pytest
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ui: setup  ## Open MLflow on port 5000 and Prefect on port 4200
 	@tumorseg ui

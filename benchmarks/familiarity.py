@@ -29,8 +29,8 @@ from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.errors import InputError
 from tumorseg.inputs import describe
 from tumorseg.preprocess import Grey, to_grid
-from tumorseg.serving.decode import Rejected, decode
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import Rejected, decode
 
 SAMPLES = (
     ("sklearn", "datasets/images/*.jpg"),

@@ -27,8 +27,8 @@ from tumorseg.learning.networks import build_network
 from tumorseg.params import AugmentParams, EvaluateParams, TrainParams, load_params
 from tumorseg.server import free_port
 from tumorseg.serving.answers import slice_answer
-from tumorseg.serving.decode import decode
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import decode
 from tumorseg.serving.predictor import Predictor
 
 GOAL = 1.25  # HTTP over the bare network

@@ -27,7 +27,7 @@ from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png
 
 START_SECONDS = 120
-SERVICE = "tumorseg.serving.service:TumorSegmentation"
+SERVICE = "tumorseg.serving.api.service:TumorSegmentation"
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from tests.made_volumes import (
 )
 from tests.serving_model import disc, encode
 from tests.spoilt_volumes import as_syntax
-from tumorseg.serving.decode import Rejected, decode
+from tumorseg.serving.formats.decode import Rejected, decode
+from tumorseg.serving.formats.seg import nifti_file, seg_file
 from tumorseg.serving.predictor import ModelInfo
-from tumorseg.serving.seg import nifti_file, seg_file
 
 SECONDS = 20.0  # that one small file may take; a hang takes longer
 Random = np.random.Generator

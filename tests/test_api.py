@@ -19,12 +19,12 @@ from starlette.testclient import TestClient
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tumorseg.preprocess import to_native
-from tumorseg.serving import operations
-from tumorseg.serving.decode import Study
-from tumorseg.serving.endpoints import Endpoints
+from tumorseg.serving.api import operations
+from tumorseg.serving.api.endpoints import Endpoints
+from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import Study
 from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.settings import Settings
 
 DISC = encode(Image.fromarray(disc()))
 
@@ -135,11 +135,11 @@ def test_masks_are_not_swapped_among_requests_at_once(client, predictor):
 def volume(monkeypatch: pytest.MonkeyPatch) -> Study:
     """A volume of three slices, and writers that put its masks into bytes."""
     study = Study("nifti", [picture(seed) for seed in range(3)], (2.0, 0.5), 3.0)
-    monkeypatch.setattr("tumorseg.serving.endpoints.decode", lambda data: study)
-    seg = types.ModuleType("tumorseg.serving.seg")
+    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", lambda data: study)
+    seg = types.ModuleType("tumorseg.serving.formats.seg")
     seg.nifti_file = lambda study, masks: np.packbits(np.stack(masks)).tobytes()
     seg.seg_file = lambda study, masks, info: b"DICM" + info.digest.encode()
-    monkeypatch.setitem(sys.modules, "tumorseg.serving.seg", seg)
+    monkeypatch.setitem(sys.modules, "tumorseg.serving.formats.seg", seg)
     return study
 
 
@@ -203,7 +203,7 @@ def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
         raise RuntimeError(patient)
 
     operations.start_log()
-    monkeypatch.setattr("tumorseg.serving.endpoints.decode", broken)
+    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", broken)
     answer = client.post("/segment", files={"file": ("scan.png", DISC)})
     assert answer.status_code == 500
     assert set(answer.json()) == {"error", "request_id"}
@@ -213,7 +213,7 @@ def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
 
 
 def test_a_nifti_volume_comes_back_on_its_own_grid(client, predictor):
-    pytest.importorskip("tumorseg.serving.seg")
+    pytest.importorskip("tumorseg.serving.formats.seg")
     nibabel = pytest.importorskip("nibabel")
     affine = np.diag([-0.5, 2.0, 3.0, 1.0])
     values = np.stack([picture(seed) for seed in range(4)], axis=2).astype(np.int16)

@@ -15,10 +15,10 @@ from starlette.testclient import TestClient
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tumorseg.errors import InputError
-from tumorseg.serving import operations, service
 from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer
-from tumorseg.serving.decode import MAX_BYTES
-from tumorseg.serving.pages import Pages
+from tumorseg.serving.api import operations, service
+from tumorseg.serving.api.pages import Pages
+from tumorseg.serving.formats.decode import MAX_BYTES
 from tumorseg.serving.predictor import load_info
 
 DISC = encode(Image.fromarray(disc()))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.serving_model import disc
-from tumorseg.serving.batching import Slices
-from tumorseg.serving.decode import Rejected, Study
-from tumorseg.serving.settings import Settings
+from tumorseg.serving.api.batching import Slices
+from tumorseg.serving.api.settings import Settings
+from tumorseg.serving.formats.decode import Rejected, Study
 
 
 class Network:

@@ -18,8 +18,8 @@ from tests.serving_process import ready, start, stop
 from tests.test_layers import SHARED
 from tumorseg import bento
 from tumorseg.errors import InputError
+from tumorseg.serving.api.settings import Settings, load_settings
 from tumorseg.serving.predictor import Predictor, load_info
-from tumorseg.serving.settings import Settings, load_settings
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +79,13 @@ def client(tag: str, log: Path) -> Iterator[httpx.Client]:
 
 def test_the_bento_holds_what_serving_needs_and_no_more(folder, model):
     held = {str(p.relative_to(folder / "src")) for p in (folder / "src").rglob("*.*")}
-    assert {"tumorseg/preprocess.py", "tumorseg/serving/page.html", "model/model.onnx"} <= held
+    assert {"tumorseg/preprocess.py", "tumorseg/serving/web/page.html", "model/model.onnx"} <= held
     package = Path(bento.__file__).parent
-    served = {f"tumorseg/serving/{p.name}" for p in (package / "serving").glob("*.*")}
+    served = {
+        f"tumorseg/{p.relative_to(package)}"
+        for p in (package / "serving").rglob("*.*")
+        if p.parent.name != "__pycache__"
+    }
     assert served <= held
     top = {p.name for p in (folder / "src" / "tumorseg").iterdir() if p.name != "__pycache__"}
     assert top == {"__init__.py", *(name if name == "serving" else f"{name}.py" for name in SHARED)}

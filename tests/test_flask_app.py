@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.serving_model import disc, encode, write_model
 from tests.web import pixels, serving, swapped
-from tumorseg.serving import flask_app, shield
-from tumorseg.serving.decode import MAX_BYTES
-from tumorseg.serving.flask_app import create_app
+from tumorseg.serving.formats.decode import MAX_BYTES
 from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.store import Store
+from tumorseg.serving.web import flask_app, shield
+from tumorseg.serving.web.flask_app import create_app
+from tumorseg.serving.web.store import Store
 
 # 200 for the long run: TUMORSEG_ROUNDS=200 pytest tests/test_flask_app.py -k sessions_at_once
 ROUNDS = int(os.environ.get("TUMORSEG_ROUNDS", "5"))
@@ -121,8 +121,8 @@ def test_two_sessions_at_once_always_get_their_own(predictor):
 
 
 def test_swapped_pictures_would_be_noticed(predictor, monkeypatch):
-    monkeypatch.setattr("tumorseg.serving.sessions.current", lambda: "everybody")
-    monkeypatch.setattr("tumorseg.serving.sessions.begun", lambda: "everybody")
+    monkeypatch.setattr("tumorseg.serving.web.sessions.current", lambda: "everybody")
+    monkeypatch.setattr("tumorseg.serving.web.sessions.begun", lambda: "everybody")
     with serving(create_app(predictor)) as url:
         assert swapped(url, predictor, 5)
 
@@ -185,12 +185,12 @@ def test_no_name_of_a_file_is_logged(client, caplog):
 
 def test_any_wsgi_server_finds_the_app(tmp_path):
     write_model(tmp_path / "model")
-    code = "from tumorseg.serving.flask_app import from_environment as f; print(f().name)"
+    code = "from tumorseg.serving.web.flask_app import from_environment as f; print(f().name)"
     environment = {**os.environ, "TUMORSEG_MODEL": str(tmp_path / "model")}
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert run.stdout.strip() == "tumorseg.serving.flask_app", run.stderr
+    assert run.stdout.strip() == "tumorseg.serving.web.flask_app", run.stderr
 
 
 def test_a_forged_session_opens_nothing(predictor):

@@ -15,11 +15,11 @@ from PIL import Image
 from tests.browser import NARROW, chromium, opened
 from tests.serving_model import disc, encode, write_model
 from tests.web import dicom_bytes, dicom_series, nifti_volume, pixels, zipped
-from tumorseg.serving.decode import decode
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.flask_app import create_app
+from tumorseg.serving.formats.decode import decode
 from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.store import Store
+from tumorseg.serving.web.flask_app import create_app
+from tumorseg.serving.web.store import Store
 
 JPEG = encode(Image.fromarray(disc()), "JPEG", quality=95)
 TEST = {

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.serving_model import SIZE, disc, encode, write_model
 from tumorseg.errors import InputError
 from tumorseg.preprocess import to_grid, to_input, to_native
-from tumorseg.serving.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
+from tumorseg.serving.formats.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
 from tumorseg.serving.predictor import Predictor, load_info
 from tumorseg.serving.render import mask_png
 
@@ -210,7 +210,7 @@ def test_a_model_of_another_size_is_refused(tmp_path):
 def test_serving_never_imports_training(tmp_path: Path):
     heavy = ("torch", "lightning", "mlflow", "prefect", "dvc", "albumentations", "pandas")
     code = (
-        "import sys, tumorseg.serving.service\n"
+        "import sys, tumorseg.serving.api.service\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     environment = {

@@ -18,12 +18,13 @@ from tests.web import (
     zipped,
 )
 from tumorseg.preprocess import to_native
-from tumorseg.serving import kept
-from tumorseg.serving.decode import Study, decode
-from tumorseg.serving.flask_app import create_app
+from tumorseg.serving.formats.decode import Study, decode
+from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, levels
-from tumorseg.serving.store import Store
+from tumorseg.serving.web import kept
+from tumorseg.serving.web.flask_app import create_app
+from tumorseg.serving.web.store import Store
 
 THRESHOLD = 0.37
 GREY = disc()
@@ -227,3 +228,12 @@ def test_a_single_slice_is_the_same_as_decoded(client, predictor):
     image = client.get(f"/studies/{study['id']}/0/image.png")
     assert np.array_equal(pixels(image.data), decode(data).slices[0])
     assert study["slices"][0]["area_mm2"] == pytest.approx(0.35 * study["slices"][0]["area_px"])
+
+
+def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
+    monkeypatch.setattr(Familiarity, "warnings", lambda self, grey, colour: ["It is unlike MRI."])
+    noted: list[tuple[float, bool]] = []
+    app = create_app(predictor, note=lambda area, unfamiliar: noted.append((area, unfamiliar)))
+    study = send(app.test_client())
+    app.test_client().post("/upload", data={"file": (io.BytesIO(PICTURE), "a.png")})
+    assert noted == [(study["slices"][0]["area_fraction"], True)] * 2

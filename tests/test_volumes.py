@@ -27,7 +27,7 @@ from tests.made_volumes import (
 from tests.serving_model import disc, encode
 from tumorseg.importers import dicom_image
 from tumorseg.importers import nifti as nifti_importer
-from tumorseg.serving.decode import decode
+from tumorseg.serving.formats.decode import decode
 
 SHUFFLED = (3, 1, 0, 4, 2)
 

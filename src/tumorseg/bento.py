@@ -12,8 +12,8 @@ from pathlib import Path
 
 import tumorseg
 from tumorseg.errors import InputError
+from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.predictor import ModelInfo, read_model
-from tumorseg.serving.settings import Settings
 
 # Not "tumorseg": `bentoml serve tumorseg:…` would first import the package of that name, and where
 # this checkout is installed would then serve its code in place of the bento's.
@@ -26,10 +26,10 @@ _SOURCES = (
     "masks.py",
     "orientation.py",
     "preprocess.py",
-    "serving/*.py",
-    "serving/*.css",
-    "serving/*.html",
-    "serving/*.js",
+    "serving/**/*.py",
+    "serving/web/*.css",
+    "serving/web/*.html",
+    "serving/web/*.js",
 )
 
 
@@ -76,7 +76,7 @@ def _copy(model_folder: Path, stage: Path) -> None:
 
 def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:
     return {
-        "service": "tumorseg.serving.service:TumorSegmentation",
+        "service": "tumorseg.serving.api.service:TumorSegmentation",
         "name": NAME,
         "description": f"Brain-tumour segmentation, model {info.version}. Research use only.",
         "labels": {

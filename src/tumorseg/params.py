@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from tumorseg.errors import InputError
-from tumorseg.serving.settings import Settings
+from tumorseg.serving.api.settings import Settings
 
 Fraction = Field(ge=0, le=1)
 

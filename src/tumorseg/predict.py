@@ -3,7 +3,6 @@
 import base64
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ from tumorseg.client import Client, ServiceError
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path
 from tumorseg.predict_files import Job, ending_of, plan
-from tumorseg.serving.answers import area_mm2, slice_answer
-from tumorseg.serving.decode import Rejected, Study, decode
+from tumorseg.serving.answers import area_mm2, slice_answer, summed_up
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
 
 
@@ -89,11 +88,11 @@ class Local:
             area_px=area,
             size=_size(study, area),
             confidence=inside / area if area else None,
-            warnings=_summed_up(said),
+            warnings=summed_up(said),
         )
 
     def _volume(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
-        from tumorseg.serving.seg import nifti_file, seg_file
+        from tumorseg.serving.formats.seg import nifti_file, seg_file
 
         masks = [one.mask for one in found]
         if study.kind == "dicom":
@@ -263,11 +262,3 @@ def _size(study: Study, area_px: int) -> str | None:
     if len(study.slices) == 1:
         return f"{area:.1f} mm²"
     return None if study.thickness is None else f"{area * study.thickness:.0f} mm³"
-
-
-def _summed_up(said: list[list[str]]) -> list[str]:
-    """Each warning once, with the number of slices that it concerns where these are several."""
-    counts = Counter(sentence for sentences in said for sentence in sentences)
-    if len(said) == 1:
-        return list(counts)
-    return [f"{number} of {len(said)} slices: {text}" for text, number in counts.most_common()]

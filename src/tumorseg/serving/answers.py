@@ -1,14 +1,18 @@
 """What a caller is told about the tumours in what was sent, by service, page and client alike."""
 
 import base64
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tumorseg.preprocess import Grey, to_native
-from tumorseg.serving.decode import Study
+from tumorseg.serving.formats.decode import Study
 from tumorseg.serving.predictor import ModelInfo, Segmentation
 from tumorseg.serving.render import mask_png, to_png
+
+_MOST_WARNINGS = 10  # they travel in a header
 
 
 class SliceAnswer(BaseModel):
@@ -127,6 +131,19 @@ def slice_answer(grey: Grey, study: Study, found: Segmentation, warnings: list[s
         contours=found.contours,
         warnings=warnings,
     )
+
+
+def summed_up(warnings: Sequence[Sequence[str]]) -> list[str]:
+    """Says each slice's warnings once, with how many slices they concern; the most frequent first.
+
+    Args:
+        warnings: One list a slice.
+    """
+    counts = Counter(sentence for said in warnings for sentence in said)
+    return [
+        sentence if number == len(warnings) else f"{number} of {len(warnings)} slices: {sentence}"
+        for sentence, number in counts.most_common(_MOST_WARNINGS)
+    ]
 
 
 def probability_png(found: Segmentation) -> str:

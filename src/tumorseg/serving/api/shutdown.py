@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from tumorseg.serving.operations import State
+from tumorseg.serving.api.operations import State
 
 # How long connections may go on bringing requests; each answer already closes its own.
 _LINGER_SECONDS = 1.0

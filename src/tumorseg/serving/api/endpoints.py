@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -11,7 +10,6 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from tumorseg.preprocess import Grey, Mask
-from tumorseg.serving import operations
 from tumorseg.serving.answers import (
     BatchAnswer,
     ModelNamed,
@@ -20,17 +18,18 @@ from tumorseg.serving.answers import (
     SliceFailure,
     probability_png,
     slice_answer,
+    summed_up,
 )
-from tumorseg.serving.batching import Grid, Slices
-from tumorseg.serving.decode import Rejected, Study, decode
+from tumorseg.serving.api import operations
+from tumorseg.serving.api.batching import Grid, Slices
+from tumorseg.serving.api.forms import MAX_FILES
+from tumorseg.serving.api.guard import no_file, refusal
+from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.forms import MAX_FILES
-from tumorseg.serving.guard import no_file, refusal
+from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
-from tumorseg.serving.settings import Settings
 
 T = TypeVar("T")
-_MOST_WARNINGS = 10  # they travel in a header
 _FAILED = Rejected(
     500, "The service failed: try again, and tell whoever runs it if it fails again."
 )
@@ -52,13 +51,11 @@ class Endpoints:
 
     Args:
         predictor: The model.
-        familiarity: What training slices look like; None where the model does not say.
+        familiarity: What training slices look like.
         settings: The limits.
     """
 
-    def __init__(
-        self, predictor: Predictor, familiarity: Familiarity | None, settings: Settings
-    ) -> None:
+    def __init__(self, predictor: Predictor, familiarity: Familiarity, settings: Settings) -> None:
         self._predictor = predictor
         self._familiarity = familiarity
         self._named = ModelNamed.of(predictor.info)
@@ -143,16 +140,15 @@ class Endpoints:
     ) -> list[T]:
         def finish(grey: Grey, grid: Grid) -> T:
             found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
-            known = self._familiarity
-            warnings = known.warnings(grey, study.colour) if known else []
-            operations.note_slice(found.area_fraction, unfamiliar=bool(warnings))
+            warnings = self._familiarity.warnings(grey, study.colour)
+            operations.note_slice(found.area_fraction, bool(warnings))
             return answer(study, grey, found, warnings)
 
         return await self._slices.each(study, finish)
 
     def _file(self, study: Study, masks: list[Mask], warnings: list[list[str]]) -> Response:
         # Writers of DICOM and NIfTI take a second to import; who sends pictures never waits.
-        from tumorseg.serving.seg import nifti_file, seg_file
+        from tumorseg.serving.formats.seg import nifti_file, seg_file
 
         info = self._predictor.info
         if study.kind == "dicom":
@@ -163,7 +159,7 @@ class Endpoints:
             "Content-Disposition": f'attachment; filename="segmentation.{ending}"',
             "X-Model-Version": info.version,
             "X-Model-Digest": info.digest,
-            "X-Warnings": json.dumps(_summed_up(warnings)),
+            "X-Warnings": json.dumps(summed_up(warnings)),
         }
         if study.spacing is not None and study.thickness is not None:
             voxel = study.spacing[0] * study.spacing[1] * study.thickness
@@ -186,12 +182,3 @@ def _check_kind(study: Study, output: str | None) -> None:
             f"The file is {study.kind} and is answered as such, since only that keeps its geometry:"
             " leave out the form field `output`.",
         )
-
-
-def _summed_up(warnings: list[list[str]]) -> list[str]:
-    """Says each warning once, with the number of slices that it concerns; the frequent first."""
-    counts = Counter(sentence for said in warnings for sentence in said)
-    return [
-        sentence if number == len(warnings) else f"{number} of {len(warnings)} slices: {sentence}"
-        for sentence, number in counts.most_common(_MOST_WARNINGS)
-    ]

@@ -15,26 +15,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tumorseg.errors import InputError
-from tumorseg.serving import openapi, operations, pages
 from tumorseg.serving.answers import BatchAnswer, ModelVersion, SegmentAnswer, Version
-from tumorseg.serving.decode import (
+from tumorseg.serving.api import openapi, operations, pages
+from tumorseg.serving.api.endpoints import Endpoints, answered
+from tumorseg.serving.api.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
+from tumorseg.serving.api.guard import OPEN, Guard, Limit, refusal
+from tumorseg.serving.api.settings import load_settings
+from tumorseg.serving.api.shutdown import Shutdown
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
     Rejected,
 )
-from tumorseg.serving.endpoints import Endpoints, answered
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.flask_app import create_app
-from tumorseg.serving.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
-from tumorseg.serving.guard import OPEN, Guard, Limit, refusal
 from tumorseg.serving.predictor import Predictor, load_info
-from tumorseg.serving.settings import load_settings
-from tumorseg.serving.shutdown import Shutdown
+from tumorseg.serving.web.flask_app import create_app, model_folder
 
 MAX_BATCH_BYTES = 128 * 1024 * 1024
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[3]
 _settings = load_settings(_ROOT / "service.json")
 _state = operations.State()
 _pages = pages.Pages()
@@ -55,32 +55,15 @@ _LIMITS = {
 _ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
 
 
-def model_folder() -> Path:
-    """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
-    named = os.environ.get("TUMORSEG_MODEL")
-    return Path(named) if named else _ROOT / "model"
-
-
-class _Watched(Predictor):
-    """Counts the slices that the pages have segmented; the API counts its own."""
-
-    def segment_many(self, greys: Any, threshold: float | None = None) -> Any:
-        found = super().segment_many(greys, threshold)
-        for one in found:
-            operations.note_slice(one.area_fraction)
-        return found
-
-
 def _assemble() -> tuple[Endpoints, Any]:
     """Loads the model and makes the API and the Flask app that run it.
 
     Raises:
         InputError: If the model's folder is broken.
     """
-    predictor = _Watched(model_folder())
-    known = getattr(predictor.info, "inputs", None)  # which older models lack
-    familiarity = Familiarity(known) if known else None
-    return Endpoints(predictor, familiarity, _settings), create_app(predictor)
+    predictor = Predictor(model_folder())
+    endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings)
+    return endpoints, create_app(predictor, note=operations.note_slice)
 
 
 async def _version(_: Request) -> Response:

@@ -15,7 +15,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tumorseg.serving.decode import Rejected
+from tumorseg.serving.formats.decode import Rejected
 
 _MAX_RLE = 4 * 1024 * 1024  # bytes of a frame: it may unpack to 64 times as much
 

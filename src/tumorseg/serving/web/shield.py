@@ -9,7 +9,7 @@ from typing import IO
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
-from tumorseg.serving.decode import Rejected
+from tumorseg.serving.formats.decode import Rejected
 
 _MOST_AT_ONCE = 512 * 1024 * 1024
 _RETRY_SECONDS = 5

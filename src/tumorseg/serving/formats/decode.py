@@ -100,7 +100,7 @@ def decode(data: bytes) -> Study:
                 raise TOO_MANY_BYTES
             return _picture(data, reader)
     # Pictures must not wait for the import of the libraries that volumes need.
-    from tumorseg.serving import volumes
+    from tumorseg.serving.formats import volumes
 
     return volumes.decode_volume(data)
 

@@ -2,8 +2,8 @@
 
 Alone, with one process (what it keeps lies in the memory of that process) and several threads:
 
-    TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.flask_app:from_environment()'
-    TUMORSEG_MODEL=FOLDER waitress-serve --call tumorseg.serving.flask_app:from_environment
+    TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.web.flask_app:from_environment()'
+    TUMORSEG_MODEL=FOLDER waitress-serve --call tumorseg.serving.web.flask_app:from_environment
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.serving import sessions
-from tumorseg.serving.decode import (
+from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
@@ -23,12 +23,14 @@ from tumorseg.serving.decode import (
     Rejected,
     decode,
 )
-from tumorseg.serving.facts import facts, limits, title
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png, overlay, to_png
-from tumorseg.serving.shield import MemoryRequest, add_errors, add_limits, secure
-from tumorseg.serving.store import Store
-from tumorseg.serving.studies import add_studies
+from tumorseg.serving.web import sessions
+from tumorseg.serving.web.facts import facts, limits, title
+from tumorseg.serving.web.kept import Note, unnoted
+from tumorseg.serving.web.shield import MemoryRequest, add_errors, add_limits, secure
+from tumorseg.serving.web.store import Store
+from tumorseg.serving.web.studies import add_studies
 
 # What a multipart form may add to the file itself: boundaries, headers, other fields.
 FORM_OVERHEAD = 64 * 1024
@@ -57,15 +59,18 @@ def from_environment() -> flask.Flask:
 def model_folder() -> Path:
     """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
     named = os.environ.get("TUMORSEG_MODEL")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "model"
+    return Path(named) if named else Path(__file__).resolve().parents[3] / "model"
 
 
-def create_app(predictor: Predictor, store: Store | None = None) -> flask.Flask:
+def create_app(
+    predictor: Predictor, store: Store | None = None, note: Note = unnoted
+) -> flask.Flask:
     """Makes the web app.
 
     Args:
         predictor: The model that it serves.
         store: Where the pictures wait to be fetched; one for 10 minutes and 512 MiB if None.
+        note: Is told about each slice that is segmented.
     """
     app = _App(__name__, template_folder=str(_HERE), static_folder=None)
     app.secret_key = secrets.token_bytes(32)
@@ -77,9 +82,9 @@ def create_app(predictor: Predictor, store: Store | None = None) -> flask.Flask:
     kept = Store(_KEEP_SECONDS, _KEEP_BYTES) if store is None else store
     add_limits(app, lambda path: _most_for(path) + FORM_OVERHEAD)
     _add_page(app, predictor, kept)
-    _add_upload(app, predictor, kept)
+    _add_upload(app, predictor, kept, note)
     _add_pictures(app, kept)
-    add_studies(app, predictor, kept)
+    add_studies(app, predictor, kept, note)
     add_errors(app, _too_large_for)
     app.after_request(secure)
     return app
@@ -117,7 +122,9 @@ def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
         )
 
 
-def _add_upload(app: flask.Flask, predictor: Predictor, store: Store) -> None:
+def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note) -> None:
+    known = Familiarity(predictor.info.inputs)
+
     @app.post("/upload")
     def upload() -> dict[str, Any]:
         # The seed's clients look for these two errors in an answer with status 200.
@@ -131,6 +138,7 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store) -> None:
             raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
         grey = study.slices[0]
         found = predictor.segment(grey)
+        note(found.area_fraction, bool(known.warnings(grey, study.colour)))
         original = to_png(grey)
 
         def keep(folder: str, png: bytes) -> str:

@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
-from tumorseg.serving.decode import Rejected, Study
-from tumorseg.serving.dicom_stack import stack_study
+from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.dicom_stack import stack_study
 
 # pydicom would otherwise quote values that it doubts.
 config.settings.reading_validation_mode = config.IGNORE

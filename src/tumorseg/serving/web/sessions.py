@@ -6,7 +6,7 @@ from typing import Any
 import flask
 from flask.sessions import SecureCookieSessionInterface
 
-from tumorseg.serving.store import Store
+from tumorseg.serving.web.store import Store
 
 # Under this owner lies what a client without cookies sent; the name alone opens it.
 _NOBODY = ""

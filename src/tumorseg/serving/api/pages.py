@@ -6,8 +6,8 @@ from urllib.parse import quote
 from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tumorseg.serving.decode import Rejected
-from tumorseg.serving.guard import refusal
+from tumorseg.serving.api.guard import refusal
+from tumorseg.serving.formats.decode import Rejected
 
 STARTING = Rejected(503, "The service is starting: try again in a few seconds.")
 # Only these paths are Flask's; a bare mount at `/` would also swallow BentoML's own.

@@ -12,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tumorseg.serving import operations
-from tumorseg.serving.decode import Rejected
+from tumorseg.serving.api import operations
+from tumorseg.serving.formats.decode import Rejected
 
 BUSY = Rejected(503, "The service is busy: try again in a few seconds.")
 _NO_KEY = Rejected(401, "The API key is missing or wrong: send it as the header X-API-Key.")

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer, SliceFailure, Version
-from tumorseg.serving.forms import BatchForm, PictureForm, VolumeForm
+from tumorseg.serving.api.forms import BatchForm, PictureForm, VolumeForm
 from tumorseg.serving.render import mask_png
 
 Json = dict[str, Any]

@@ -11,11 +11,11 @@ from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 from numpy.typing import NDArray
 
 from tumorseg.preprocess import Grey
-from tumorseg.serving import operations
-from tumorseg.serving.decode import Study
-from tumorseg.serving.guard import BUSY
+from tumorseg.serving.api import operations
+from tumorseg.serving.api.guard import BUSY
+from tumorseg.serving.api.settings import Settings
+from tumorseg.serving.formats.decode import Study
 from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.settings import Settings
 
 Grid = NDArray[np.float32]
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from pydicom.pixels import apply_modality_lut
 
 from tumorseg.intensity import dicom_grey, limits
 from tumorseg.orientation import along
-from tumorseg.serving.decode import Rejected, Study, check_count
-from tumorseg.serving.dicom_pixels import frames, frames_in
+from tumorseg.serving.formats.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.dicom_pixels import frames, frames_in
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tumorseg.intensity import limits, to_uint8
 from tumorseg.orientation import AXES, planes
-from tumorseg.serving.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.decode import Rejected, Study, check_count
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Free text, where scanners and converters put names of patients and of files.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from tumorseg.serving.decode import MAX_SLICES, MAX_UNPACKED, Rejected
+from tumorseg.serving.formats.decode import MAX_SLICES, MAX_UNPACKED, Rejected
 
 ZIP = b"PK\x03\x04"
 EMPTY_ZIP = b"PK\x05\x06"

@@ -12,8 +12,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
-from tumorseg.serving.decode import Rejected
-from tumorseg.serving.guard import no_file
+from tumorseg.serving.api.guard import no_file
+from tumorseg.serving.formats.decode import Rejected
 
 MAX_FILES = 64
 # What a multipart form may add to the files themselves: boundaries, headers, other fields.

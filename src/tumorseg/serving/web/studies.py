@@ -8,19 +8,19 @@ from typing import Any
 import flask
 
 from tumorseg.preprocess import Mask
-from tumorseg.serving import sessions
 from tumorseg.serving.answers import ModelNamed
-from tumorseg.serving.decode import Rejected, Study, decode
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.kept import Kept, KeptSlice, segmented
+from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, mask_png
-from tumorseg.serving.store import Store
+from tumorseg.serving.web import sessions
+from tumorseg.serving.web.kept import Kept, KeptSlice, Note, segmented
+from tumorseg.serving.web.store import Store
 
 _GONE = "This study is not kept (any longer): send the file again."
 
 
-def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
+def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note) -> None:
     """Adds the routes below `/studies`, each session's studies for itself alone."""
     known = Familiarity(predictor.info.inputs)
 
@@ -30,7 +30,7 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
         if file is None:
             raise Rejected(400, "No file came with the request: send it as the form field `file`.")
         # More than half of the memory would drive out everybody else's.
-        kept = segmented(predictor, known, file.read(), store.max_bytes // 2)
+        kept = segmented(predictor, known, file.read(), store.max_bytes // 2, note)
         name = secrets.token_urlsafe(24)
         sessions.keep(store, f"studies/{name}", kept, kept.size)
         model = ModelNamed.of(predictor.info).model_dump()
@@ -79,7 +79,7 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store) -> None:
         if study.kind != kind:
             flask.abort(404, f"This study is of the kind {study.kind}: it has no such file.")
         # Only this module needs the libraries of volumes, which take seconds to load.
-        seg = import_module("tumorseg.serving.seg")
+        seg = import_module("tumorseg.serving.formats.seg")
         return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
 
     @app.get("/studies/<name>/seg.dcm")

@@ -1,6 +1,7 @@
 """A study that was segmented, as it waits to be looked at: small, and exact at every threshold."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,18 @@ from PIL import Image
 
 from tumorseg.preprocess import Grey, Mask, to_native
 from tumorseg.serving.answers import area_mm2
-from tumorseg.serving.decode import Rejected, decode
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import Rejected, decode
 from tumorseg.serving.predictor import BATCH, Predictor, Segmentation
 from tumorseg.serving.render import level_of, levels, to_png
+
+# Whoever counts slices is told the tumour's share of one, and whether it is unlike the training's.
+Note = Callable[[float, bool], None]
+
+
+def unnoted(_: float, __: bool) -> None:
+    """Counts nothing."""
+
 
 _TOO_LARGE = Rejected(
     413,
@@ -98,7 +107,9 @@ class Kept:
         }
 
 
-def segmented(predictor: Predictor, known: Familiarity, data: bytes, most: int) -> Kept:
+def segmented(
+    predictor: Predictor, known: Familiarity, data: bytes, most: int, note: Note = unnoted
+) -> Kept:
     """Segments a study a few slices at a time, so that only their PNG files pile up.
 
     Args:
@@ -106,6 +117,7 @@ def segmented(predictor: Predictor, known: Familiarity, data: bytes, most: int) 
         known: What its training data look like.
         data: The bytes of the file.
         most: What the outcome may hold, in bytes.
+        note: Is told about each slice.
 
     Raises:
         Rejected: If the file cannot be used, or would hold more than `most`.
@@ -118,6 +130,7 @@ def segmented(predictor: Predictor, known: Familiarity, data: bytes, most: int) 
         some = study.slices[start : start + BATCH]
         for grey, found in zip(some, predictor.segment_many(some), strict=True):
             warnings = known.warnings(grey, study.colour)
+            note(found.area_fraction, bool(warnings))
             kept.slices.append(_prepared(grey, found, predictor.info.threshold, warnings))
         if kept.size > most:
             raise _TOO_LARGE

@@ -104,7 +104,7 @@ def note_bytes(number: int) -> None:
         entry.bytes = number
 
 
-def note_slice(area_fraction: float, *, unfamiliar: bool = False) -> None:
+def note_slice(area_fraction: float, unfamiliar: bool) -> None:
     """Counts one segmented slice; the model's warming up, which is no request, does not count.
 
     Args:

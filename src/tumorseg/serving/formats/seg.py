@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from tumorseg.orientation import from_planes
 from tumorseg.preprocess import Mask
-from tumorseg.serving.decode import Rejected, Study
-from tumorseg.serving.nifti import cut_across
+from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.nifti import cut_across
+from tumorseg.serving.formats.volumes import hush
 from tumorseg.serving.predictor import ModelInfo
-from tumorseg.serving.volumes import hush
 
 USE = "Research use only"
 # Type 2 in the standard: empty where the source does not know them.

@@ -1,0 +1,1 @@
+"""The API for programs, around which the service stands."""
