@@ -18,8 +18,8 @@ from tests.web import (
     zipped,
 )
 from tumorseg.preprocess import to_native
-from tumorseg.serving.formats.decode import Study, decode
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats.decode import Study, decode
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, levels
 from tumorseg.serving.web import kept
