@@ -94,12 +94,14 @@ def register() -> None:
         )
         newcomer = step(served_dice)(folder, rows, Path("data"))
         last = registry.champion(params.model_name, params.experiment)
-        champion, same = None, True
+        champion, same, twin = None, True, False
         if last is not None:
             known = registry.fetch(params.model_name, last.version, params.experiment, current)
             same = known.get("split") == figures["split"]
+            own = json.loads((folder / "model.json").read_text())
+            twin = all(known.get(key) == own[key] for key in ("digest", "threshold"))
             champion = step(served_dice)(current, rows, Path("data"))
-        verdict = Verdict(newcomer, champion, params.min_gain, same)
+        verdict = Verdict(newcomer, champion, params.min_gain, same, twin)
         version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
         if verdict.promotes:
             registry.promote(params.model_name, version, params.experiment)

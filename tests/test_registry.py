@@ -140,6 +140,11 @@ def test_only_a_better_newcomer_is_promoted(newcomer, champion, min_gain, promot
     assert ("stays" in str(verdict)) is not promotes
 
 
+def test_the_champion_s_own_network_brings_its_newer_description() -> None:
+    verdict = Verdict(0.7, 0.7, 0.02, same_model=True)
+    assert verdict.promotes and "described anew" in str(verdict)
+
+
 def test_models_are_judged_as_served(tmp_path) -> None:
     from PIL import Image
 

@@ -21,22 +21,29 @@ class Verdict:
         champion: That of the champion; None where there is none.
         min_gain: By how much the newcomer must be better.
         same_split: Whether the champion was trained on the train side of this very split.
+        same_model: Whether both are the very same network at the same threshold; what is described
+            with it may be newer.
     """
 
     newcomer: float
     champion: float | None
     min_gain: float
     same_split: bool = True
+    same_model: bool = False
 
     @property
     def promotes(self) -> bool:
         """Whether the newcomer becomes champion."""
-        return self.champion is None or self.newcomer > self.champion + self.min_gain
+        if self.champion is None or self.same_model:
+            return True
+        return self.newcomer > self.champion + self.min_gain
 
     def __str__(self) -> str:
         """The reason in one sentence."""
         if self.champion is None:
             return f"first model, mean Dice {self.newcomer:.4f} on validation: it is the champion"
+        if self.same_model:
+            return "the champion's own network, described anew: it takes the champion's place"
         sentence = (
             f"mean Dice on validation {self.newcomer:.4f}, the champion's on the same images "
             f"{self.champion:.4f}"
