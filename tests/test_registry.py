@@ -124,6 +124,11 @@ def test_lineage_names_code_data_and_lock(tmp_path) -> None:
     assert tags["git_sha"] == "none"  # this folder is no checkout
 
 
+def test_an_exported_network_tells_nothing_of_the_machine(candidate) -> None:
+    data = (candidate.folder / "model.onnx").read_bytes()
+    assert b"site-packages" not in data and b".py" not in data
+
+
 @pytest.mark.parametrize(
     ("newcomer", "champion", "min_gain", "promotes"),
     [

@@ -24,7 +24,8 @@ def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
     Args:
         network: In evaluation mode, on the CPU.
         image_size: The side S of its grid, in pixels.
-        path: The file.
+        path: The file. It holds nothing of the machine or of the lines of code that wrote it, so
+            that equal networks have equal digests.
     """
     program = torch.onnx.export(
         network.eval(),
@@ -37,7 +38,10 @@ def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
     )
     assert program is not None
     with atomic_path(path) as temporary:
-        program.save(temporary, external_data=False)
+        model = program.model_proto
+        for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
+            del part.metadata_props[:]  # paths and lines of the code that each node came from
+        onnx.save(model, temporary)
         onnx.checker.check_model(temporary, full_check=True)
 
 
