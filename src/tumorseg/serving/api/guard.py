@@ -221,14 +221,16 @@ def _with_length(scope: Scope, length: int) -> Scope:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives the body that was read once more, and then whatever comes after it."""
-    done = False
+    """Gives the body that was read once more, and then whatever comes after it.
+
+    Once given it is forgotten: BentoML's timers hold on to a request until its time limit passes,
+    however long ago it was answered.
+    """
+    left = [body]
 
     async def again() -> Message:
-        nonlocal done
-        if done:
+        if not left:
             return await receive()
-        done = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": left.pop(), "more_body": False}
 
     return again
