@@ -226,3 +226,18 @@ def test_a_nifti_volume_comes_back_on_its_own_grid(client, predictor):
     volume = float(np.asanyarray(image.dataobj).astype(bool).sum() * 3.0)
     assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(volume)
     assert volume > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "status"),
+    [
+        ("GET", "/none", 404),
+        ("POST", "/segmented/%2e%2e%2fmodel.json", 404),
+        ("GET", "/segment", 405),
+        ("POST", "/version", 405),
+    ],
+)
+def test_a_wrong_address_is_answered_with_a_sentence(client, method, address, status):
+    answer = client.request(method, address)
+    assert answer.status_code == status
+    assert "/docs.json" in answer.json()["error"] and answer.json()["request_id"]

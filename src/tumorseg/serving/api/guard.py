@@ -18,6 +18,10 @@ from tumorseg.serving.formats.decode import Rejected
 BUSY = Rejected(503, "The service is busy: try again in a few seconds.")
 _NO_KEY = Rejected(401, "The API key is missing or wrong: send it as the header X-API-Key.")
 _RETRY_SECONDS = "2"
+_ADDRESSES = {
+    404: "There is nothing at this address: /docs.json lists what there is.",
+    405: "This address takes another method: /docs.json lists which.",
+}
 # Whoever watches the service holds no key and must get through when it is full.
 OPEN = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
@@ -196,6 +200,34 @@ class Guard:
             await asyncio.wait({task})
         finally:
             task.cancel()
+
+
+class Worded:
+    """ASGI middleware that says in a sentence what Starlette says of addresses in two words.
+
+    Args:
+        app: The application behind it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and replaces its answer where that is for a wrong address."""
+        replaced = False
+
+        async def answer(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start":
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                sentence = _ADDRESSES.get(message["status"])
+                if sentence and kind.startswith("text/plain"):
+                    replaced = True
+                    await refusal(Rejected(message["status"], sentence))(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 def _brings(headers: Headers, key: str) -> bool:

@@ -19,7 +19,7 @@ from tumorseg.serving.answers import BatchAnswer, ModelVersion, SegmentAnswer, V
 from tumorseg.serving.api import openapi, operations, pages
 from tumorseg.serving.api.endpoints import Endpoints, answered
 from tumorseg.serving.api.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
-from tumorseg.serving.api.guard import OPEN, Guard, Limit, refusal
+from tumorseg.serving.api.guard import OPEN, Guard, Limit, Worded, refusal
 from tumorseg.serving.api.settings import load_settings
 from tumorseg.serving.api.shutdown import Shutdown
 from tumorseg.serving.familiarity import Familiarity
@@ -129,6 +129,7 @@ def _with_middleware(service: Any) -> Any:
         seconds=_settings.timeout_seconds,
         api_key=os.environ.get("TUMORSEG_API_KEY") or None,
     )
+    service.add_asgi_middleware(Worded)
     return service
 
 
