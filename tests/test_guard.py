@@ -12,11 +12,11 @@ from starlette.types import Receive, Scope, Send
 from tumorseg.serving.api import operations
 from tumorseg.serving.api.guard import Guard, Limit
 from tumorseg.serving.api.operations import Observed, State
-from tumorseg.serving.formats.decode import Rejected
+from tumorseg.serving.formats.decode import Refusal
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
-SMALL = Limit(1000, Rejected(413, "too large"), "file")
-ANY = Limit(1000, Rejected(413, "too large"))
+SMALL = Limit(1000, Refusal(413, "too large"), "file")
+ANY = Limit(1000, Refusal(413, "too large"))
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

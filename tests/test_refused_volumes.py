@@ -1,5 +1,6 @@
 """What cannot be used is refused with one sentence, within bounds, and told to nobody else."""
 
+import gc
 import gzip
 import logging
 import subprocess
@@ -34,6 +35,17 @@ def test_what_cannot_be_used_gets_one_sentence(name, caplog, capfd):
     assert error.value.sentence.endswith(".")
     told = [error.value.sentence, *(str(each.message) for each in caught), caplog.text]
     assert not any("SECRET" in each or "Doe" in each for each in (*told, *capfd.readouterr()))
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_was_refused_is_not_kept(name):
+    data = REJECTED[name][0]
+    held = sys.getrefcount(data)
+    for _ in range(3):
+        with pytest.raises(Rejected):
+            decode(data)
+    gc.collect()
+    assert sys.getrefcount(data) == held
 
 
 def test_bombs_are_counted_while_they_are_unpacked(monkeypatch):

@@ -14,7 +14,7 @@ from tumorseg.preprocess import Grey
 from tumorseg.serving.api import operations
 from tumorseg.serving.api.guard import BUSY
 from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.formats.decode import Study
+from tumorseg.serving.formats.decode import Rejected, Study
 from tumorseg.serving.predictor import Predictor
 
 Grid = NDArray[np.float32]
@@ -116,4 +116,4 @@ class Slices:
 
 
 def _too_late() -> Grid:
-    raise BUSY
+    raise Rejected(*BUSY)

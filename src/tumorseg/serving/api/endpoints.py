@@ -26,13 +26,11 @@ from tumorseg.serving.api.forms import MAX_FILES
 from tumorseg.serving.api.guard import no_file, refusal
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Rejected, Study, decode
+from tumorseg.serving.formats.decode import Refusal, Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
 
 T = TypeVar("T")
-_FAILED = Rejected(
-    500, "The service failed: try again, and tell whoever runs it if it fails again."
-)
+_FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
 
 
 async def answered(work: Awaitable[Response]) -> Response:

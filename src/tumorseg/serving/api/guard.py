@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.serving.api import operations
-from tumorseg.serving.formats.decode import Rejected
+from tumorseg.serving.formats.decode import Refusal, Rejected
 
-BUSY = Rejected(503, "The service is busy: try again in a few seconds.")
-_NO_KEY = Rejected(401, "The API key is missing or wrong: send it as the header X-API-Key.")
+BUSY = Refusal(503, "The service is busy: try again in a few seconds.")
+_NO_KEY = Refusal(401, "The API key is missing or wrong: send it as the header X-API-Key.")
 _RETRY_SECONDS = "2"
 _ADDRESSES = {
     404: "There is nothing at this address: /docs.json lists what there is.",
@@ -31,7 +31,7 @@ def no_file(field: str) -> str:
     return f"No file came with the request: send it as the multipart form field `{field}`."
 
 
-def refusal(error: Rejected) -> JSONResponse:
+def refusal(error: Refusal | Rejected) -> JSONResponse:
     """Makes the one answer that bad input gets: its status, its sentence, and the request's id."""
     answer = JSONResponse(
         {"error": error.sentence, "request_id": operations.request_id()}, error.status
@@ -52,7 +52,7 @@ class Limit:
     """
 
     max_bytes: int
-    too_large: Rejected
+    too_large: Refusal
     field: str | None = None
 
 
@@ -119,7 +119,7 @@ class Guard:
             self._queue -= 1
             operations.QUEUE.dec()
 
-    def _refuse(self, scope: Scope, limit: Limit) -> Rejected | None:
+    def _refuse(self, scope: Scope, limit: Limit) -> Refusal | None:
         """Judges by the request's head alone."""
         headers = Headers(scope=scope)
         if self._api_key is not None and not _brings(headers, self._api_key):
@@ -127,7 +127,7 @@ class Guard:
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if limit.field and kind != "multipart/form-data":
-                return Rejected(415, no_file(limit.field))
+                return Refusal(415, no_file(limit.field))
             length = headers.get("content-length", "")
             if length.isdecimal() and int(length) > limit.max_bytes:
                 return limit.too_large
@@ -151,7 +151,7 @@ class Guard:
             await refusal(error)(scope, receive, send)
         except TimeoutError:
             late = f"The file did not arrive within {self._seconds:g} seconds: send it again."
-            await refusal(Rejected(408, late))(scope, receive, send)
+            await refusal(Refusal(408, late))(scope, receive, send)
         finally:
             self._memory -= body.tell()
 
@@ -163,9 +163,9 @@ class Guard:
                 return False
             part = message.get("body", b"")
             if body.tell() + len(part) > limit.max_bytes:
-                raise limit.too_large
+                raise Rejected(*limit.too_large)
             if self._memory + len(part) > self._max_memory:
-                raise BUSY
+                raise Rejected(*BUSY)
             body.write(part)
             self._memory += len(part)
             if not message.get("more_body", False):
@@ -196,7 +196,7 @@ class Guard:
             task.cancel()
             if not begun:
                 sentence = f"No answer was found within {self._seconds:g} seconds: send less."
-                await refusal(Rejected(504, sentence))(scope, receive, send)
+                await refusal(Refusal(504, sentence))(scope, receive, send)
             await asyncio.wait({task})
         finally:
             task.cancel()
@@ -223,7 +223,7 @@ class Worded:
                 sentence = _ADDRESSES.get(message["status"])
                 if sentence and kind.startswith("text/plain"):
                     replaced = True
-                    await refusal(Rejected(message["status"], sentence))(scope, receive, send)
+                    await refusal(Refusal(message["status"], sentence))(scope, receive, send)
             if not replaced:
                 await send(message)
 

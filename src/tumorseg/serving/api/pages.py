@@ -7,9 +7,9 @@ from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tumorseg.serving.api.guard import refusal
-from tumorseg.serving.formats.decode import Rejected
+from tumorseg.serving.formats.decode import Refusal
 
-STARTING = Rejected(503, "The service is starting: try again in a few seconds.")
+STARTING = Refusal(503, "The service is starting: try again in a few seconds.")
 # Only these paths are Flask's; a bare mount at `/` would also swallow BentoML's own.
 PATHS = ("/", "/upload", "/uploads/{name}", "/segmented/{name}", "/studies", "/studies/{rest:path}")
 

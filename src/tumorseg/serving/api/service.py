@@ -28,6 +28,7 @@ from tumorseg.serving.formats.decode import (
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
+    Refusal,
     Rejected,
 )
 from tumorseg.serving.predictor import Predictor, load_info
@@ -43,7 +44,7 @@ _LIMITS = {
     "/segment": Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES, "file"),
     "/segment/batch": Limit(
         MAX_BATCH_BYTES + OVERHEAD,
-        Rejected(
+        Refusal(
             413, f"The files have more than {MAX_BATCH_BYTES // 1024**2} MiB together: send fewer."
         ),
         "files",
@@ -174,7 +175,7 @@ class TumorSegmentation:
     @property
     def _open(self) -> Endpoints:
         if self._endpoints is None:
-            raise pages.STARTING
+            raise Rejected(*pages.STARTING)
         return self._endpoints
 
     async def __is_alive__(self) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,6 +53,17 @@ class Study:
     source: Any = None
 
 
+class Refusal(NamedTuple):
+    """What `Rejected` says, as a constant.
+
+    An exception must not be one: each time it is raised it keeps the frames that it passed, and in
+    them what somebody sent.
+    """
+
+    status: int
+    sentence: str
+
+
 class Rejected(Exception):
     """An upload that cannot be used.
 
@@ -67,13 +78,13 @@ class Rejected(Exception):
         self.sentence = sentence
 
 
-TOO_MANY_BYTES = Rejected(
+TOO_MANY_BYTES = Refusal(
     413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
 )
-TOO_MANY_VOLUME_BYTES = Rejected(
+TOO_MANY_VOLUME_BYTES = Refusal(
     413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
 )
-WRONG_KIND = Rejected(
+WRONG_KIND = Refusal(
     415,
     "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
     "convert it to one of them.",
@@ -97,7 +108,7 @@ def decode(data: bytes) -> Study:
     for start, reader in _READERS.items():
         if data.startswith(start):
             if len(data) > MAX_BYTES:
-                raise TOO_MANY_BYTES
+                raise Rejected(*TOO_MANY_BYTES)
             return _picture(data, reader)
     # Pictures must not wait for the import of the libraries that volumes need.
     from tumorseg.serving.formats import volumes

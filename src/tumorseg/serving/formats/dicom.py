@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
-from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.decode import Refusal, Rejected, Study
 from tumorseg.serving.formats.dicom_stack import stack_study
 
 # pydicom would otherwise quote values that it doubts.
@@ -40,7 +40,7 @@ _PIXEL_DATA = 0x7FE00010
 _MAX_READS = 4_000_000
 _MAX_HEADER = 16 * 1024 * 1024
 
-_TOO_LONG = Rejected(413, "The DICOM headers are too long: export the series without extras.")
+_TOO_LONG = Refusal(413, "The DICOM headers are too long: export the series without extras.")
 
 
 def dicom_study(files: Iterable[bytes]) -> Study:
@@ -54,7 +54,7 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     """
     reader = _Reader()
     images: dict[str, Dataset] = {}
-    refusal = Rejected(415, "The zip holds no DICOM image: zip the files of one series.")
+    refusal = Refusal(415, "The zip holds no DICOM image: zip the files of one series.")
     for data in files:
         if data[128:132] != b"DICM":
             continue
@@ -64,7 +64,7 @@ def dicom_study(files: Iterable[bytes]) -> Study:
         else:
             images.setdefault(str(dataset.get("SOPInstanceUID", len(images))), dataset)
     if not images:
-        raise refusal
+        raise Rejected(*refusal)
     series = {str(dataset.get("SeriesInstanceUID", "")) for dataset in images.values()}
     if len(series) > 1:
         raise Rejected(400, f"The zip holds {len(series)} series: send them one by one.")
@@ -95,7 +95,7 @@ class _Reader:
             if isinstance(element, RawDataElement) and element.value and element.tag != _PIXEL_DATA
         )
         if self.header < 0:
-            raise _TOO_LONG
+            raise Rejected(*_TOO_LONG)
         return dataset
 
 
@@ -109,16 +109,16 @@ class _Counted(BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         self._reader.reads -= 1
         if self._reader.reads < 0:
-            raise _TOO_LONG
+            raise Rejected(*_TOO_LONG)
         return super().read(size)
 
 
-def _unusable(header: Any) -> Rejected | None:
+def _unusable(header: Any) -> Refusal | None:
     if header.get("SOPClassUID") in (SegmentationStorage, LABEL_MAP):
-        return Rejected(415, "The DICOM file is a segmentation: send the images themselves.")
+        return Refusal(415, "The DICOM file is a segmentation: send the images themselves.")
     if any(keyword not in header for keyword in ("Rows", "Columns", "PixelData")):
-        return Rejected(415, "The DICOM file holds no image: send the images of one series.")
+        return Refusal(415, "The DICOM file holds no image: send the images of one series.")
     photometric = header.get("PhotometricInterpretation")
     if header.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        return Rejected(415, "The DICOM image is in colour: send the grey images of the scanner.")
+        return Refusal(415, "The DICOM image is in colour: send the grey images of the scanner.")
     return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from tumorseg.serving.formats.decode import MAX_SLICES, MAX_UNPACKED, Rejected
+from tumorseg.serving.formats.decode import MAX_SLICES, MAX_UNPACKED, Refusal, Rejected
 
 ZIP = b"PK\x03\x04"
 EMPTY_ZIP = b"PK\x05\x06"
@@ -13,7 +13,7 @@ GZIP = b"\x1f\x8b"
 _MEMBERS = 4 * MAX_SLICES  # files in a zip: a series, and what lies beside it
 _CHUNK = 1024**2
 
-_TOO_LARGE = Rejected(
+_TOO_LARGE = Refusal(
     413, f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it."
 )
 
@@ -41,7 +41,7 @@ def unzip(data: bytes) -> Iterator[bytes]:
                     content = file.read(left + 1)
                 left -= len(content)
                 if left < 0:
-                    raise _TOO_LARGE
+                    raise Rejected(*_TOO_LARGE)
                 if content.startswith((ZIP, EMPTY_ZIP)):
                     raise Rejected(415, "The zip holds another zip: unpack that one first.")
                 yield content
@@ -51,7 +51,7 @@ def unzip(data: bytes) -> Iterator[bytes]:
         raise Rejected(400, "The zip is damaged or cut short: zip the series again.") from None
 
 
-def gunzip(data: bytes, wanted: Callable[[bytes], bool], refusal: Rejected) -> BytesIO:
+def gunzip(data: bytes, wanted: Callable[[bytes], bool], refusal: Refusal) -> BytesIO:
     """Unpacks a gzip file.
 
     Args:
@@ -67,9 +67,9 @@ def gunzip(data: bytes, wanted: Callable[[bytes], bool], refusal: Rejected) -> B
         with gzip.open(BytesIO(data)) as file:
             while chunk := file.read(_CHUNK):
                 if not unpacked.tell() and not wanted(chunk):
-                    raise refusal
+                    raise Rejected(*refusal)
                 if unpacked.tell() + len(chunk) > MAX_UNPACKED:
-                    raise _TOO_LARGE
+                    raise Rejected(*_TOO_LARGE)
                 unpacked.write(chunk)
     except Rejected:
         raise

@@ -30,9 +30,9 @@ def decode_volume(data: bytes) -> Study:
     found = _kind(data)
     if found is None:
         # Nothing but a volume may be larger than a picture.
-        raise TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND
+        raise Rejected(*(TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND))
     if len(data) > MAX_VOLUME_BYTES:
-        raise TOO_MANY_VOLUME_BYTES
+        raise Rejected(*TOO_MANY_VOLUME_BYTES)
     hush()
     try:
         if found == "nifti":

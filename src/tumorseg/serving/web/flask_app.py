@@ -20,6 +20,7 @@ from tumorseg.serving.formats.decode import (
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
+    Refusal,
     Rejected,
     decode,
 )
@@ -94,7 +95,7 @@ def _most_for(path: str) -> int:
     return MAX_VOLUME_BYTES if path == "/studies" else MAX_BYTES
 
 
-def _too_large_for(path: str) -> Rejected:
+def _too_large_for(path: str) -> Refusal:
     return TOO_MANY_VOLUME_BYTES if path == "/studies" else TOO_MANY_BYTES
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tumorseg.preprocess import Grey, Mask, to_native
 from tumorseg.serving.answers import area_mm2
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Rejected, decode
+from tumorseg.serving.formats.decode import Refusal, Rejected, decode
 from tumorseg.serving.predictor import BATCH, Predictor, Segmentation
 from tumorseg.serving.render import level_of, levels, to_png
 
@@ -24,7 +24,7 @@ def unnoted(_: float, __: bool) -> None:
     """Counts nothing."""
 
 
-_TOO_LARGE = Rejected(
+_TOO_LARGE = Refusal(
     413,
     "The study is too large for this page: send it to /segment/volume, or use `tumorseg predict`.",
 )
@@ -133,7 +133,7 @@ def segmented(
             note(found.area_fraction, bool(warnings))
             kept.slices.append(_prepared(grey, found, predictor.info.threshold, warnings))
         if kept.size > most:
-            raise _TOO_LARGE
+            raise Rejected(*_TOO_LARGE)
     return kept
 
 

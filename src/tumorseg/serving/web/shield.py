@@ -9,7 +9,7 @@ from typing import IO
 import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
-from tumorseg.serving.formats.decode import Rejected
+from tumorseg.serving.formats.decode import Refusal, Rejected
 
 _MOST_AT_ONCE = 512 * 1024 * 1024
 _RETRY_SECONDS = 5
@@ -64,7 +64,7 @@ def add_limits(app: flask.Flask, most_for: Callable[[str], int]) -> None:
             held -= flask.g.pop("held", 0)
 
 
-def add_errors(app: flask.Flask, too_large_for: Callable[[str], Rejected]) -> None:
+def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> None:
     """Has every error answered with its status and one sentence under `error`.
 
     Args:
@@ -73,7 +73,7 @@ def add_errors(app: flask.Flask, too_large_for: Callable[[str], Rejected]) -> No
     """
 
     @app.errorhandler(Rejected)
-    def rejected(error: Rejected) -> tuple[dict[str, str], int]:
+    def rejected(error: Refusal | Rejected) -> tuple[dict[str, str], int]:
         return {"error": error.sentence}, error.status
 
     @app.errorhandler(RequestEntityTooLarge)
