@@ -1,7 +1,9 @@
 """Slices of several requests in one run of the network."""
 
 import asyncio
+import gc
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,3 +150,23 @@ def test_what_is_cancelled_leaves_the_rest_alone():
 
     assert asyncio.run(cancel()) == [(3.0, 3.0)]
     assert sum(network.batches) < 40
+
+
+def test_what_a_refused_file_unpacked_to_is_let_go_without_the_collector():
+    unpacked = []
+
+    def refuses():
+        content = np.zeros(9)  # what a weak reference can point to
+        unpacked.append(weakref.ref(content))
+        raise Rejected(413, "Too large.")
+
+    async def refused() -> None:
+        with pytest.raises(Rejected, match="Too large"):
+            await Slices(Network(), Settings()).in_thread(refuses)
+
+    gc.disable()
+    try:
+        asyncio.run(refused())
+        assert unpacked[0]() is None
+    finally:
+        gc.enable()

@@ -14,7 +14,7 @@ from tumorseg.preprocess import Grey
 from tumorseg.serving.api import operations
 from tumorseg.serving.api.guard import BUSY
 from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.decode import Refusal, Rejected, Study
 from tumorseg.serving.predictor import Predictor
 
 Grid = NDArray[np.float32]
@@ -72,8 +72,23 @@ class Slices:
         self._probability = self._dispatcher(self._run)
 
     async def in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Does a part of the work in a thread, so that the event loop stays free."""
-        return await anyio.to_thread.run_sync(work, *arguments, limiter=self._helpers)
+        """Does a part of the work in a thread, so that the event loop stays free.
+
+        Raises:
+            Rejected: As `work` did; but not the same object, since one that crosses threads forms a
+                cycle with its frames, and what they had unpacked would wait for the collector.
+        """
+
+        def done() -> T | Refusal:
+            try:
+                return work(*arguments)
+            except Rejected as error:
+                return Refusal(error.status, error.sentence)
+
+        found = await anyio.to_thread.run_sync(done, limiter=self._helpers)
+        if isinstance(found, Refusal):
+            raise Rejected(*found)
+        return found
 
     async def each(self, study: Study, finish: Callable[[Grey, Grid], T]) -> list[T]:
         """Segments every slice of a study.
