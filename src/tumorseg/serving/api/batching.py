@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tumorseg.preprocess import Grey
 from tumorseg.serving.api import operations
 from tumorseg.serving.api.guard import BUSY
+from tumorseg.serving.api.lasting import all_or_none, to_the_end
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.formats.decode import Refusal, Rejected, Study
 from tumorseg.serving.predictor import Predictor
@@ -85,7 +86,7 @@ class Slices:
             except Rejected as error:
                 return Refusal(error.status, error.sentence)
 
-        found = await anyio.to_thread.run_sync(done, limiter=self._helpers)
+        found = await to_the_end(anyio.to_thread.run_sync(done, limiter=self._helpers))
         if isinstance(found, Refusal):
             raise Rejected(*found)
         return found
@@ -113,12 +114,7 @@ class Slices:
                 probability = await self._probability(prepared)
                 return await self.in_thread(finish, grey, probability)
 
-        tasks = [asyncio.ensure_future(one(grey)) for grey in study.slices]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await all_or_none(one(grey) for grey in study.slices)
 
     async def _run(self, prepared: Sequence[Grid]) -> Sequence[Grid]:
         operations.BATCH.observe(len(prepared))

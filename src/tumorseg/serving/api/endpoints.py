@@ -1,6 +1,5 @@
 """What the API's addresses do: bytes to slices to an answer."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -24,6 +23,7 @@ from tumorseg.serving.api import operations
 from tumorseg.serving.api.batching import Grid, Slices
 from tumorseg.serving.api.forms import MAX_FILES
 from tumorseg.serving.api.guard import no_file, refusal
+from tumorseg.serving.api.lasting import all_or_none
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import Refusal, Rejected, Study, decode
@@ -58,6 +58,8 @@ class Endpoints:
         self._familiarity = familiarity
         self._named = ModelNamed.of(predictor.info)
         self._slices = Slices(predictor, settings)
+        # Decoded, a file may be a thousand times as large as it was sent.
+        self._pictures = anyio.CapacityLimiter(2 * settings.max_batch_size)
         self._volumes = anyio.CapacityLimiter(settings.max_volumes)
 
     async def segment(self, file: bytes, probability: bool) -> Response:
@@ -76,7 +78,7 @@ class Endpoints:
             )
             return _json(whole, leave_out=set() if probability else {"probability_png"})
 
-        return (await self._each(await self._picture(file), answer))[0]
+        return await self._picture(file, answer)
 
     async def batch(self, files: Sequence[bytes | None]) -> Response:
         """Answers several pictures with a `BatchAnswer`.
@@ -94,13 +96,13 @@ class Endpoints:
 
         async def one(file: bytes | None) -> SliceAnswer | SliceFailure:
             try:
-                return (await self._each(await self._picture(file or b""), answer))[0]
+                return await self._picture(file or b"", answer)
             except Rejected as error:
                 if error.status >= 500:  # nothing is wrong with the file
                     raise
                 return SliceFailure(error=error.sentence)
 
-        results = list(await asyncio.gather(*map(one, files)))
+        results = await all_or_none(map(one, files))
         whole = BatchAnswer(
             **dict(self._named), request_id=operations.request_id(), results=results
         )
@@ -126,12 +128,15 @@ class Endpoints:
             masks, warnings = [mask for mask, _ in found], [said for _, said in found]
             return await self._slices.in_thread(self._file, study, masks, warnings)
 
-    async def _picture(self, file: bytes) -> Study:
-        study = await self._slices.in_thread(decode, file)
-        if len(study.slices) > 1:
-            many = f"The file holds {len(study.slices)} slices: send volumes to /segment/volume."
-            raise Rejected(415, many)
-        return study
+    async def _picture(
+        self, file: bytes, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
+    ) -> T:
+        async with self._pictures:
+            study = await self._slices.in_thread(decode, file)
+            if len(study.slices) > 1:
+                several = f"The file holds {len(study.slices)} slices"
+                raise Rejected(415, f"{several}: send volumes to /segment/volume.")
+            return (await self._each(study, answer))[0]
 
     async def _each(
         self, study: Study, answer: Callable[[Study, Grey, Segmentation, list[str]], T]

@@ -7,6 +7,7 @@ from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tumorseg.serving.api.guard import refusal
+from tumorseg.serving.api.lasting import to_the_end
 from tumorseg.serving.formats.decode import Refusal
 
 STARTING = Refusal(503, "The service is starting: try again in a few seconds.")
@@ -33,4 +34,5 @@ class Pages:
         # Only these pages read a query, and a2wsgi fails on one that is not ASCII.
         asks = scope["path"].startswith("/studies")
         query = quote(scope["query_string"], safe="%=&+;,/?:@!$'()*~-._") if asks else ""
-        await self._app({**scope, "query_string": query.encode("ascii")}, receive, send)
+        asked = {**scope, "query_string": query.encode("ascii")}
+        await to_the_end(self._app(asked, receive, send))
