@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from PIL import Image
 
 from tests.serving_model import disc, encode, write_model
 from tests.web import pixels, serving, swapped
+from tumorseg.serving import tracing
+from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import MAX_BYTES
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.web import flask_app, shield
@@ -88,7 +91,7 @@ def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
 def test_bad_uploads_get_a_sentence(client, data, status):
     answer = client.post("/upload", data={"file": (io.BytesIO(data), "scan.png")})
     assert answer.status_code == status
-    assert list(answer.json) == ["error"]
+    assert sorted(answer.json) == ["error", "request_id"]
     assert answer.json["error"].endswith(".")
 
 
@@ -273,3 +276,62 @@ def test_unknown_routes_answer_json(client):
     answer = client.get("/nothing")
     assert answer.status_code == 404
     assert "error" in answer.json
+
+
+def test_the_answer_says_what_answered_and_what_is_strange(client, predictor, monkeypatch):
+    monkeypatch.setattr(Familiarity, "warnings", lambda self, grey, colour: ["It is unlike MRI."])
+    sent = {"file": (io.BytesIO(DISC), "photo.png")}
+    answer = client.post("/upload", data=sent, headers={"X-Request-ID": "visit-7"})
+    assert answer.json["model_digest"] == predictor.info.digest
+    assert answer.json["request_id"] == answer.headers["X-Request-ID"] == "visit-7"
+    assert answer.json["warnings"] == ["It is unlike MRI."]
+    other = client.get("/nowhere", headers={"X-Request-ID": "<script>" * 20})
+    assert re.fullmatch("[0-9a-f]{16}", other.json["request_id"])
+
+
+def test_a_key_locks_the_app_that_runs_alone(predictor, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUMORSEG_MODEL", str(write_model(tmp_path)))
+    monkeypatch.setenv("TUMORSEG_API_KEY", "gehéim")
+    client = flask_app.from_environment().test_client()
+    for path, send in (("/", client.get), ("/upload", client.post), ("/studies", client.post)):
+        refused = send(path)
+        assert refused.status_code == 401
+        assert refused.json["error"].endswith(".")
+        assert refused.headers["WWW-Authenticate"].startswith("Basic")
+    assert client.get("/", auth=("anyone", "gehéim")).status_code == 200
+    assert client.get("/", auth=("anyone", "geheim")).status_code == 401
+
+
+def test_a_form_of_another_site_does_not_take_the_place_of_the_user_s_own(client):
+    form = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    sent = {"file": (io.BytesIO(DISC), "scan.png")}
+    refused = client.post("/upload", data=sent, headers=form)
+    assert (refused.status_code, "Set-Cookie" in refused.headers) == (403, False)
+    own = form | {"Sec-Fetch-Site": "same-origin"}
+    sent = {"file": (io.BytesIO(DISC), "scan.png")}
+    assert client.post("/upload", data=sent, headers=own).status_code == 200
+
+
+def test_what_fails_is_logged_without_message_or_path(client, monkeypatch, caplog):
+    patient = "DOE^JANE"
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(patient)
+
+    monkeypatch.setattr(flask_app.sessions, "find", fail)
+    monkeypatch.setattr(tracing.LOG, "propagate", True)
+    answer = client.get("/segmented/SECRET.png")
+    assert answer.status_code == 500
+    assert answer.json["error"] == shield.FAILED.sentence
+    assert "RuntimeError" in caplog.text
+    assert answer.json["request_id"] in caplog.text
+    assert not re.search("DOE|SECRET", caplog.text)
+
+
+def test_nobody_has_to_come_back_for_a_picture_to_leave_on_time():
+    store = Store(1.0, 100)
+    store.put("first", b"1")
+    time.sleep(0.6)
+    store.put("second", b"2")
+    time.sleep(1.2)
+    assert not store._entries  # looked at from inside: asking for one would tidy up

@@ -26,11 +26,11 @@ from tumorseg.serving.api.guard import no_file, refusal
 from tumorseg.serving.api.lasting import all_or_none
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Refusal, Rejected, Study, decode
+from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
+from tumorseg.serving.web.shield import FAILED
 
 T = TypeVar("T")
-_FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
 
 
 async def answered(work: Awaitable[Response]) -> Response:
@@ -41,7 +41,7 @@ async def answered(work: Awaitable[Response]) -> Response:
         return refusal(error)
     except Exception as error:
         operations.log_failure(error)
-        return refusal(_FAILED)
+        return refusal(FAILED)
 
 
 class Endpoints:

@@ -1,9 +1,6 @@
 """What is refused before BentoML or Flask look at a request, and for how long they may."""
 
 import asyncio
-import base64
-import binascii
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,9 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.serving.api import operations
 from tumorseg.serving.formats.decode import Refusal, Rejected
+from tumorseg.serving.keys import NO_KEY, brings
 
 BUSY = Refusal(503, "The service is busy: try again in a few seconds.")
-_NO_KEY = Refusal(401, "The API key is missing or wrong: send it as the header X-API-Key.")
 _RETRY_SECONDS = "2"
 _ADDRESSES = {
     404: "There is nothing at this address: /docs.json lists what there is.",
@@ -106,7 +103,7 @@ class Guard:
         error = self._refuse(scope, limit)
         if error:
             answer = refusal(error)
-            if error is _NO_KEY:
+            if error is NO_KEY:
                 kind = "Bearer" if limit.field else "Basic"
                 answer.headers["WWW-Authenticate"] = f'{kind} realm="tumorseg"'
             await answer(scope, receive, send)
@@ -122,8 +119,8 @@ class Guard:
     def _refuse(self, scope: Scope, limit: Limit) -> Refusal | None:
         """Judges by the request's head alone."""
         headers = Headers(scope=scope)
-        if self._api_key is not None and not _brings(headers, self._api_key):
-            return _NO_KEY
+        if self._api_key is not None and not brings(headers.get, self._api_key):
+            return NO_KEY
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if limit.field and kind != "multipart/form-data":
@@ -228,20 +225,6 @@ class Worded:
                 await send(message)
 
         await self._app(scope, receive, answer)
-
-
-def _brings(headers: Headers, key: str) -> bool:
-    """Compares in constant time, so that nobody can find the key letter by letter."""
-    kind, _, text = headers.get("authorization", "").partition(" ")
-    if kind.lower() not in ("basic", "bearer"):
-        text = headers.get("x-api-key", "")
-    sent = text.strip().encode("latin-1")  # the bytes that came
-    if kind.lower() == "basic":
-        try:
-            sent = base64.b64decode(sent, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return False
-    return secrets.compare_digest(sent, key.encode())
 
 
 def _with_length(scope: Scope, length: int) -> Scope:

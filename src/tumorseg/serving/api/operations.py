@@ -2,11 +2,8 @@
 
 import json
 import logging
-import re
-import secrets
 import sys
 import time
-import traceback
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,6 +13,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tumorseg.serving import tracing
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SECONDS = Histogram(
@@ -40,7 +39,6 @@ AREA = Histogram(
 SLICES = Counter("tumorseg_slices", "Slices that were segmented")
 UNFAMILIAR = Counter("tumorseg_unfamiliar_slices", "Slices unlike the training data")
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -89,7 +87,6 @@ class State:
 
 
 _current: ContextVar[Entry | None] = ContextVar("entry", default=None)
-_requests = logging.getLogger("tumorseg.requests")
 
 
 def request_id() -> str:
@@ -119,21 +116,18 @@ def note_slice(area_fraction: float, unfamiliar: bool) -> None:
 
 
 def log_failure(error: BaseException) -> None:
-    """Logs where an unforeseen error arose, without its message, which may quote a scan."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    _requests.error(
-        json.dumps({"request": request_id(), "failed": type(error).__name__, "at": frames})
-    )
+    """Logs where an unforeseen error of the request at hand arose."""
+    tracing.log_failure(error, request_id())
 
 
 def start_log() -> None:
     """Sends the log lines to standard output, and nothing else there or elsewhere."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    _requests.handlers = [handler]
-    _requests.propagate = False
-    _requests.disabled = False
-    _requests.setLevel(logging.INFO)
+    tracing.LOG.handlers = [handler]
+    tracing.LOG.propagate = False
+    tracing.LOG.disabled = False
+    tracing.LOG.setLevel(logging.INFO)
 
 
 class Observed:
@@ -157,7 +151,13 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        entry = Entry(_identify(scope), self._route(scope), scope["method"])
+        entry = Entry(
+            tracing.identify(Headers(scope=scope).get(tracing.HEADER)),
+            self._route(scope),
+            scope["method"],
+        )
+        # The pages name the request by it, too.
+        scope = {**scope, "headers": _named(scope, entry.id)}
         token = _current.set(entry)
         began = time.perf_counter()
 
@@ -165,7 +165,7 @@ class Observed:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = entry.id
+                headers[tracing.HEADER] = entry.id
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 if self._state.stopping:
@@ -189,14 +189,15 @@ async def _nothing() -> None:
     """Stands where a route needs a function; the routes here are only compared."""
 
 
-def _identify(scope: Scope) -> str:
-    sent = Headers(scope=scope).get("x-request-id", "")
-    return sent if _SAFE_ID.fullmatch(sent) else secrets.token_hex(8)
+def _named(scope: Scope, name: str) -> list[tuple[bytes, bytes]]:
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers[tracing.HEADER] = name
+    return headers.raw
 
 
 def _tell(entry: Entry, seconds: float) -> None:
     SECONDS.labels(entry.route, str(entry.status)).observe(seconds)
-    _requests.info(
+    tracing.LOG.info(
         json.dumps(
             {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

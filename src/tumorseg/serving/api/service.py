@@ -31,6 +31,7 @@ from tumorseg.serving.formats.decode import (
     Refusal,
     Rejected,
 )
+from tumorseg.serving.keys import VARIABLE
 from tumorseg.serving.predictor import Predictor, load_info
 from tumorseg.serving.web.flask_app import create_app, model_folder
 
@@ -128,7 +129,7 @@ def _with_middleware(service: Any) -> Any:
         max_queue=_settings.max_queue,
         max_memory=_settings.max_memory_mib * 1024 * 1024,
         seconds=_settings.timeout_seconds,
-        api_key=os.environ.get("TUMORSEG_API_KEY") or None,
+        api_key=os.environ.get(VARIABLE) or None,
     )
     service.add_asgi_middleware(Worded)
     return service

@@ -14,6 +14,7 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
+from tumorseg.serving.answers import ModelNamed
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import (
     MAX_BYTES,
@@ -24,12 +25,21 @@ from tumorseg.serving.formats.decode import (
     Rejected,
     decode,
 )
+from tumorseg.serving.keys import VARIABLE
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png, overlay, to_png
+from tumorseg.serving.tracing import log_failure
 from tumorseg.serving.web import sessions
 from tumorseg.serving.web.facts import facts, limits, title
 from tumorseg.serving.web.kept import Note, unnoted
-from tumorseg.serving.web.shield import MemoryRequest, add_errors, add_limits, secure
+from tumorseg.serving.web.shield import (
+    MemoryRequest,
+    add_errors,
+    add_limits,
+    add_lock,
+    request_id,
+    secure,
+)
 from tumorseg.serving.web.store import Store
 from tumorseg.serving.web.studies import add_studies
 
@@ -47,14 +57,20 @@ class _App(flask.Flask):
     request_class = MemoryRequest
     session_interface = sessions.CookieSessions()
 
+    def log_exception(self, exc_info: Any) -> None:
+        """Logs what failed in place of Flask, which would write down path and message."""
+        log_failure(exc_info[1], request_id())
+
 
 def from_environment() -> flask.Flask:
     """Makes the web app for a WSGI server, with the model that `TUMORSEG_MODEL` names.
 
+    With `TUMORSEG_API_KEY` set, every request must bring that key.
+
     Raises:
         InputError: If the folder does not hold a working model.
     """
-    return create_app(Predictor(model_folder()))
+    return create_app(Predictor(model_folder()), key=os.environ.get(VARIABLE))
 
 
 def model_folder() -> Path:
@@ -64,7 +80,10 @@ def model_folder() -> Path:
 
 
 def create_app(
-    predictor: Predictor, store: Store | None = None, note: Note = unnoted
+    predictor: Predictor,
+    store: Store | None = None,
+    note: Note = unnoted,
+    key: str | None = None,
 ) -> flask.Flask:
     """Makes the web app.
 
@@ -72,6 +91,8 @@ def create_app(
         predictor: The model that it serves.
         store: Where the pictures wait to be fetched; one for 10 minutes and 512 MiB if None.
         note: Is told about each slice that is segmented.
+        key: What every request must bring; none if None, or where the app is mounted in the
+            service, which asks for it before.
     """
     app = _App(__name__, template_folder=str(_HERE), static_folder=None)
     app.secret_key = secrets.token_bytes(32)
@@ -81,6 +102,7 @@ def create_app(
         SESSION_COOKIE_SAMESITE="Lax",
     )
     kept = Store(_KEEP_SECONDS, _KEEP_BYTES) if store is None else store
+    add_lock(app, key)
     add_limits(app, lambda path: _most_for(path) + FORM_OVERHEAD)
     _add_page(app, predictor, kept)
     _add_upload(app, predictor, kept, note)
@@ -139,7 +161,8 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
         grey = study.slices[0]
         found = predictor.segment(grey)
-        note(found.area_fraction, bool(known.warnings(grey, study.colour)))
+        warnings = known.warnings(grey, study.colour)
+        note(found.area_fraction, bool(warnings))
         original = to_png(grey)
 
         def keep(folder: str, png: bytes) -> str:
@@ -156,8 +179,9 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             "height": grey.shape[0],
             "area_px": found.area_px,
             "area_fraction": found.area_fraction,
-            "model_version": predictor.info.version,
-        }
+            "warnings": warnings,
+            "request_id": request_id(),
+        } | ModelNamed.of(predictor.info).model_dump()
         sessions.keep(store, f"uploads/{_LAST_UPLOAD}", original, guessable=True)
         return reply
 

@@ -10,9 +10,13 @@ import flask
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
 from tumorseg.serving.formats.decode import Refusal, Rejected
+from tumorseg.serving.keys import NO_KEY, brings
+from tumorseg.serving.tracing import HEADER, identify
 
 _MOST_AT_ONCE = 512 * 1024 * 1024
 _RETRY_SECONDS = 5
+FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
+_OTHER_SITE = Refusal(403, "Another site sent this form: choose the file on this page.")
 
 
 class MemoryRequest(flask.Request):
@@ -26,6 +30,30 @@ class MemoryRequest(flask.Request):
         content_length: int | None = None,
     ) -> IO[bytes]:
         return io.BytesIO()
+
+
+def request_id() -> str:
+    """Names the request at hand."""
+    if "request_id" not in flask.g:
+        flask.g.request_id = identify(flask.request.headers.get(HEADER))
+    return str(flask.g.request_id)
+
+
+def add_lock(app: flask.Flask, key: str | None) -> None:
+    """Refuses what lacks the key, where there is one, and forms that another site's page sends.
+
+    Such a form would come without the browser's cookie and be given a new one, so that its file
+    would take the place of the user's own.
+    """
+
+    @app.before_request
+    def unlock() -> None:
+        headers = flask.request.headers
+        if key and not brings(headers.get, key):
+            raise Rejected(*NO_KEY)
+        site, mode = (headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
+        if flask.request.method == "POST" and (site, mode) == ("cross-site", "navigate"):
+            raise Rejected(*_OTHER_SITE)
 
 
 def add_limits(app: flask.Flask, most_for: Callable[[str], int]) -> None:
@@ -74,7 +102,7 @@ def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> Non
 
     @app.errorhandler(Rejected)
     def rejected(error: Refusal | Rejected) -> tuple[dict[str, str], int]:
-        return {"error": error.sentence}, error.status
+        return {"error": error.sentence, "request_id": request_id()}, error.status
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[dict[str, str], int]:
@@ -82,8 +110,10 @@ def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> Non
 
     @app.errorhandler(HTTPException)
     def other(error: HTTPException) -> flask.Response:
-        response = flask.jsonify(error=error.description or error.name)
-        response.status_code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        own = FAILED.sentence if status == FAILED.status else error.description
+        response = flask.jsonify(error=own or error.name, request_id=request_id())
+        response.status_code = status
         if isinstance(error, ServiceUnavailable):
             response.headers["Retry-After"] = str(_RETRY_SECONDS)
         return response
@@ -98,6 +128,9 @@ def secure(response: flask.Response) -> flask.Response:
             f"; script-src 'nonce-{nonce}'"
         )
     response.headers["Content-Security-Policy"] = policy
+    response.headers[HEADER] = request_id()
+    if response.status_code == NO_KEY.status:
+        response.headers["WWW-Authenticate"] = 'Basic realm="tumorseg"'
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Frame-Options"] = "DENY"
     response.headers["Referrer-Policy"] = "no-referrer"

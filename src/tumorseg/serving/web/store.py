@@ -81,7 +81,9 @@ class Store:
     def _sweep_later(self) -> None:
         """Has the last scan leave the memory on time, though nobody may ever come back."""
         if self._sweeper is None and self._entries:
-            self._sweeper = threading.Timer(self.seconds, self._sweep)
+            born, _, _ = next(iter(self._entries.values()))
+            left = max(0.0, born + self.seconds - self._clock())
+            self._sweeper = threading.Timer(left, self._sweep)
             self._sweeper.daemon = True
             self._sweeper.start()
 

@@ -15,6 +15,7 @@ from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, mask_png
 from tumorseg.serving.web import sessions
 from tumorseg.serving.web.kept import Kept, KeptSlice, Note, segmented
+from tumorseg.serving.web.shield import request_id
 from tumorseg.serving.web.store import Store
 
 _GONE = "This study is not kept (any longer): send the file again."
@@ -34,7 +35,8 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note
         name = secrets.token_urlsafe(24)
         sessions.keep(store, f"studies/{name}", kept, kept.size)
         model = ModelNamed.of(predictor.info).model_dump()
-        return {"id": name, "threshold": predictor.info.threshold} | model | kept.answer()
+        about = {"id": name, "threshold": predictor.info.threshold, "request_id": request_id()}
+        return about | model | kept.answer()
 
     def wanted(name: str) -> Kept:
         study: Kept | None = sessions.find(store, f"studies/{name}")
