@@ -21,6 +21,7 @@ def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     [
         (["data", "use", "nowhere"], "nowhere: is no folder"),
         (["serve"], "make run"),
+        (["serve", "--host", "0.0.0.0"], "TUMORSEG_API_KEY"),
         (["predict", "a.png"], "--url"),
         (["predict", "a.png", "--url", "http://localhost:1"], "a.png: does not exist"),
         (["table"], "make run"),

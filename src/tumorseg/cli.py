@@ -26,6 +26,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, t
 app.add_typer(data_app, name="data")
 
 PACKAGED = Path("artifacts/package/bento.json")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METRICS = Path("reports/metrics.json")
 
 
@@ -149,12 +150,23 @@ def ui() -> None:
 
 
 @app.command()
-def serve(port: Annotated[int, typer.Option(help="On the loopback interface.")] = 3000) -> None:
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine only with a key set.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
+) -> None:
     """Serve the packaged champion."""
+    from tumorseg.serving.keys import VARIABLE
+
+    if host not in LOOPBACK and not os.environ.get(VARIABLE):
+        raise InputError(
+            f"--host {host}: whoever reaches it could use the service: set {VARIABLE} first"
+        )
     if not PACKAGED.exists():
         raise InputError(f"{PACKAGED}: is missing; type `make run` first")
     tag = json.loads(PACKAGED.read_text())["tag"]
-    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
