@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from tumorseg.serving.api import operations
 from tumorseg.serving.api.endpoints import Endpoints
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Study
+from tumorseg.serving.formats.decode import Study, decode
 from tumorseg.serving.predictor import Predictor
 
 DISC = encode(Image.fromarray(disc()))
@@ -192,6 +193,29 @@ def test_warnings_are_answered_and_summed_up(predictor, volume):
     assert answer.headers["X-Warnings"].isascii()
     assert json.loads(answer.headers["X-Warnings"]) == ["Odd.", "1 of 3 slices: Dim “slice”."]
     assert reply["warnings"] == ["Dim “slice”.", "Odd."]
+
+
+def test_only_so_many_pictures_lie_decoded_at_once(predictor, monkeypatch):
+    decoded: list[weakref.ref] = []
+    most = 0
+
+    def counted(data: bytes) -> Study:
+        nonlocal most
+        study = decode(data)
+        decoded.append(weakref.ref(study))
+        most = max(most, sum(each() is not None for each in decoded))
+        return study
+
+    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", counted)
+    endpoints = Endpoints(predictor, Familiarity(None), Settings(max_batch_size=2))
+
+    async def rush():
+        return await asyncio.gather(*(endpoints.batch([DISC] * 30) for _ in range(3)))
+
+    for answer in asyncio.run(rush()):
+        assert all("mask_png" in each for each in json.loads(answer.body)["results"])
+    assert len(decoded) == 90
+    assert most <= 2 * 2 + 1  # one may just be leaving
 
 
 def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
