@@ -61,6 +61,13 @@ def as_syntax(syntax: str, frame: bytes = b"\0" * 64) -> bytes:
     return dicom_bytes(dataset)
 
 
+def scans(height: int, width: int, count: int) -> bytes:
+    """A grey progressive JPEG whose last scan comes again and again."""
+    jpeg = encode(Image.fromarray(disc(height, width)), "JPEG", progressive=True)
+    last, end = jpeg.rindex(b"\xff\xda"), len(jpeg) - 2
+    return jpeg[:end] + jpeg[last:end] * count + jpeg[end:]
+
+
 def deflated() -> bytes:
     (dataset,) = series(count=1)
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
@@ -106,6 +113,11 @@ REJECTED = {
         as_syntax(JPEGBaseline8Bit, encode(Image.fromarray(disc()), "JPEG")),
         400,
         "damaged",
+    ),
+    "JPEG frame of many scans": (
+        as_syntax(JPEGBaseline8Bit, scans(*SHAPE, 100)),
+        413,
+        "more than 100 scans",
     ),
     "huge RLE frame": (as_syntax(RLELossless, bytes(5 << 20)), 413, "RLE"),
     "too many frames": (dicom_bytes(enhanced(NumberOfFrames=513)), 413, "512 slices"),
