@@ -72,14 +72,14 @@ def test_a_volume_has_its_own_limits(monkeypatch):
 
 
 def test_headers_of_millions_of_elements_are_refused(monkeypatch):
-    monkeypatch.setattr("tumorseg.serving.formats.dicom._MAX_READS", 2000)
+    monkeypatch.setattr("tumorseg.serving.formats.dicom_headers._MAX_READS", 2000)
     (dataset,) = series(count=1)
     assert decode(dicom_bytes(dataset))
     for number in range(2000):
         dataset.add_new(0x00091000 + number, "SH", "a")
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))
-    monkeypatch.setattr("tumorseg.serving.formats.dicom._MAX_HEADER", 1000)
+    monkeypatch.setattr("tumorseg.serving.formats.dicom_headers._MAX_HEADER", 1000)
     (dataset,) = series(count=1, WindowCenter=[1] * 900, WindowWidth=[2] * 900)
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))

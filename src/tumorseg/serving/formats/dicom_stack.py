@@ -13,6 +13,7 @@ from pydicom.pixels import apply_modality_lut
 from tumorseg.intensity import dicom_grey, limits
 from tumorseg.orientation import along
 from tumorseg.serving.formats.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.dicom_headers import check_length
 from tumorseg.serving.formats.dicom_pixels import frames, frames_in
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
@@ -96,8 +97,11 @@ def _headers(dataset: Dataset) -> list[Dataset]:
         header = Dataset()
         header.PhotometricInterpretation = dataset.PhotometricInterpretation
         for sequence, keywords in _GROUPS.items():
+            for holder in (group, shared):
+                check_length(holder, sequence)
             found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
             for keyword in keywords:
+                check_length(found, keyword)
                 # One place at the top says nothing about several frames.
                 if keyword in found and not (found is dataset and sequence.startswith("Plane")):
                     header[keyword] = found[keyword]
