@@ -124,6 +124,17 @@ def test_what_is_no_image_is_passed_over_in_a_zip():
     assert len(study.slices) == COUNT
 
 
+@pytest.mark.parametrize("uid", ["", None])
+def test_slices_without_identifier_are_kept(uid):
+    expected = decode(series_zip(series())).slices
+    datasets = series()
+    for dataset in datasets:
+        dataset.SOPInstanceUID = uid
+        if uid is None:
+            del dataset.SOPInstanceUID
+    assert all(map(np.array_equal, decode(series_zip(datasets)).slices, expected))
+
+
 @pytest.mark.parametrize("order", ["RAS", "LPS", "PIR", "SAL", "ASR"])
 @pytest.mark.parametrize("turn", [0.0, 25.0])
 def test_nifti_is_read_as_the_importer_reads_it(order, turn, tmp_path):
