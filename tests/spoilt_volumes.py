@@ -141,7 +141,11 @@ REJECTED = {
         "differ in orientation",
     ),
     "another spacing": (changed(PixelSpacing=[1, 1]), 400, "differ in pixel spacing"),
-    "one identifier": (changed(SOPInstanceUID=series()[1].SOPInstanceUID), 400, "share one identifier"),
+    "one identifier": (
+        changed(SOPInstanceUID=series()[1].SOPInstanceUID),
+        400,
+        "share one identifier",
+    ),
     "no spacing in one": (without("PixelSpacing"), 400, "differ in pixel spacing"),
     "several multi-frames": (
         zipped([dicom_bytes(enhanced(SOPInstanceUID=f"1.{n}")) for n in range(2)]),

@@ -18,7 +18,7 @@ from tumorseg.serving.formats.dicom_pixels import frames, frames_in
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
-# Where a multi-frame file keeps what single files have at the top.
+# Where a file of frames, be it only one, keeps what others have at the top.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -64,7 +64,7 @@ def stack_study(datasets: list[Dataset]) -> Study:
     if min(counts) < 1:
         raise Rejected(400, "The DICOM file holds no frame: export it again.")
     check_count(sum(counts), *sizes.pop())
-    headers = datasets if max(counts) == 1 else _headers(datasets[0])
+    headers = [header for dataset in datasets for header in _headers(dataset)]
     places = _places(headers)
     keys = places or [_instance(header) for header in headers]
     order = sorted(range(len(headers)), key=lambda n: keys[n])
@@ -85,17 +85,21 @@ def stack_study(datasets: list[Dataset]) -> Study:
 
 
 def _headers(dataset: Dataset) -> list[Dataset]:
-    """One header a frame of a multi-frame file, flat like those of single files."""
+    """One header a frame, flat even where the file has functional groups."""
     nothing = Dataset()
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), nothing)
     each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     count = frames_in(dataset)
+    if count == 1 and not shared and not each:
+        return [dataset]
     if each and len(each) != count:
         raise Rejected(400, "The DICOM file has headers for another number of frames: export it.")
     headers = []
     for group in each or [nothing] * count:
         header = Dataset()
         header.PhotometricInterpretation = dataset.PhotometricInterpretation
+        if count == 1:
+            header.InstanceNumber = dataset.get("InstanceNumber")
         for sequence, keywords in _GROUPS.items():
             for holder in (group, shared):
                 check_length(holder, sequence)
@@ -103,7 +107,9 @@ def _headers(dataset: Dataset) -> list[Dataset]:
             for keyword in keywords:
                 check_length(found, keyword)
                 # One place at the top says nothing about several frames.
-                if keyword in found and not (found is dataset and sequence.startswith("Plane")):
+                if keyword in found and not (
+                    found is dataset and count > 1 and sequence.startswith("Plane")
+                ):
                     header[keyword] = found[keyword]
         headers.append(header)
     return headers

@@ -111,6 +111,13 @@ def _check(source: Any) -> None:
             "The DICOM file does not say where its slices lie (position, orientation, spacing and "
             "frame of reference), which a segmentation needs: export the original series.",
         )
+    # highdicom takes no more than one file of a kind that may hold several frames.
+    if len(headers) > 1 and "SharedFunctionalGroupsSequence" in headers[0]:
+        raise Rejected(
+            400,
+            "A segmentation cannot refer to several files of an enhanced kind: send the series as "
+            "one multi-frame file.",
+        )
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
         if len({str(header.get(keyword)) for header in headers}) > 1:
             raise Rejected(
