@@ -153,6 +153,12 @@ def test_an_uneven_stack_has_no_thickness_and_none_without_place():
     assert np.array_equal(study.slices[0], decode(series_zip(series())).slices[-1])
 
 
+@pytest.mark.parametrize("thickness", [0, -4, "1e200", "1e-200"])
+def test_a_slice_of_impossible_thickness_has_none(thickness):
+    (dataset,) = series(count=1, SliceThickness=thickness)
+    assert decode(dicom_bytes(dataset)).thickness is None
+
+
 def test_what_is_no_image_is_passed_over_in_a_zip():
     datasets = series()
     report = samples.mr_slice("SECRET7", "1.2", "1.3", 0, values()[0])

@@ -157,6 +157,11 @@ def check_count(slices: int, width: int, height: int) -> None:
         )
 
 
+def is_distance(millimetres: float) -> bool:
+    """Whether pixels or slices can be so far apart; areas and volumes stay finite then."""
+    return 0.001 <= millimetres <= 1000
+
+
 def _picture(data: bytes, reader: type[ImageFile]) -> Study:
     try:
         with reader(BytesIO(data)) as image:

@@ -12,12 +12,13 @@ from pydicom.pixels import apply_modality_lut
 
 from tumorseg.intensity import dicom_grey, limits
 from tumorseg.orientation import along
-from tumorseg.serving.formats.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.decode import Refusal, Rejected, Study, check_count, is_distance
 from tumorseg.serving.formats.dicom_headers import check_length
 from tumorseg.serving.formats.dicom_pixels import frames, frames_in
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
+_DAMAGED = Refusal(400, "The DICOM header's geometry is damaged: export the series again.")
 # Where a file of frames, be it only one, keeps what others have at the top.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -122,7 +123,7 @@ def _numbers(header: Any, keyword: str, length: int) -> tuple[float, ...] | None
         return None
     numbers = tuple(float(number) for number in np.atleast_1d(value))
     if len(numbers) != length or not np.isfinite(numbers).all():
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+        raise Rejected(*_DAMAGED)
     return numbers
 
 
@@ -143,7 +144,7 @@ def _places(headers: list[Any]) -> list[float]:
         raise Rejected(400, "Some slices lack their position: export the whole series again.")
     first = known[0][0]
     if abs(np.linalg.norm(np.cross(first[:3], first[3:])) - 1) > _TOLERANCE:
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+        raise Rejected(*_DAMAGED)
     if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
         raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
     # Along one normal, so that rounding in the cosines cannot reorder thin slices.
@@ -168,8 +169,8 @@ def _spacing(headers: list[Any]) -> tuple[float, float] | None:
         raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
     if first is None:
         return None
-    if min(first) <= 0:
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+    if not all(map(is_distance, first)):
+        raise Rejected(*_DAMAGED)
     return first[0], first[1]
 
 
@@ -177,11 +178,13 @@ def _distance(places: list[float], headers: list[Any]) -> float | None:
     """The distance of neighbouring slices, in mm; a slice alone is as thick as it says."""
     if len(headers) == 1:
         thickness = _numbers(headers[0], "SliceThickness", 1)
-        return thickness[0] if thickness is not None and thickness[0] > 0 else None
+        return thickness[0] if thickness is not None and is_distance(thickness[0]) else None
     if not places:
         return None
     gaps = np.diff(sorted(places))
     mean = float(gaps.mean())
+    if not is_distance(mean):
+        raise Rejected(*_DAMAGED)
     return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
 
 
