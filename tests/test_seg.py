@@ -192,16 +192,6 @@ def test_a_source_that_nothing_can_refer_to(info, removed, words):
     assert error.value.status == 400
 
 
-def test_a_frame_alone_can_be_referred_to_but_not_several_files_of_them(info):
-    made = [enhanced(order=(number,), SOPInstanceUID=f"1.2.{number}") for number in range(3)]
-    alone = decode(dicom_bytes(made[1]))
-    found = read_back(seg_file(alone, [np.ones(SHAPE, bool)], info))
-    assert planes(found).keys() == {(-10.0, -12.0, 4.0)} and found.pixel_array.all()
-    several = decode(series_zip(made))
-    with pytest.raises(Rejected, match="several files of an enhanced kind"):
-        seg_file(several, marks(several), info)
-
-
 def test_a_source_of_no_kind_is_refused(info):
     study = decode(series_zip(series(SOPClassUID="1.2.3.4")))
     with pytest.raises(Rejected, match="break the standard"):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tumorseg.orientation import from_planes
 from tumorseg.preprocess import Mask
-from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.decode import Rejected, Study, is_distance
 from tumorseg.serving.formats.nifti import cut_across
 from tumorseg.serving.formats.volumes import hush
 from tumorseg.serving.predictor import ModelInfo
@@ -139,7 +139,7 @@ def _completed(header: Any, thickness: float | None) -> Any:
         "StudyTime": TM,
         "PatientSex": ("", "M", "F", "O").index,
     }
-    whole = header.copy()
+    whole = header[:]  # copy() would share the elements with the source, which may be asked again
     for keyword in _PATIENT_AND_STUDY:
         value = whole.get(keyword)
         try:
@@ -148,8 +148,12 @@ def _completed(header: Any, thickness: float | None) -> Any:
             value = None
         if value is None:
             setattr(whole, keyword, "")
-    if whole.get("SliceThickness") is None:
-        whole.SliceThickness = thickness
+    # Files of frames have theirs in the groups. Some scanners write 0 for what they do not know.
+    shared = whole.get("SharedFunctionalGroupsSequence") or []
+    measures = [each for group in shared for each in group.get("PixelMeasuresSequence") or []]
+    for part in (whole, *measures):
+        if not is_distance(part.get("SliceThickness") or 0):
+            part.SliceThickness = thickness
     return whole
 
 
