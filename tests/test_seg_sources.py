@@ -1,4 +1,4 @@
-"""Sources of segmentations that are out of the ordinary: their thickness and frames."""
+"""Sources of segmentations that are out of the ordinary: their names, thickness and frames."""
 
 import numpy as np
 import pytest
@@ -33,3 +33,25 @@ def test_a_thickness_of_zero_is_the_distance_of_slices(info):
         study = decode(data)
         (shared,) = read_back(seg_file(study, marks(study), info)).SharedFunctionalGroupsSequence
         assert shared.PixelMeasuresSequence[0].SliceThickness == 4
+
+
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("", "Doe^Jane"),
+        ("ISO_IR 192", "Nguyễn^Anh"),
+    ],
+    ids=["Japanese", "Latin 1", "empty", "UTF-8"],
+)
+def test_names_come_back_in_any_character_set(info, sets, name):
+    for dataset in (datasets := [*series(), enhanced()]):
+        dataset.SpecificCharacterSet = sets
+        dataset.PatientName = name
+    for data in (series_zip(datasets[:-1]), dicom_bytes(datasets[-1])):
+        study = decode(data)
+        for _ in range(2):  # the study stays as it was
+            found = read_back(seg_file(study, marks(study), info))
+            assert (found.SpecificCharacterSet, found.PatientName) == ("ISO_IR 192", name)
+            assert found.PatientID == "SECRET7"

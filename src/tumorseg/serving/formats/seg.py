@@ -39,6 +39,7 @@ _PATIENT_AND_STUDY = [
     "ReferringPhysicianName",
 ]
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 def nifti_file(study: Study, masks: list[Mask]) -> bytes:
@@ -154,7 +155,19 @@ def _completed(header: Any, thickness: float | None) -> Any:
     for part in (whole, *measures):
         if not is_distance(part.get("SliceThickness") or 0):
             part.SliceThickness = thickness
+    _decode(whole)
     return whole
+
+
+def _decode(header: Any) -> None:
+    """Turns names to UTF-8, since highdicom refuses some character sets that scanners use."""
+    # There are no names in the functional groups, which can be long.
+    groups = [header.pop(keyword, None) for keyword in _GROUPS]
+    header.decode()
+    for element in filter(None, groups):
+        header[element.tag] = element
+    # A new element, since the old one is the source's own, too.
+    header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")
 
 
 def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
