@@ -61,6 +61,13 @@ def as_syntax(syntax: str, frame: bytes = b"\0" * 64) -> bytes:
     return dicom_bytes(dataset)
 
 
+def scans(height: int, width: int, count: int) -> bytes:
+    """A grey progressive JPEG whose last scan comes again and again."""
+    jpeg = encode(Image.fromarray(disc(height, width)), "JPEG", progressive=True)
+    last, end = jpeg.rindex(b"\xff\xda"), len(jpeg) - 2
+    return jpeg[:end] + jpeg[last:end] * count + jpeg[end:]
+
+
 def deflated() -> bytes:
     (dataset,) = series(count=1)
     dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
@@ -107,6 +114,11 @@ REJECTED = {
         400,
         "damaged",
     ),
+    "JPEG frame of many scans": (
+        as_syntax(JPEGBaseline8Bit, scans(*SHAPE, 100)),
+        413,
+        "more than 100 scans",
+    ),
     "huge RLE frame": (as_syntax(RLELossless, bytes(5 << 20)), 413, "RLE"),
     "too many frames": (dicom_bytes(enhanced(NumberOfFrames=513)), 413, "512 slices"),
     "fewer headers than frames": (dicom_bytes(enhanced(NumberOfFrames=4)), 400, "number of frames"),
@@ -115,6 +127,13 @@ REJECTED = {
     "position of words": (changed(1, ImagePositionPatient=[1, 2]), 400, "geometry is damaged"),
     "no direction": (changed(1, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), 400, "geometry"),
     "negative spacing": (changed(1, PixelSpacing=[-1, 1]), 400, "geometry"),
+    "endless spacing": (changed(1, PixelSpacing=["1e200", "1e200"]), 400, "geometry is damaged"),
+    "no spacing at all": (changed(1, PixelSpacing=["1e-200", "1"]), 400, "geometry is damaged"),
+    "endless stack": (
+        changed(2, ImagePositionPatient=["0", "0", "1e200"]),
+        400,
+        "geometry is damaged",
+    ),
     "two series": (series_zip([*series(1), *series(2)]), 400, "holds 2 series"),
     "slices of two sizes": (
         series_zip([*series(), *series(count=6, shape=(32, 32))[5:]]),
@@ -129,6 +148,11 @@ REJECTED = {
         "differ in orientation",
     ),
     "another spacing": (changed(PixelSpacing=[1, 1]), 400, "differ in pixel spacing"),
+    "one identifier": (
+        changed(SOPInstanceUID=series()[1].SOPInstanceUID),
+        400,
+        "share one identifier",
+    ),
     "no spacing in one": (without("PixelSpacing"), 400, "differ in pixel spacing"),
     "several multi-frames": (
         zipped([dicom_bytes(enhanced(SOPInstanceUID=f"1.{n}")) for n in range(2)]),
@@ -163,6 +187,8 @@ REJECTED = {
     "negative length": (header_says(42, "<3h", -32, 40, 6), 400, ""),
     "flat affine": (header_says(280, "<12f", *[0.0] * 12), 400, "where its voxels lie"),
     "affine of NaN": (header_says(280, "<12f", *[float("nan")] * 12), 400, "where its voxels lie"),
+    "huge voxels": (as_nifti(np.zeros((40, 40, 4)), np.eye(4) * 1e38), 400, "where its voxels lie"),
+    "tiny voxels": (as_nifti(np.zeros((40, 40, 4)), np.eye(4) / 1e9), 400, "where its voxels lie"),
     "thin NIfTI": (as_nifti(np.zeros((8, 40, 4), np.uint8)), 400, "smaller than 16"),
     "many slices": (as_nifti(np.zeros((16, 16, 600), np.uint8), np.eye(4)), 413, "512 slices"),
 }

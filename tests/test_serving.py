@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.serving_model import SIZE, disc, encode, write_model
+from tests.spoilt_volumes import scans
 from tumorseg.errors import InputError
 from tumorseg.preprocess import to_grid, to_input, to_native
 from tumorseg.serving.formats.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
@@ -49,6 +50,12 @@ def test_decode_stretches_sixteen_bits():
     assert decode(encode(deep)).slices[0].max() == 255
 
 
+def test_an_ordinary_progressive_jpeg_has_few_scans():
+    assert decode(scans(120, 90, 80)).slices[0].shape == (120, 90)
+    colours = Image.fromarray(disc()).convert("RGB")
+    assert decode(encode(colours, "JPEG", progressive=True)).slices[0].shape == disc().shape
+
+
 def test_decode_turns_a_picture_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -73,6 +80,7 @@ def test_decode_turns_a_picture_upright():
         (png_claiming(12_000, 12_000), 413, "4096 pixels"),
         (png_claiming(60_000, 60_000), 413, "4096 pixels"),
         (png_claiming(15, 100), 400, "smaller than 16"),
+        (scans(120, 90, 100), 413, "more than 100 scans"),
     ],
     ids=[
         "empty",
@@ -89,6 +97,7 @@ def test_decode_turns_a_picture_upright():
         "too many pixels",
         "bomb",
         "tiny",
+        "many scans",
     ],
 )
 def test_decode_rejects_with_a_sentence(data, status, word, recwarn):

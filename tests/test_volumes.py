@@ -30,6 +30,7 @@ from tumorseg.importers import nifti as nifti_importer
 from tumorseg.serving.formats.decode import decode
 
 SHUFFLED = (3, 1, 0, 4, 2)
+ORDERED = series_zip(series())
 
 
 def imported(folder, datasets) -> list[np.ndarray]:
@@ -88,6 +89,44 @@ def test_frames_have_their_own_windows():
         assert np.abs(plane - expected).max() <= 1
 
 
+def one_frame_each(order) -> list[Dataset]:
+    """Files of the enhanced kind, each of one frame."""
+    made = [enhanced(order=(number,), InstanceNumber=None) for number in order]
+    for number, dataset in enumerate(made):
+        dataset.SOPInstanceUID = f"1.2.{number}"
+    return made
+
+
+def test_files_of_one_frame_have_their_groups_too():
+    single = decode(series_zip(series()))
+    study = decode(series_zip(one_frame_each(SHUFFLED)))
+    assert all(map(np.array_equal, study.slices, single.slices))
+    assert (study.spacing, study.thickness) == (single.spacing, single.thickness)
+    alone = decode(dicom_bytes(enhanced(order=(1,))))
+    assert (alone.spacing, alone.thickness, alone.source.located) == ((0.5, 0.7), 4.0, True)
+
+
+def test_a_frame_alone_is_shown_in_the_window_of_its_groups():
+    made = enhanced(order=(0,))
+    shared, (frame,) = made.SharedFunctionalGroupsSequence[0], made.PerFrameFunctionalGroupsSequence
+    shared.PixelValueTransformationSequence = [Dataset()]
+    shared.PixelValueTransformationSequence[0].RescaleSlope = 2
+    shared.PixelValueTransformationSequence[0].RescaleIntercept = -1000
+    frame.FrameVOILUTSequence = [Dataset()]
+    frame.FrameVOILUTSequence[0].WindowCenter = 900
+    frame.FrameVOILUTSequence[0].WindowWidth = 301
+    expected = np.clip((values()[0] * 2.0 - 1000 - 899.5) / 300 + 0.5, 0, 1) * 255
+    assert np.abs(decode(dicom_bytes(made)).slices[0] - expected).max() <= 1
+
+
+def test_frames_without_place_are_sorted_by_their_number():
+    made = one_frame_each(SHUFFLED)
+    for number, dataset in zip(SHUFFLED, made, strict=True):
+        dataset.InstanceNumber = number
+        del dataset.PerFrameFunctionalGroupsSequence
+    assert all(map(np.array_equal, decode(series_zip(made)).slices, decode(ORDERED).slices))
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
 def test_lossless_compression_changes_nothing(syntax):
     (dataset,) = series(count=1)
@@ -114,6 +153,12 @@ def test_an_uneven_stack_has_no_thickness_and_none_without_place():
     assert np.array_equal(study.slices[0], decode(series_zip(series())).slices[-1])
 
 
+@pytest.mark.parametrize("thickness", [0, -4, "1e200", "1e-200"])
+def test_a_slice_of_impossible_thickness_has_none(thickness):
+    (dataset,) = series(count=1, SliceThickness=thickness)
+    assert decode(dicom_bytes(dataset)).thickness is None
+
+
 def test_what_is_no_image_is_passed_over_in_a_zip():
     datasets = series()
     report = samples.mr_slice("SECRET7", "1.2", "1.3", 0, values()[0])
@@ -122,6 +167,17 @@ def test_what_is_no_image_is_passed_over_in_a_zip():
     others = [dicom_bytes(report), dicom_bytes(masks), b"a text", dicom_bytes(datasets[0])]
     study = decode(zipped([*others, *map(dicom_bytes, datasets)]))
     assert len(study.slices) == COUNT
+
+
+@pytest.mark.parametrize("uid", ["", None])
+def test_slices_without_identifier_are_kept(uid):
+    expected = decode(series_zip(series())).slices
+    datasets = series()
+    for dataset in datasets:
+        dataset.SOPInstanceUID = uid
+        if uid is None:
+            del dataset.SOPInstanceUID
+    assert all(map(np.array_equal, decode(series_zip(datasets)).slices, expected))
 
 
 @pytest.mark.parametrize("order", ["RAS", "LPS", "PIR", "SAL", "ASR"])

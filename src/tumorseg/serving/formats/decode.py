@@ -20,6 +20,9 @@ MAX_VOXELS = 512**3  # of all slices together: what a volume may hold decoded
 MIN_SIDE = 16
 # The network's input is padded to a square, so the longer side alone bounds the memory.
 MAX_SIDE = 4096
+# A progressive JPEG has about ten. Each is decoded over the whole picture, which takes tens
+# of milliseconds where it is large, and hundreds of thousands fit into a file.
+MAX_SCANS = 100
 
 # The readers themselves, since Image.open warns about sizes that our own limit refuses anyway.
 _READERS: dict[bytes, type[ImageFile]] = {
@@ -89,6 +92,9 @@ WRONG_KIND = Refusal(
     "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
     "convert it to one of them.",
 )
+TOO_MANY_SCANS = Refusal(
+    413, f"The JPEG has more than {MAX_SCANS} scans: save it again as PNG or as an ordinary JPEG."
+)
 
 
 def decode(data: bytes) -> Study:
@@ -109,11 +115,22 @@ def decode(data: bytes) -> Study:
         if data.startswith(start):
             if len(data) > MAX_BYTES:
                 raise Rejected(*TOO_MANY_BYTES)
+            if reader is JpegImageFile and has_many_scans(data):
+                raise Rejected(*TOO_MANY_SCANS)
             return _picture(data, reader)
     # Pictures must not wait for the import of the libraries that volumes need.
     from tumorseg.serving.formats import volumes
 
     return volumes.decode_volume(data)
+
+
+def has_many_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG may have more scans than are decoded here.
+
+    Each starts with these two bytes. They hardly ever occur anywhere else; but walking from segment
+    to segment as the decoder does would not always find all that the decoder finds.
+    """
+    return jpeg.count(b"\xff\xda") > MAX_SCANS
 
 
 def check_size(width: int, height: int) -> None:
@@ -138,6 +155,11 @@ def check_count(slices: int, width: int, height: int) -> None:
             413,
             f"The volume has more than {MAX_VOXELS // 10**6} million voxels: send a part of it.",
         )
+
+
+def is_distance(millimetres: float) -> bool:
+    """Whether pixels or slices can be so far apart; areas and volumes stay finite then."""
+    return 0.001 <= millimetres <= 1000
 
 
 def _picture(data: bytes, reader: type[ImageFile]) -> Study:

@@ -15,7 +15,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tumorseg.serving.formats.decode import Rejected
+from tumorseg.serving.formats.decode import MAX_SCANS, Rejected, has_many_scans
 
 _MAX_RLE = 4 * 1024 * 1024  # bytes of a frame: it may unpack to 64 times as much
 
@@ -73,6 +73,10 @@ def _check_compressed(dataset: Dataset, syntax: str) -> None:
                 raise Rejected(413, "The DICOM image is too large for RLE: export it uncompressed.")
         elif _size(frame, syntax) != wanted:
             raise Rejected(400, "The DICOM image is damaged: export it again and resend it.")
+        elif syntax in JPEGTransferSyntaxes and has_many_scans(frame):
+            raise Rejected(
+                413, f"The DICOM image has more than {MAX_SCANS} scans: export it uncompressed."
+            )
 
 
 def _size(frame: bytes, syntax: str) -> tuple[int, int]:

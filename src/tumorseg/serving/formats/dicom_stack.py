@@ -12,12 +12,14 @@ from pydicom.pixels import apply_modality_lut
 
 from tumorseg.intensity import dicom_grey, limits
 from tumorseg.orientation import along
-from tumorseg.serving.formats.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.decode import Refusal, Rejected, Study, check_count, is_distance
+from tumorseg.serving.formats.dicom_headers import check_length
 from tumorseg.serving.formats.dicom_pixels import frames, frames_in
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
-# Where a multi-frame file keeps what single files have at the top.
+_DAMAGED = Refusal(400, "The DICOM header's geometry is damaged: export the series again.")
+# Where a file of frames, be it only one, keeps what others have at the top.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -63,7 +65,7 @@ def stack_study(datasets: list[Dataset]) -> Study:
     if min(counts) < 1:
         raise Rejected(400, "The DICOM file holds no frame: export it again.")
     check_count(sum(counts), *sizes.pop())
-    headers = datasets if max(counts) == 1 else _headers(datasets[0])
+    headers = [header for dataset in datasets for header in _headers(dataset)]
     places = _places(headers)
     keys = places or [_instance(header) for header in headers]
     order = sorted(range(len(headers)), key=lambda n: keys[n])
@@ -84,22 +86,31 @@ def stack_study(datasets: list[Dataset]) -> Study:
 
 
 def _headers(dataset: Dataset) -> list[Dataset]:
-    """One header a frame of a multi-frame file, flat like those of single files."""
+    """One header a frame, flat even where the file has functional groups."""
     nothing = Dataset()
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), nothing)
     each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     count = frames_in(dataset)
+    if count == 1 and not shared and not each:
+        return [dataset]
     if each and len(each) != count:
         raise Rejected(400, "The DICOM file has headers for another number of frames: export it.")
     headers = []
     for group in each or [nothing] * count:
         header = Dataset()
         header.PhotometricInterpretation = dataset.PhotometricInterpretation
+        if count == 1:
+            header.InstanceNumber = dataset.get("InstanceNumber")
         for sequence, keywords in _GROUPS.items():
+            for holder in (group, shared):
+                check_length(holder, sequence)
             found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
             for keyword in keywords:
+                check_length(found, keyword)
                 # One place at the top says nothing about several frames.
-                if keyword in found and not (found is dataset and sequence.startswith("Plane")):
+                if keyword in found and not (
+                    found is dataset and count > 1 and sequence.startswith("Plane")
+                ):
                     header[keyword] = found[keyword]
         headers.append(header)
     return headers
@@ -112,7 +123,7 @@ def _numbers(header: Any, keyword: str, length: int) -> tuple[float, ...] | None
         return None
     numbers = tuple(float(number) for number in np.atleast_1d(value))
     if len(numbers) != length or not np.isfinite(numbers).all():
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+        raise Rejected(*_DAMAGED)
     return numbers
 
 
@@ -133,7 +144,7 @@ def _places(headers: list[Any]) -> list[float]:
         raise Rejected(400, "Some slices lack their position: export the whole series again.")
     first = known[0][0]
     if abs(np.linalg.norm(np.cross(first[:3], first[3:])) - 1) > _TOLERANCE:
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+        raise Rejected(*_DAMAGED)
     if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
         raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
     # Along one normal, so that rounding in the cosines cannot reorder thin slices.
@@ -158,8 +169,8 @@ def _spacing(headers: list[Any]) -> tuple[float, float] | None:
         raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
     if first is None:
         return None
-    if min(first) <= 0:
-        raise Rejected(400, "The DICOM header's geometry is damaged: export the series again.")
+    if not all(map(is_distance, first)):
+        raise Rejected(*_DAMAGED)
     return first[0], first[1]
 
 
@@ -167,11 +178,13 @@ def _distance(places: list[float], headers: list[Any]) -> float | None:
     """The distance of neighbouring slices, in mm; a slice alone is as thick as it says."""
     if len(headers) == 1:
         thickness = _numbers(headers[0], "SliceThickness", 1)
-        return thickness[0] if thickness is not None and thickness[0] > 0 else None
+        return thickness[0] if thickness is not None and is_distance(thickness[0]) else None
     if not places:
         return None
     gaps = np.diff(sorted(places))
     mean = float(gaps.mean())
+    if not is_distance(mean):
+        raise Rejected(*_DAMAGED)
     return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
 
 

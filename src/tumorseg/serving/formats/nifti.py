@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tumorseg.intensity import limits, to_uint8
 from tumorseg.orientation import AXES, planes
-from tumorseg.serving.formats.decode import Rejected, Study, check_count
+from tumorseg.serving.formats.decode import Rejected, Study, check_count, is_distance
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Free text, where scanners and converters put names of patients and of files.
@@ -40,7 +40,7 @@ def nifti_study(file: BytesIO) -> Study:
         raise Rejected(400, "The NIfTI volume holds no finite value: export it again.")
     axis = cut_across(image.affine)
     slices = planes(values, axis)
-    sizes = voxel_sizes(canonical.affine) * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    sizes = _millimetres(canonical)
     thickness = float(sizes[AXES.index(axis)])
     column, row = (float(s) for name, s in zip(AXES, sizes, strict=True) if name != axis)
     low, high = limits(slices)
@@ -67,6 +67,11 @@ def _stored(affine: NDArray[Any]) -> NDArray[np.intp]:
     return np.argsort(io_orientation(affine)[:, 0])
 
 
+def _millimetres(image: Any) -> NDArray[np.float64]:
+    """The distance of voxels along each axis."""
+    return voxel_sizes(image.affine) * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+
+
 def _check(image: Any, size: int) -> None:
     shape, dtype = image.shape, image.header.get_data_dtype()
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
@@ -79,7 +84,11 @@ def _check(image: Any, size: int) -> None:
         raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
     affine = image.affine
     with np.errstate(all="ignore"):
-        if not np.isfinite(affine).all() or np.isnan(io_orientation(affine)).any():
+        if (
+            not np.isfinite(affine).all()
+            or np.isnan(io_orientation(affine)).any()
+            or not all(map(is_distance, _millimetres(image)))
+        ):
             raise Rejected(
                 400, "The NIfTI file does not say where its voxels lie: repair its affine."
             )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tumorseg.orientation import from_planes
 from tumorseg.preprocess import Mask
-from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.formats.decode import Rejected, Study, is_distance
 from tumorseg.serving.formats.nifti import cut_across
 from tumorseg.serving.formats.volumes import hush
 from tumorseg.serving.predictor import ModelInfo
@@ -39,6 +39,7 @@ _PATIENT_AND_STUDY = [
     "ReferringPhysicianName",
 ]
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 def nifti_file(study: Study, masks: list[Mask]) -> bytes:
@@ -111,6 +112,13 @@ def _check(source: Any) -> None:
             "The DICOM file does not say where its slices lie (position, orientation, spacing and "
             "frame of reference), which a segmentation needs: export the original series.",
         )
+    # highdicom takes no more than one file of a kind that may hold several frames.
+    if len(headers) > 1 and "SharedFunctionalGroupsSequence" in headers[0]:
+        raise Rejected(
+            400,
+            "A segmentation cannot refer to several files of an enhanced kind: send the series as "
+            "one multi-frame file.",
+        )
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
         if len({str(header.get(keyword)) for header in headers}) > 1:
             raise Rejected(
@@ -132,7 +140,7 @@ def _completed(header: Any, thickness: float | None) -> Any:
         "StudyTime": TM,
         "PatientSex": ("", "M", "F", "O").index,
     }
-    whole = header.copy()
+    whole = header[:]  # copy() would share the elements with the source, which may be asked again
     for keyword in _PATIENT_AND_STUDY:
         value = whole.get(keyword)
         try:
@@ -141,9 +149,25 @@ def _completed(header: Any, thickness: float | None) -> Any:
             value = None
         if value is None:
             setattr(whole, keyword, "")
-    if whole.get("SliceThickness") is None:
-        whole.SliceThickness = thickness
+    # Files of frames have theirs in the groups. Some scanners write 0 for what they do not know.
+    shared = whole.get("SharedFunctionalGroupsSequence") or []
+    measures = [each for group in shared for each in group.get("PixelMeasuresSequence") or []]
+    for part in (whole, *measures):
+        if not is_distance(part.get("SliceThickness") or 0):
+            part.SliceThickness = thickness
+    _decode(whole)
     return whole
+
+
+def _decode(header: Any) -> None:
+    """Turns names to UTF-8, since highdicom refuses some character sets that scanners use."""
+    # There are no names in the functional groups, which can be long.
+    groups = [header.pop(keyword, None) for keyword in _GROUPS]
+    header.decode()
+    for element in filter(None, groups):
+        header[element.tag] = element
+    # A new element, since the old one is the source's own, too.
+    header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")
 
 
 def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
