@@ -1,5 +1,8 @@
 import gzip
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import highdicom
 import nibabel
@@ -237,3 +240,31 @@ def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
     study = send(app.test_client())
     app.test_client().post("/upload", data={"file": (io.BytesIO(PICTURE), "a.png")})
     assert noted == [(study["slices"][0]["area_fraction"], True)] * 2
+
+
+def test_only_two_volumes_are_decoded_at_once_and_pictures_pass(predictor, monkeypatch):
+    now = most = 0
+    free = threading.Event()
+
+    def slow(data: bytes):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        free.wait(5)
+        time.sleep(0.05)
+        now -= 1
+        return decode(data)
+
+    monkeypatch.setattr("tumorseg.serving.web.kept.decode", slow)
+    app = create_app(predictor)
+    volume = dicom_bytes(dicom_series(1)[0])
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(send, app.test_client(), volume) for _ in range(5)]
+        picture = pool.submit(send, app.test_client())
+        deadline = time.monotonic() + 5
+        while now < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert now == 3  # two volumes and the picture
+        free.set()
+        assert all(one.result()["slices"] for one in [*sent, picture])
+    assert most == 3

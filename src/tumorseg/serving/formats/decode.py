@@ -133,6 +133,11 @@ def has_many_scans(jpeg: bytes) -> bool:
     return jpeg.count(b"\xff\xda") > MAX_SCANS
 
 
+def is_picture(data: bytes) -> bool:
+    """Whether a file is JPEG or PNG by its first bytes, and not a volume."""
+    return data.startswith(tuple(_READERS))
+
+
 def check_size(width: int, height: int) -> None:
     """Raises Rejected if a slice of this size, in pixels, is too large or too small."""
     if max(width, height) > MAX_SIDE:

@@ -1,7 +1,9 @@
 """A study that was segmented, as it waits to be looked at: small, and exact at every threshold."""
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 from tumorseg.preprocess import Grey, Mask, to_native
 from tumorseg.serving.answers import area_mm2
 from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Refusal, Rejected, decode
+from tumorseg.serving.formats.decode import Refusal, Rejected, decode, is_picture
 from tumorseg.serving.predictor import BATCH, Predictor, Segmentation
 from tumorseg.serving.render import level_of, levels, to_png
 
@@ -28,6 +30,20 @@ _TOO_LARGE = Refusal(
     413,
     "The study is too large for this page: send it to /segment/volume, or use `tumorseg predict`.",
 )
+
+
+# A volume may take half a gigabyte while it is decoded; others wait for their turn.
+_VOLUMES = threading.BoundedSemaphore(2)
+
+
+@contextmanager
+def turn(data: bytes) -> Iterator[None]:
+    """Waits until few enough volumes are being decoded; pictures pass."""
+    if is_picture(data):
+        yield
+        return
+    with _VOLUMES:
+        yield
 
 
 @dataclass(frozen=True)
@@ -122,19 +138,20 @@ def segmented(
     Raises:
         Rejected: If the file cannot be used, or would hold more than `most`.
     """
-    study = decode(data)
-    kept = Kept(
-        study.kind, study.spacing, study.thickness, b"" if study.kind == "picture" else data
-    )
-    for start in range(0, len(study.slices), BATCH):
-        some = study.slices[start : start + BATCH]
-        for grey, found in zip(some, predictor.segment_many(some), strict=True):
-            warnings = known.warnings(grey, study.colour)
-            note(found.area_fraction, bool(warnings))
-            kept.slices.append(_prepared(grey, found, predictor.info.threshold, warnings))
-        if kept.size > most:
-            raise Rejected(*_TOO_LARGE)
-    return kept
+    with turn(data):
+        study = decode(data)
+        kept = Kept(
+            study.kind, study.spacing, study.thickness, b"" if study.kind == "picture" else data
+        )
+        for start in range(0, len(study.slices), BATCH):
+            some = study.slices[start : start + BATCH]
+            for grey, found in zip(some, predictor.segment_many(some), strict=True):
+                warnings = known.warnings(grey, study.colour)
+                note(found.area_fraction, bool(warnings))
+                kept.slices.append(_prepared(grey, found, predictor.info.threshold, warnings))
+            if kept.size > most:
+                raise Rejected(*_TOO_LARGE)
+        return kept
 
 
 def _prepared(grey: Grey, found: Segmentation, threshold: float, warnings: list[str]) -> KeptSlice:

@@ -14,7 +14,7 @@ from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, mask_png
 from tumorseg.serving.web import sessions
-from tumorseg.serving.web.kept import Kept, KeptSlice, Note, segmented
+from tumorseg.serving.web.kept import Kept, KeptSlice, Note, segmented, turn
 from tumorseg.serving.web.shield import request_id
 from tumorseg.serving.web.store import Store
 
@@ -82,7 +82,8 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             flask.abort(404, f"This study is of the kind {study.kind}: it has no such file.")
         # Only this module needs the libraries of volumes, which take seconds to load.
         seg = import_module("tumorseg.serving.formats.seg")
-        return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
+        with turn(study.data):
+            return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
 
     @app.get("/studies/<name>/seg.dcm")
     def seg_dcm(name: str) -> flask.Response:
