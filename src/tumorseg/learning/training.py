@@ -210,19 +210,23 @@ def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
 def _loaders(
     slices: dict[str, Slices], policy: Policy, seed: int, common: CommonTrainParams
 ) -> list[DataLoader[Any]]:
-    at_once, processes = devices.share(common)[0], devices.world(common)
+    processes = devices.world(common)
+    options: dict[str, Any] = {
+        "batch_size": devices.share(common)[0],
+        "num_workers": common.workers,
+        "persistent_workers": common.workers > 0,  # a GPU's epoch is short beside their start
+        "pin_memory": torch.cuda.is_available(),
+    }
     return [
         DataLoader(
             TrainingSlices(slices["train"], policy, seed),
-            batch_size=at_once,
             sampler=EpochSampler(len(slices["train"].images), seed, devices.rank(), processes),
-            num_workers=common.workers,
+            **options,
         ),
         DataLoader(
             ValidationSlices(slices["valid"]),
-            batch_size=at_once,
             sampler=range(devices.rank(), len(slices["valid"].images), processes),
-            num_workers=common.workers,
+            **options,
         ),
     ]
 
