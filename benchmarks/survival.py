@@ -100,6 +100,7 @@ def main() -> int:
         (root / environment.STATE).mkdir()
         os.environ |= environment.defaults(root)
         os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
+        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # dvc's `python`
         prepare(root, chosen.epochs)
         with prefect_server():
             return compare(root, chosen.kills, random.Random(chosen.seed))
@@ -108,7 +109,9 @@ def main() -> int:
 def compare(root: Path, kills: int, chance: random.Random) -> int:
     """Runs once unbroken, then `kills` times with an interruption; returns the exit status."""
     start = time.monotonic()
-    subprocess.run(REPRO, cwd=root, check=True, capture_output=True)
+    first = subprocess.run(REPRO, cwd=root, capture_output=True, text=True, check=False)
+    if first.returncode:
+        sys.exit(f"the unbroken run failed:\n{(first.stdout + first.stderr)[-4000:]}")
     whole, expected = time.monotonic() - start, digest(root)
     figures = json.loads((root / "reports" / "metrics.json").read_text())["test"]
     print(f"unbroken: U-Net {figures['unet']['mean_dice']}, {expected[:12]}, {whole:.0f} s\n")
