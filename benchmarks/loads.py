@@ -23,6 +23,10 @@ AT_ONCE = 64
 SECONDS = 120.0  # without an answer until a request counts as hanging
 RETRIES = 40  # after 503
 GROWTH = 1.25  # of memory from the middle to the end, and 32 MiB; more is not flat
+# The service closes what was idle for 5 s; a client that was held up may be too late to notice.
+_LIMITS = httpx.Limits(
+    max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE, keepalive_expiry=2.0
+)
 # What is not said here is a picture to /segment.
 _SHARES = {"refused": 0.2, "batch": 0.08, "upload": 0.06, "page": 0.05, "volume": 0.01}
 
@@ -209,7 +213,7 @@ class Mix:
 async def _browser(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
     """A browser of its own: the other one's jar would bring other sessions' cookies."""
     async with httpx.AsyncClient(
-        base_url=client.base_url, timeout=SECONDS, trust_env=False
+        base_url=client.base_url, timeout=SECONDS, limits=_LIMITS, trust_env=False
     ) as browser:
         yield browser
 
@@ -228,10 +232,9 @@ async def load(server: Server, mix: Mix, count: int) -> tuple[Tally, float]:
             if done in marks:
                 tally.memory[marks[done]] = server.memory()
 
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     begun = time.perf_counter()
     async with httpx.AsyncClient(
-        base_url=server.url, timeout=SECONDS, limits=limits, trust_env=False
+        base_url=server.url, timeout=SECONDS, limits=_LIMITS, trust_env=False
     ) as client:
         await asyncio.gather(*(worker(client) for _ in range(AT_ONCE)))
     return tally, time.perf_counter() - begun
