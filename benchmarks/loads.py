@@ -1,17 +1,20 @@
-"""Load on a running service: many mixed requests, and SIGTERM in the midst."""
+"""Load on a running service: many mixed requests."""
 
 import asyncio
-import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import httpx
 import numpy as np
-from served import Picture, Server, picture, quantile, stop
+from PIL import Image
+from served import Picture, Server, picture, quantile
 from spoilt_requests import Spoilt
+from volumes import dicom_picture, dicom_volume, nifti_volume
 
 from tumorseg.client import retry_after
 from tumorseg.serving.predictor import Predictor
@@ -20,7 +23,12 @@ AT_ONCE = 64
 SECONDS = 120.0  # without an answer until a request counts as hanging
 RETRIES = 40  # after 503
 GROWTH = 1.25  # of memory from the middle to the end, and 32 MiB; more is not flat
-_SPOILT_SHARE = 0.2
+# The service closes what was idle for 5 s; a client that was held up may be too late to notice.
+_LIMITS = httpx.Limits(
+    max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE, keepalive_expiry=2.0
+)
+# What is not said here is a picture to /segment.
+_SHARES = {"refused": 0.2, "batch": 0.08, "upload": 0.06, "page": 0.05, "volume": 0.01}
 
 
 @dataclass
@@ -75,7 +83,7 @@ Kind = Callable[[httpx.AsyncClient, int, Tally], Awaitable[None]]
 
 
 class Mix:
-    """What is sent: pictures whose masks are known, alone, in batches and as the seed's clients do.
+    """What is sent, most of it with known masks: pictures to every address, and a few volumes.
 
     Args:
         predictor: Finds the masks beforehand.
@@ -84,9 +92,15 @@ class Mix:
     """
 
     def __init__(self, predictor: Predictor, spoilt: list[Spoilt], count: int = 48) -> None:
+        kinds = ("PNG", "PNG", "JPEG", "DICOM")
         self.pictures = [
-            picture(predictor, n, "JPEG" if n % 3 == 2 else "PNG", 640 if n % 2 else None)
+            dicom_picture(predictor, n)
+            if kinds[n % 4] == "DICOM"
+            else picture(predictor, n, kinds[n % 4], 640 if n % 2 else None)
             for n in range(count)
+        ]
+        self.volumes = [
+            make(predictor, n) for n in range(4) for make in (dicom_volume, nifti_volume)
         ]
         self.spoilt = spoilt
 
@@ -126,20 +140,51 @@ class Mix:
         """One picture to `/upload`, and its mask fetched, as the seed's page does."""
         own = self.pictures[number % len(self.pictures)]
         sent = {"files": {"file": ("x.png", own.data)}}
-        # A browser of its own: the other one's jar would bring other sessions' cookies.
-        async with httpx.AsyncClient(
-            base_url=client.base_url, timeout=SECONDS, trust_env=False
-        ) as browser:
+        async with _browser(client) as browser:
             answer = await _send(browser, "/upload", sent, tally)
             if answer is None:
                 return
             if answer.status_code != 200 or "mask_img" not in answer.json():
                 tally.wrong["upload answered otherwise"] += 1
                 return
-            address = f"/segmented/{answer.json()['mask_img']}"
-            mask = await browser.get(address)
+            await self._shown(browser, f"/segmented/{answer.json()['mask_img']}", own, tally)
+
+    async def page(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """One picture to `/studies`, looked at and removed, as the page does."""
+        own = self.pictures[number % len(self.pictures)]
+        async with _browser(client) as browser:
+            answer = await _send(browser, "/studies", {"files": {"file": ("x", own.data)}}, tally)
+            if answer is None:
+                return
+            if answer.status_code != 200:
+                tally.wrong["study answered otherwise"] += 1
+                return
+            at = f"/studies/{answer.json()['id']}"
+            image = await browser.get(f"{at}/0/image.png")
+            shown = np.asarray(Image.open(BytesIO(image.content)))
+            if not np.array_equal(shown, own.pixels):
+                tally.wrong["other originals"] += 1
+            await self._shown(browser, f"{at}/mask.png", own, tally)
+            await browser.delete(at)
+
+    async def _shown(
+        self, browser: httpx.AsyncClient, address: str, own: Picture, tally: Tally
+    ) -> None:
+        mask = await browser.get(address)
         tally.statuses[mask.status_code] += 1
         if mask.status_code != 200 or not own.is_answered_by_file(mask.content):
+            tally.wrong["wrong masks"] += 1
+
+    async def volume(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
+        """A small volume to `/segment/volume`: a zip of DICOM files, or NIfTI."""
+        own = self.volumes[number % len(self.volumes)]
+        sent = {"files": {"file": ("x", own.data)}}
+        answer = await _send(client, "/segment/volume", sent, tally)
+        if answer is None:
+            return
+        if answer.status_code != 200:
+            tally.wrong[f"good volume answered {answer.status_code}"] += 1
+        elif not own.is_answered_by(answer.content):
             tally.wrong["wrong masks"] += 1
 
     async def refused(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
@@ -155,17 +200,22 @@ class Mix:
             tally.wrong[f"{case.path}: {case.name} answered without a sentence"] += 1
 
     def plan(self, count: int) -> Iterator[tuple[Kind, int]]:
-        """Every request in turn, the kinds shuffled and each case of the corpus as often."""
-        rng, refused = np.random.default_rng(0), 0
-        for number in range(count):
-            draw = rng.random()
-            if draw < _SPOILT_SHARE:
-                yield self.refused, refused
-                refused += 1
-            elif draw < 0.85:
-                yield self.one, number
-            else:
-                yield (self.batch if draw < 0.93 else self.upload), number
+        """Every request in turn: each kind has its exact share, each of its cases as often."""
+        names = [name for name, share in _SHARES.items() for _ in range(round(share * count))]
+        names += ["one"] * (count - len(names))
+        turns: Counter[str] = Counter()
+        for name in np.random.default_rng(0).permutation(names):
+            yield getattr(self, name), turns[name]
+            turns[name] += 1
+
+
+@asynccontextmanager
+async def _browser(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser of its own: the other one's jar would bring other sessions' cookies."""
+    async with httpx.AsyncClient(
+        base_url=client.base_url, timeout=SECONDS, limits=_LIMITS, trust_env=False
+    ) as browser:
+        yield browser
 
 
 async def load(server: Server, mix: Mix, count: int) -> tuple[Tally, float]:
@@ -182,10 +232,9 @@ async def load(server: Server, mix: Mix, count: int) -> tuple[Tally, float]:
             if done in marks:
                 tally.memory[marks[done]] = server.memory()
 
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     begun = time.perf_counter()
     async with httpx.AsyncClient(
-        base_url=server.url, timeout=SECONDS, limits=limits, trust_env=False
+        base_url=server.url, timeout=SECONDS, limits=_LIMITS, trust_env=False
     ) as client:
         await asyncio.gather(*(worker(client) for _ in range(AT_ONCE)))
     return tally, time.perf_counter() - begun
@@ -212,57 +261,3 @@ def load_table(tally: Tally, count: int, seconds: float) -> str:
     rows |= {f"**{what}**": f"**{n}**" for what, n in tally.wrong.items() if n}
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| load | |", "|---|---|", *lines])
-
-
-def sigterm(server: Server, mix: Mix, seconds: float = 3.0) -> tuple[str, bool]:
-    """Stops the service under load; returns a table, and whether all that was accepted is answered.
-
-    Every request has a connection of its own. One that was under way when the signal came was
-    accepted; later ones may be refused, but what is answered must be right.
-    """
-    outcomes: Counter[str] = Counter()
-    signalled = threading.Event()
-    end = threading.Event()
-
-    def client(place: int) -> None:
-        number = place
-        while not end.is_set():
-            own = mix.pictures[number % len(mix.pictures)]
-            number += AT_ONCE
-            when = "after" if signalled.is_set() else "before"
-            try:
-                answer = httpx.post(
-                    f"{server.url}/segment",
-                    files={"file": ("x", own.data)},
-                    timeout=SECONDS,
-                    trust_env=False,
-                )
-            except httpx.ConnectError:  # nobody accepted it
-                when = "after" if signalled.is_set() else "before"
-                outcomes[f"{when}, not connected"] += 1
-                if signalled.is_set():
-                    return
-            except httpx.HTTPError as error:
-                outcomes[f"{when}, lost ({type(error).__name__})"] += 1
-            else:
-                right = answer.status_code == 200 and own.is_answered_by(answer.json()["mask_png"])
-                refused = answer.status_code == 503
-                said = "answered" if right else "refused with 503" if refused else "wrong"
-                outcomes[f"{when}, {said}"] += 1
-
-    threads = [threading.Thread(target=client, args=(n,)) for n in range(AT_ONCE)]
-    for one in threads:
-        one.start()
-    time.sleep(seconds)
-    signalled.set()
-    begun = time.perf_counter()
-    status = stop(server.process, SECONDS)
-    took = time.perf_counter() - begun
-    end.set()
-    for one in threads:
-        one.join()
-    bad = {"before, wrong", "after, wrong", "before, not connected"}
-    fine = not any(name in bad or ", lost" in name for name in outcomes) and status == 0
-    rows = [f"| sent {name} | {n} |" for name, n in sorted(outcomes.items())]
-    rows.append(f"| the service ended | after {took:.1f} s with status {status} |")
-    return "\n".join(["| SIGTERM under load | |", "|---|--:|", *rows]), fine

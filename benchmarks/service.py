@@ -1,7 +1,8 @@
 """The service under measurement: load, SIGTERM, sessions, latency; a Markdown table each.
 
 `python benchmarks/service.py load` sends 10 000 mixed requests, 64 at once, a fifth of them
-malformed, and checks each answer against its own picture. `sigterm` ends the service under load.
+malformed, and checks each answer against its own picture or volume. `sigterm` ends the service
+under load, while some uploads break off.
 `sessions` has two browsers upload at once, 200 rounds. `latency` compares one picture over HTTP
 with the bare network, and the service with an app of the seed's shape. Each starts the service
 itself: the packaged champion, a model folder (`--model`), or a toy network (`--phantom`). The exit
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import loads
+import sigterm
 from latency import measure
 from served import serve
 from sessions import sessions
@@ -59,7 +61,7 @@ def under_load(chosen: argparse.Namespace, model: Path, tag: str | None) -> bool
             print(loads.load_table(tally, chosen.count or 10_000, seconds))
             return not tally.wrong.total()
         if chosen.what == "sigterm":
-            text, fine = loads.sigterm(server, mix)
+            text, fine = sigterm.sigterm(server, mix)
         else:
             text, fine = sessions(server, mix.pictures, chosen.count or 200)
     print(text)

@@ -6,13 +6,23 @@ import time
 import weakref
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
+from PIL import Image
+from prometheus_client import REGISTRY
 
-from tests.serving_model import disc
+from tests.serving_model import disc, encode, write_model
+from tests.serving_process import in_process
+from tests.test_guard import guarded
 from tumorseg.serving.api.batching import Slices
+from tumorseg.serving.api.guard import BUSY
+from tumorseg.serving.api.pages import Pages, joining
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.formats.decode import Rejected, Study
+from tumorseg.serving.predictor import Predictor
+from tumorseg.serving.web import kept
+from tumorseg.serving.web.flask_app import create_app
 
 
 class Network:
@@ -170,3 +180,88 @@ def test_what_a_refused_file_unpacked_to_is_let_go_without_the_collector():
         assert unpacked[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def paged(tmp_path, monkeypatch):
+    """The pages before a slow network, its slices, and the batches that it ran."""
+    predictor = Predictor(write_model(tmp_path))
+    batches, run = [], predictor.probabilities
+
+    def slow(inputs):
+        batches.append(len(inputs))
+        time.sleep(0.1)
+        return run(inputs)
+
+    monkeypatch.setattr(predictor, "probabilities", slow)
+    slices, pages = Slices(predictor, Settings()), Pages()
+    pages.open(create_app(predictor, segment=joining(slices)), 16)
+    return pages, slices, batches
+
+
+def scan(number: int) -> bytes:
+    return encode(Image.fromarray(disc(80 + number, 90)))
+
+
+def mean_of(grey, grid) -> float:
+    return float(grid.mean())
+
+
+def test_slices_of_the_page_share_batches_with_those_of_the_api(paged):
+    pages, slices, batches = paged
+
+    async def both():
+        transport = httpx.ASGITransport(app=pages)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            sent = [
+                client.post(path, files={"file": ("a.png", scan(n))})
+                for n in range(5)
+                for path in ("/upload", "/studies")
+            ]
+            return await asyncio.gather(*sent, *(slices.each(one(n), mean_of) for n in range(5)))
+
+    answers = [found.json() for found in asyncio.run(both())[:10]]
+    heights = [(found if "height" in found else found["slices"][0])["height"] for found in answers]
+    assert heights == [80 + n for n in range(5) for _ in range(2)]
+    assert sum(batches) == 15
+    assert len(batches) <= 6
+
+
+def test_the_service_counts_the_page_s_slices_among_its_batches(tmp_path):
+    with in_process(write_model(tmp_path)) as client:
+        for path in ("/segment", "/upload", "/studies"):
+            before = REGISTRY.get_sample_value("tumorseg_batch_slices_sum")
+            assert client.post(path, files={"file": ("a.png", scan(0))}).status_code == 200
+            assert REGISTRY.get_sample_value("tumorseg_batch_slices_sum") == before + 1
+
+
+def test_a_page_that_finds_the_network_too_far_behind_is_told_when_to_come_again(
+    paged, monkeypatch
+):
+    pages, slices, _ = paged
+
+    async def too_late(_: object) -> None:
+        raise Rejected(*BUSY)
+
+    monkeypatch.setattr(slices, "_probability", too_late)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=pages)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/upload", files={"file": ("a.png", scan(0))})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]) == (503, BUSY.sentence)
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_volume_past_its_time_is_not_computed_to_its_end(paged, monkeypatch):
+    pages, _, batches = paged
+    monkeypatch.setattr(kept, "decode", lambda _: Study("nifti", [disc()] * 400))
+
+    async def ask() -> httpx.Response:
+        async with guarded(pages, seconds=0.5) as client:
+            return await client.post("/studies", files={"file": ("a", b"volume")})
+
+    assert asyncio.run(ask()).status_code == 504
+    assert 0 < sum(batches) < 100

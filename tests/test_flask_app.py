@@ -12,7 +12,9 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from tests.serving_model import disc, encode, write_model
-from tests.web import pixels, serving, swapped
+from tests.serving_process import status
+from tests.web import dicom_bytes, dicom_series, pixels, serving, swapped
+from tumorseg.server import free_port
 from tumorseg.serving import tracing
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import MAX_BYTES
@@ -63,6 +65,30 @@ def test_the_seed_apps_contract(client, predictor):
 
 
 @pytest.mark.parametrize(
+    ("data", "mimetype"),
+    [
+        (JPEG, "image/jpeg"),
+        (encode(Image.fromarray(np.dstack([disc()] * 2 + [disc() // 2]))), "image/png"),
+    ],
+    ids=["JPEG", "PNG in colour"],
+)
+def test_the_original_is_the_very_file_that_was_sent(client, data, mimetype):
+    reply = upload(client, data)
+    for name in ("uploaded_image.jpg", reply["uploaded_img"]):
+        answer = client.get(f"/uploads/{name}")
+        assert (answer.data, answer.mimetype) == (data, mimetype)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_original_of_a_dicom_file_is_a_picture(client):
+    data = dicom_bytes(dicom_series(1)[0])
+    upload(client, data)
+    answer = client.get("/uploads/uploaded_image.jpg")
+    assert answer.mimetype == "image/png"
+    assert np.array_equal(pixels(answer.data), flask_app.decode(data).slices[0])
+
+
+@pytest.mark.parametrize(
     ("form", "error"),
     [
         ({}, "No file part"),
@@ -78,7 +104,7 @@ def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
 
 
 @pytest.mark.parametrize(
-    ("data", "status"),
+    ("data", "status_code"),
     [
         (b"", 400),
         (DISC[:300], 400),
@@ -88,9 +114,9 @@ def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
     ],
     ids=["empty", "truncated", "wrong", "oversized file", "oversized form"],
 )
-def test_bad_uploads_get_a_sentence(client, data, status):
+def test_bad_uploads_get_a_sentence(client, data, status_code):
     answer = client.post("/upload", data={"file": (io.BytesIO(data), "scan.png")})
-    assert answer.status_code == status
+    assert answer.status_code == status_code
     assert sorted(answer.json) == ["error", "request_id"]
     assert answer.json["error"].endswith(".")
 
@@ -194,6 +220,33 @@ def test_any_wsgi_server_finds_the_app(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert run.stdout.strip() == "tumorseg.serving.web.flask_app", run.stderr
+
+
+@pytest.mark.slow
+def test_under_gunicorn_two_sessions_get_their_own(tmp_path):
+    predictor, port = Predictor(write_model(tmp_path / "model")), free_port(0)
+    command = [sys.executable, "-m", "gunicorn", "--workers", "1", "--threads", "4"]
+    command += ["--bind", f"127.0.0.1:{port}", "--no-control-socket", "--graceful-timeout", "5"]
+    process = subprocess.Popen(
+        [*command, "tumorseg.serving.web.flask_app:from_environment()"],
+        env={**os.environ, "TUMORSEG_MODEL": str(tmp_path / "model")},
+        cwd=tmp_path,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while status(url) != 200:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        assert swapped(url, predictor, ROUNDS) == []
+        with httpx.Client(base_url=url) as client:
+            reply = client.post("/upload", files={"file": ("scan.jpg", JPEG)}).json()
+            assert client.get("/uploads/uploaded_image.jpg").content == JPEG
+            painted = client.get(f"/segmented/{reply['segmented_img']}")
+            assert pixels(painted.content).shape == (*disc().shape, 3)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_a_forged_session_opens_nothing(predictor):

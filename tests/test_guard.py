@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from tumorseg.serving.api import operations
 from tumorseg.serving.api.guard import Guard, Limit
@@ -166,6 +166,68 @@ def test_a_body_that_does_not_arrive_is_answered_408():
         guarded(seconds=0.2), lambda client: client.post("/form", content=slow, headers=FORM)
     )
     assert answer.status_code == 408
+
+
+def leaving(app, *messages: Message) -> list[Message]:
+    """Sends messages as a client that then goes away; returns what it was answered."""
+    answered: list[Message] = []
+    left = [*messages, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.05)
+        return left.pop(0)
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    guard = Guard(
+        app, limits={}, other=ANY, max_queue=1, max_memory=2000, seconds=5.0, api_key=None
+    )
+    asyncio.run(
+        guard({"type": "http", "path": "/", "method": "POST", "headers": []}, receive, send)
+    )
+    return answered
+
+
+PART = {"type": "http.request", "body": bytes(10), "more_body": True}
+WHOLE = PART | {"more_body": False}
+
+
+def test_an_upload_that_breaks_off_is_answered_so_that_no_timer_waits_for_it():
+    called = []
+
+    async def app(*_: object) -> None:
+        called.append(1)
+
+    start, _ = leaving(app, PART, PART)
+    assert (start["status"], called) == (400, [])
+
+
+def test_nothing_is_computed_for_a_client_that_went_away():
+    ended = []
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(4)
+        finally:
+            ended.append(time.monotonic())
+
+    began = time.monotonic()
+    start, _ = leaving(slow, WHOLE)
+    assert start["status"] == 400
+    assert ended[0] - began < 2
+
+
+def test_what_was_answered_is_finished_though_nobody_is_there_any_more():
+    ended = []
+
+    async def tidies_up(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+        await asyncio.sleep(0.2)
+        ended.append(1)
+
+    start, *_ = leaving(tidies_up, WHOLE)
+    assert (start["status"], ended) == (200, [1])
 
 
 @pytest.mark.parametrize(

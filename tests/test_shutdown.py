@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -113,3 +114,17 @@ def test_while_it_stops_it_is_alive_but_not_ready(served):
             http.client.HTTPConnection("127.0.0.1", port, timeout=30).connect()
             time.sleep(0.1)
     assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("path", ["/segment", "/segment/volume", "/upload", "/studies"])
+def test_an_upload_that_broke_off_does_not_hold_it_up(served, path):
+    process, url, log = served
+    sent = request(keep=True).replace(b"/segment", path.encode(), 1)
+    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    client.sendall(sent[: len(sent) // 2])
+    time.sleep(0.3)
+    client.close()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert f'"route": "{path}", "status": 400' in log.read_text()

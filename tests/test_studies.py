@@ -1,7 +1,6 @@
 import gzip
 import io
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import highdicom
@@ -242,29 +241,30 @@ def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
     assert noted == [(study["slices"][0]["area_fraction"], True)] * 2
 
 
-def test_only_two_volumes_are_decoded_at_once_and_pictures_pass(predictor, monkeypatch):
-    now = most = 0
-    free = threading.Event()
+def test_a_volume_that_finds_no_place_is_sent_away_at_once_and_pictures_pass(
+    predictor, monkeypatch
+):
+    here, free = threading.Semaphore(0), threading.Event()
 
-    def slow(data: bytes):
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        free.wait(5)
-        time.sleep(0.05)
-        now -= 1
+    def slow(data: bytes) -> Study:
+        if data == volume:
+            here.release()
+            free.wait(20)
         return decode(data)
 
-    monkeypatch.setattr("tumorseg.serving.web.kept.decode", slow)
-    app = create_app(predictor)
+    monkeypatch.setattr(kept, "decode", slow)
+    app = create_app(predictor, volumes=2)
     volume = dicom_bytes(dicom_series(1)[0])
-    with ThreadPoolExecutor(8) as pool:
-        sent = [pool.submit(send, app.test_client(), volume) for _ in range(5)]
-        picture = pool.submit(send, app.test_client())
-        deadline = time.monotonic() + 5
-        while now < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert now == 3  # two volumes and the picture
+    with ThreadPoolExecutor(2) as pool:
+        first = [pool.submit(send, app.test_client(), volume) for _ in range(2)]
+        for _ in first:
+            assert here.acquire(timeout=10)
+        refused = app.test_client().post("/studies", data={"file": (io.BytesIO(volume), "a")})
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        assert "other volumes" in refused.json["error"]
+        assert send(app.test_client())["kind"] == "picture"
         free.set()
-        assert all(one.result()["slices"] for one in [*sent, picture])
-    assert most == 3
+        assert all(one.result()["kind"] == "dicom" for one in first)
+    for _ in range(3):  # their places are free again
+        send(app.test_client(), volume)

@@ -16,7 +16,7 @@ from tumorseg.serving.api.guard import BUSY
 from tumorseg.serving.api.lasting import all_or_none, to_the_end
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.formats.decode import Refusal, Rejected, Study
-from tumorseg.serving.predictor import Predictor
+from tumorseg.serving.predictor import Predictor, Segmentation
 
 Grid = NDArray[np.float32]
 T = TypeVar("T")
@@ -115,6 +115,20 @@ class Slices:
                 return await self.in_thread(finish, grey, probability)
 
         return await all_or_none(one(grey) for grey in study.slices)
+
+    async def found(self, greys: Sequence[Grey]) -> list[Segmentation] | Refusal:
+        """Segments slices, uint8, shape (H, W) each, for a caller in another thread.
+
+        A refusal is returned, since whoever raises it must do so in his own thread.
+        """
+
+        def finish(grey: Grey, grid: Grid) -> Segmentation:
+            return self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
+
+        try:
+            return await self.each(Study("picture", list(greys)), finish)
+        except Rejected as error:
+            return Refusal(error.status, error.sentence)
 
     async def _run(self, prepared: Sequence[Grid]) -> Sequence[Grid]:
         operations.BATCH.observe(len(prepared))

@@ -62,6 +62,11 @@ class Endpoints:
         self._pictures = anyio.CapacityLimiter(2 * settings.max_batch_size)
         self._volumes = anyio.CapacityLimiter(settings.max_volumes)
 
+    @property
+    def slices(self) -> Slices:
+        """Where the slices of all requests meet."""
+        return self._slices
+
     async def segment(self, file: bytes, probability: bool) -> Response:
         """Answers one picture with a `SegmentAnswer`.
 

@@ -14,6 +14,8 @@ from tumorseg.serving.formats.decode import Refusal, Rejected
 from tumorseg.serving.keys import NO_KEY, brings
 
 BUSY = Refusal(503, "The service is busy: try again in a few seconds.")
+# Nobody hears it, but BentoML's timer waits for the first words of an answer, and SIGTERM for it.
+GONE = Refusal(400, "The client went away before it was answered.")
 _RETRY_SECONDS = "2"
 _ADDRESSES = {
     404: "There is nothing at this address: /docs.json lists what there is.",
@@ -139,11 +141,10 @@ class Guard:
         body = BytesIO()
         try:
             async with asyncio.timeout_at(end):
-                whole = await self._read(limit, body, receive)
-            if whole:
-                operations.note_bytes(body.tell())
-                sized = _with_length(scope, body.tell())
-                await self._answer_in_time(end, sized, _replay(body.getvalue(), receive), send)
+                await self._read(limit, body, receive)
+            operations.note_bytes(body.tell())
+            sized, again = _with_length(scope, body.tell()), _replay(body.getvalue(), receive)
+            await self._answer_in_time(end, sized, again, send, asyncio.ensure_future(receive()))
         except Rejected as error:
             await refusal(error)(scope, receive, send)
         except TimeoutError:
@@ -152,12 +153,12 @@ class Guard:
         finally:
             self._memory -= body.tell()
 
-    async def _read(self, limit: Limit, body: BytesIO, receive: Receive) -> bool:
-        """Reads the body whatever length it announced; False if the client went away."""
+    async def _read(self, limit: Limit, body: BytesIO, receive: Receive) -> None:
+        """Reads the body whatever length it announced."""
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return False
+                raise Rejected(*GONE)
             part = message.get("body", b"")
             if body.tell() + len(part) > limit.max_bytes:
                 raise Rejected(*limit.too_large)
@@ -166,37 +167,57 @@ class Guard:
             body.write(part)
             self._memory += len(part)
             if not message.get("more_body", False):
-                return True
+                return
 
-    async def _answer_in_time(self, end: float, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_in_time(
+        self,
+        end: float,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        leaves: asyncio.Future[Message] | None = None,
+    ) -> None:
         """Runs the application; past the end answers 504 in its place.
 
         Returns only when the application has ended, since what it still computes in a thread goes
         on to take memory and processors, and so its place in the queue.
+
+        Args:
+            end: By the event loop's clock.
+            scope: The request's.
+            receive: The request's.
+            send: The request's.
+            leaves: Is done when the client goes away, or has all of its answer; None if nobody
+                looks, as for what is not long to compute.
         """
-        begun = late = False
+        begun = ended = late = False
 
         async def pass_on(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, ended
             if not late:
                 begun = True
+                ended = message["type"] == "http.response.body" and not message.get("more_body")
                 await send(message)
 
         task = asyncio.ensure_future(self._app(scope, receive, pass_on))
         try:
             left = end - asyncio.get_running_loop().time()
-            done, _ = await asyncio.wait({task}, timeout=left)
-            if done:
-                task.result()
+            waits = {task} | ({leaves} if leaves else set())
+            done, _ = await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if ended or task in done:
+                await task
                 return
             late = True
             task.cancel()
             if not begun:
                 sentence = f"No answer was found within {self._seconds:g} seconds: send less."
-                await refusal(Refusal(504, sentence))(scope, receive, send)
+                error = GONE if done else Refusal(504, sentence)
+                await refusal(error)(scope, receive, send)
             await asyncio.wait({task})
         finally:
             task.cancel()
+            if leaves:
+                leaves.cancel()
 
 
 class Worded:

@@ -58,7 +58,7 @@ class Entry:
         id: Taken from the client's X-Request-ID if that is a short token, else made.
         route: The route's pattern, not the path that was asked for, which may hold a secret name.
         method: GET, POST, …
-        status: Of the answer; 0 until it began, and for ever if the client went away before.
+        status: Of the answer, whether or not anybody was left to hear it; 0 until it began.
         bytes: Of the request's body.
         slices: That were segmented.
     """

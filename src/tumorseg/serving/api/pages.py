@@ -1,18 +1,73 @@
 """The Flask app's place among the service's routes."""
 
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from contextvars import ContextVar
 from typing import Any, cast
 from urllib.parse import quote
 
 from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from werkzeug.exceptions import ServiceUnavailable
 
-from tumorseg.serving.api.guard import refusal
+from tumorseg.preprocess import Grey
+from tumorseg.serving.api.batching import Slices
+from tumorseg.serving.api.guard import GONE, refusal
 from tumorseg.serving.api.lasting import to_the_end
-from tumorseg.serving.formats.decode import Refusal
+from tumorseg.serving.formats.decode import Refusal, Rejected
+from tumorseg.serving.predictor import Segmentation
+from tumorseg.serving.web.kept import Segment
 
 STARTING = Refusal(503, "The service is starting: try again in a few seconds.")
 # Only these paths are Flask's; a bare mount at `/` would also swallow BentoML's own.
 PATHS = ("/", "/upload", "/uploads/{name}", "/segmented/{name}", "/studies", "/studies/{rest:path}")
+
+
+class _Visit:
+    """A request while Flask answers it: the way from its thread to the service's event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._work: Future[list[Segmentation] | Refusal] | None = None
+        self._over = False
+
+    def found(self, slices: Slices, greys: Sequence[Grey]) -> list[Segmentation]:
+        """Segments slices among those of all requests; called in Flask's thread.
+
+        Raises:
+            Rejected: If nobody waits for the answer any more.
+            ServiceUnavailable: If the network is too far behind.
+        """
+        if self._over:
+            raise Rejected(*GONE)
+        self._work = asyncio.run_coroutine_threadsafe(slices.found(greys), self._loop)
+        try:
+            found = self._work.result()
+        except CancelledError:
+            raise Rejected(*GONE) from None
+        if isinstance(found, Refusal):
+            raise ServiceUnavailable(found.sentence)
+        return found
+
+    def stop(self) -> None:
+        """Ends the thread's work at its next slices; called in the event loop."""
+        self._over = True
+        if self._work:
+            self._work.cancel()
+
+
+# a2wsgi runs Flask in the context of its request.
+_visit: ContextVar[_Visit] = ContextVar("visit")
+
+
+def joining(slices: Slices) -> Segment:
+    """Makes what has Flask's slices share batches with those of all other requests."""
+
+    def segment(greys: Sequence[Grey]) -> list[Segmentation]:
+        return _visit.get().found(slices, greys)
+
+    return segment
 
 
 class Pages:
@@ -35,4 +90,6 @@ class Pages:
         asks = scope["path"].startswith("/studies")
         query = quote(scope["query_string"], safe="%=&+;,/?:@!$'()*~-._") if asks else ""
         asked = {**scope, "query_string": query.encode("ascii")}
-        await to_the_end(self._app(asked, receive, send))
+        visit = _Visit(asyncio.get_running_loop())
+        _visit.set(visit)
+        await to_the_end(self._app(asked, receive, send), visit.stop)

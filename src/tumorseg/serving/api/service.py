@@ -65,7 +65,12 @@ def _assemble() -> tuple[Endpoints, Any]:
     """
     predictor = Predictor(model_folder())
     endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings)
-    return endpoints, create_app(predictor, note=operations.note_slice)
+    return endpoints, create_app(
+        predictor,
+        note=operations.note_slice,
+        segment=pages.joining(endpoints.slices),
+        volumes=_settings.max_volumes,
+    )
 
 
 async def _version(_: Request) -> Response:
@@ -169,7 +174,8 @@ class TumorSegmentation:
             operations.log_failure(error)
             _state.failed = True
         else:
-            _pages.open(app, _settings.threads)
+            # However many volumes there are, these threads remain for pictures and the page.
+            _pages.open(app, _settings.threads + _settings.max_volumes)
             self._endpoints = endpoints
             _state.loaded = True
 

@@ -1,9 +1,9 @@
 """The web page and the seed app's routes, as a Flask app that any WSGI server can run.
 
-Alone, with one process (what it keeps lies in the memory of that process) and several threads:
+Alone, with one process (what it keeps lies in the memory of that process) and more threads than
+the two that volumes may take:
 
     TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.web.flask_app:from_environment()'
-    TUMORSEG_MODEL=FOLDER waitress-serve --call tumorseg.serving.web.flask_app:from_environment
 """
 
 import os
@@ -24,14 +24,15 @@ from tumorseg.serving.formats.decode import (
     Refusal,
     Rejected,
     decode,
+    is_picture,
 )
 from tumorseg.serving.keys import VARIABLE
-from tumorseg.serving.predictor import Predictor
+from tumorseg.serving.predictor import ModelInfo, Predictor
 from tumorseg.serving.render import mask_png, overlay, to_png
 from tumorseg.serving.tracing import log_failure
 from tumorseg.serving.web import sessions
 from tumorseg.serving.web.facts import facts, limits, title
-from tumorseg.serving.web.kept import Note, unnoted
+from tumorseg.serving.web.kept import Note, Segment, unnoted
 from tumorseg.serving.web.shield import (
     MemoryRequest,
     add_errors,
@@ -84,6 +85,8 @@ def create_app(
     store: Store | None = None,
     note: Note = unnoted,
     key: str | None = None,
+    segment: Segment | None = None,
+    volumes: int = 2,
 ) -> flask.Flask:
     """Makes the web app.
 
@@ -93,6 +96,8 @@ def create_app(
         note: Is told about each slice that is segmented.
         key: What every request must bring; none if None, or where the app is mounted in the
             service, which asks for it before.
+        segment: Finds the tumour in slices; the predictor itself if None.
+        volumes: How many may be decoded and segmented at a time.
     """
     app = _App(__name__, template_folder=str(_HERE), static_folder=None)
     app.secret_key = secrets.token_bytes(32)
@@ -102,12 +107,13 @@ def create_app(
         SESSION_COOKIE_SAMESITE="Lax",
     )
     kept = Store(_KEEP_SECONDS, _KEEP_BYTES) if store is None else store
+    segment = segment or predictor.segment_many
     add_lock(app, key)
     add_limits(app, lambda path: _most_for(path) + FORM_OVERHEAD)
-    _add_page(app, predictor, kept)
-    _add_upload(app, predictor, kept, note)
+    _add_page(app, predictor.info, kept)
+    _add_upload(app, predictor.info, segment, kept, note)
     _add_pictures(app, kept)
-    add_studies(app, predictor, kept, note)
+    add_studies(app, predictor.info, segment, kept, note, volumes)
     add_errors(app, _too_large_for)
     app.after_request(secure)
     return app
@@ -121,8 +127,7 @@ def _too_large_for(path: str) -> Refusal:
     return TOO_MANY_VOLUME_BYTES if path == "/studies" else TOO_MANY_BYTES
 
 
-def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
-    info = predictor.info
+def _add_page(app: flask.Flask, info: ModelInfo, store: Store) -> None:
     # They lie inside the page, under its nonce; none is a template.
     style, *scripts = (Markup((_HERE / name).read_text()) for name in _PARTS)
 
@@ -145,8 +150,10 @@ def _add_page(app: flask.Flask, predictor: Predictor, store: Store) -> None:
         )
 
 
-def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note) -> None:
-    known = Familiarity(predictor.info.inputs)
+def _add_upload(
+    app: flask.Flask, info: ModelInfo, segment: Segment, store: Store, note: Note
+) -> None:
+    known = Familiarity(info.inputs)
 
     @app.post("/upload")
     def upload() -> dict[str, Any]:
@@ -156,18 +163,21 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             return {"error": "No file part"}
         if not file.filename:
             return {"error": "No selected file"}
-        study = decode(file.read())
+        data = file.read()
+        study = decode(data)
         if len(study.slices) > 1:
             raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
         grey = study.slices[0]
-        found = predictor.segment(grey)
+        (found,) = segment([grey])
         warnings = known.warnings(grey, study.colour)
         note(found.area_fraction, bool(warnings))
-        original = to_png(grey)
+        # What a browser can show is shown as it was sent.
+        original = data if is_picture(data) else to_png(grey)
 
-        def keep(folder: str, png: bytes) -> str:
-            name = f"{secrets.token_urlsafe(24)}.png"  # which nobody can guess
-            sessions.keep(store, f"{folder}/{name}", png)
+        def keep(folder: str, picture: bytes) -> str:
+            ending = _mimetype(picture).removeprefix("image/")
+            name = f"{secrets.token_urlsafe(24)}.{ending}"  # which nobody can guess
+            sessions.keep(store, f"{folder}/{name}", picture)
             return name
 
         reply = {
@@ -181,7 +191,7 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             "area_fraction": found.area_fraction,
             "warnings": warnings,
             "request_id": request_id(),
-        } | ModelNamed.of(predictor.info).model_dump()
+        } | ModelNamed.of(info).model_dump()
         sessions.keep(store, f"uploads/{_LAST_UPLOAD}", original, guessable=True)
         return reply
 
@@ -189,7 +199,12 @@ def _add_upload(app: flask.Flask, predictor: Predictor, store: Store, note: Note
 def _add_pictures(app: flask.Flask, store: Store) -> None:
     @app.get("/<any(uploads, segmented):folder>/<name>")
     def picture(folder: str, name: str) -> flask.Response:
-        png = sessions.find(store, f"{folder}/{name}")
-        if png is None:
+        kept = sessions.find(store, f"{folder}/{name}")
+        if kept is None:
             flask.abort(404, "This picture is not kept (any longer): upload it again.")
-        return flask.Response(png, mimetype="image/png")
+        return flask.Response(kept, mimetype=_mimetype(kept))
+
+
+def _mimetype(picture: bytes) -> str:
+    """Tells JPEG from PNG: nothing else that was decoded is kept as it came."""
+    return "image/jpeg" if picture.startswith(b"\xff\xd8") else "image/png"

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from werkzeug.exceptions import ServiceUnavailable
 
 from tumorseg.preprocess import Grey, Mask, to_native
 from tumorseg.serving.answers import area_mm2
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import Refusal, Rejected, decode, is_picture
-from tumorseg.serving.predictor import BATCH, Predictor, Segmentation
+from tumorseg.serving.predictor import BATCH, Segmentation
 from tumorseg.serving.render import level_of, levels, to_png
 
+# Finds the tumour in each slice, uint8, shape (H, W); raises Rejected, or an HTTPException.
+Segment = Callable[[Sequence[Grey]], list[Segmentation]]
 # Whoever counts slices is told the tumour's share of one, and whether it is unlike the training's.
 Note = Callable[[float, bool], None]
 
@@ -30,42 +33,55 @@ _TOO_LARGE = Refusal(
     413,
     "The study is too large for this page: send it to /segment/volume, or use `tumorseg predict`.",
 )
+_FULL = "The service is busy with other volumes: send the file again in a moment."
 
 
-# A volume may take half a gigabyte while it is decoded; others wait for their turn.
-_VOLUMES = threading.BoundedSemaphore(2)
+class Turns:
+    """Lets few volumes be here at a time, since each may take half a gigabyte.
 
+    One that finds no place is sent away: waiting, it would keep a thread from everybody else.
 
-@contextmanager
-def turn(data: bytes) -> Iterator[None]:
-    """Waits until few enough volumes are being decoded; pictures pass."""
-    if is_picture(data):
-        yield
-        return
-    with _VOLUMES:
-        yield
+    Args:
+        most: How many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._places = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def turn(self, data: bytes) -> Iterator[None]:
+        """Holds a place for a file while it is read; pictures need none.
+
+        Raises:
+            ServiceUnavailable: If there is none.
+        """
+        if is_picture(data):
+            yield
+            return
+        if not self._places.acquire(blocking=False):
+            raise ServiceUnavailable(_FULL)
+        try:
+            yield
+        finally:
+            self._places.release()
 
 
 @dataclass(frozen=True)
 class KeptSlice:
-    """One slice and what was found there, ready to be sent.
+    """One slice and what was found there.
 
     Attributes:
-        image: The slice as a PNG file.
+        grey: Its values, uint8, shape (H, W); few slices of a volume are ever looked at.
         probability: Its probabilities as a PNG file, as from `levels`.
         histogram: How many pixels each of these levels has, int64, shape (256,).
-        width: Of the slice, in pixels.
-        height: Of the slice, in pixels.
         area: Of the tumour at the model's own threshold, in pixels.
         confidence: Mean probability inside this tumour; None where there is none.
         warnings: A sentence each: what about the slice is unlike the training data.
     """
 
-    image: bytes
+    grey: Grey
     probability: bytes
     histogram: NDArray[np.int64]
-    width: int
-    height: int
     area: int
     confidence: float | None
     warnings: list[str]
@@ -73,11 +89,11 @@ class KeptSlice:
     def answer(self, spacing: tuple[float, float] | None) -> dict[str, Any]:
         """Says what was found, with `Study.spacing` in mm²; ready for JSON."""
         return {
-            "width": self.width,
-            "height": self.height,
+            "width": self.grey.shape[1],
+            "height": self.grey.shape[0],
             "area_px": self.area,
             "area_mm2": area_mm2(self.area, spacing),
-            "area_fraction": self.area / (self.width * self.height),
+            "area_fraction": self.area / self.grey.size,
             "confidence": self.confidence,
             "warnings": self.warnings,
             # From it follows the area at any other threshold; most levels are at the low end.
@@ -110,7 +126,7 @@ class Kept:
     @property
     def size(self) -> int:
         """What it holds, in bytes."""
-        each = (len(s.image) + len(s.probability) + s.histogram.nbytes for s in self.slices)
+        each = (s.grey.nbytes + len(s.probability) + s.histogram.nbytes for s in self.slices)
         return len(self.data) + sum(each)
 
     def answer(self) -> dict[str, Any]:
@@ -124,12 +140,13 @@ class Kept:
 
 
 def segmented(
-    predictor: Predictor, known: Familiarity, data: bytes, most: int, note: Note = unnoted
+    segment: Segment, threshold: float, known: Familiarity, data: bytes, most: int, note: Note
 ) -> Kept:
-    """Segments a study a few slices at a time, so that only their PNG files pile up.
+    """Segments a study a few slices at a time, so that only what is kept of them piles up.
 
     Args:
-        predictor: The model.
+        segment: The model.
+        threshold: The model's own.
         known: What its training data look like.
         data: The bytes of the file.
         most: What the outcome may hold, in bytes.
@@ -138,32 +155,28 @@ def segmented(
     Raises:
         Rejected: If the file cannot be used, or would hold more than `most`.
     """
-    with turn(data):
-        study = decode(data)
-        kept = Kept(
-            study.kind, study.spacing, study.thickness, b"" if study.kind == "picture" else data
-        )
-        for start in range(0, len(study.slices), BATCH):
-            some = study.slices[start : start + BATCH]
-            for grey, found in zip(some, predictor.segment_many(some), strict=True):
-                warnings = known.warnings(grey, study.colour)
-                note(found.area_fraction, bool(warnings))
-                kept.slices.append(_prepared(grey, found, predictor.info.threshold, warnings))
-            if kept.size > most:
-                raise Rejected(*_TOO_LARGE)
-        return kept
+    study = decode(data)
+    kept = Kept(
+        study.kind, study.spacing, study.thickness, b"" if study.kind == "picture" else data
+    )
+    for start in range(0, len(study.slices), BATCH):
+        some = study.slices[start : start + BATCH]
+        for grey, found in zip(some, segment(some), strict=True):
+            warnings = known.warnings(grey, study.colour)
+            note(found.area_fraction, bool(warnings))
+            kept.slices.append(_prepared(grey, found, threshold, warnings))
+        if kept.size > most:
+            raise Rejected(*_TOO_LARGE)
+    return kept
 
 
 def _prepared(grey: Grey, found: Segmentation, threshold: float, warnings: list[str]) -> KeptSlice:
-    height, width = grey.shape[0], grey.shape[1]
-    native = to_native(found.probability, (height, width))
+    native = to_native(found.probability, (grey.shape[0], grey.shape[1]))
     graded = levels(native, found.mask, level_of(threshold))
     return KeptSlice(
-        image=to_png(grey),
+        grey=grey,
         probability=to_png(graded),
         histogram=np.bincount(graded.ravel(), minlength=256),
-        width=width,
-        height=height,
         area=found.area_px,
         confidence=found.confidence,
         warnings=warnings,

@@ -16,19 +16,22 @@ class Failed extends Error {
 
 const UNREACHABLE = "The service cannot be reached: check the connection and try again.";
 const BROKEN = "The service failed at this: try again, and tell whoever runs it if it stays so.";
-const BUSY = "The service is still busy: try again in a few minutes.";
 const UNREADABLE =
   "This cannot be read: it may be a folder, or was moved; choose it again as a file.";
-const MOST_WAITS = 6;
+const MOST_WAITS = 24;  // of 5 s each: as long as the service lets a volume take
 
-/** Repeats what the service was too busy for, when it says; `waiting` gets the seconds left. */
+/**
+ * Repeats what the service was too busy for, when it says.
+ * @param waiting Called with its sentence, and the seconds left.
+ */
 async function patiently(attempt, waiting = () => {}) {
   for (let turn = 1; ; turn++) {
     const answer = await attempt();
     if (answer.status !== 503) return answer;
-    if (turn > MOST_WAITS) throw new Failed(BUSY, 503);
+    const busy = failure(answer.status, answer.text);
+    if (turn > MOST_WAITS) throw busy;
     for (let left = Math.min(60, Math.max(1, answer.retryAfter || 5)); left > 0; left--) {
-      waiting(left);
+      waiting(busy.message, left);
       await new Promise((done) => setTimeout(done, 1000));
     }
   }
@@ -65,7 +68,8 @@ function post(path, form, progress) {
 /**
  * Sends a file and returns the study.
  * @param progress Called with the share that was sent.
- * @param waiting Called with the seconds until the next attempt.
+ * @param waiting Called with why the service does not take it now, and the seconds until the next
+ *   attempt.
  */
 async function sendFile(file, most, progress, waiting) {
   if (file.size > most) {

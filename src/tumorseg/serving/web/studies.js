@@ -44,6 +44,13 @@ class Entry {
     this.line.classList.remove("failed");
   }
 
+  /** Says why the service does not take it now. */
+  wait(sentence, seconds) {
+    this.tell(`Waiting, again in ${seconds} s`, null);
+    this.sentence.textContent = sentence;
+    this.sentence.hidden = false;
+  }
+
   /** Says what went wrong, and offers to try again if `offer` says how; what was found stays. */
   fail(sentence, offer) {
     this.tell(this.study ? "No longer in the service" : "Not segmented");
@@ -132,7 +139,7 @@ class Studies {
     const progress = (share) => share < 1
       ? entry.tell(`Uploading, ${Math.floor(100 * share)}%`, share)
       : entry.tell("Segmenting…", null);
-    const waiting = (seconds) => entry.tell(`Service busy, again in ${seconds} s`, null);
+    const waiting = (sentence, seconds) => entry.wait(sentence, seconds);
     entry.tell("Uploading", 0);
     try {
       const study = await sendFile(entry.file, this.most, progress, waiting);

@@ -11,31 +11,43 @@ from tumorseg.preprocess import Mask
 from tumorseg.serving.answers import ModelNamed
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import Rejected, Study, decode
-from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.render import level_of, mask_png
+from tumorseg.serving.predictor import ModelInfo
+from tumorseg.serving.render import level_of, mask_png, to_png
 from tumorseg.serving.web import sessions
-from tumorseg.serving.web.kept import Kept, KeptSlice, Note, segmented, turn
+from tumorseg.serving.web.kept import Kept, KeptSlice, Note, Segment, Turns, segmented
 from tumorseg.serving.web.shield import request_id
 from tumorseg.serving.web.store import Store
 
 _GONE = "This study is not kept (any longer): send the file again."
 
 
-def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note) -> None:
-    """Adds the routes below `/studies`, each session's studies for itself alone."""
-    known = Familiarity(predictor.info.inputs)
+def add_studies(
+    app: flask.Flask, info: ModelInfo, segment: Segment, store: Store, note: Note, volumes: int
+) -> None:
+    """Adds the routes below `/studies`, each session's studies for itself alone.
+
+    Args:
+        app: The app.
+        info: About the model.
+        segment: The model.
+        store: Where the studies wait to be looked at.
+        note: Is told about each slice that is segmented.
+        volumes: How many may be here at a time.
+    """
+    known, turns = Familiarity(info.inputs), Turns(volumes)
 
     @app.post("/studies")
     def send() -> dict[str, Any]:
         file = flask.request.files.get("file")
         if file is None:
             raise Rejected(400, "No file came with the request: send it as the form field `file`.")
-        # More than half of the memory would drive out everybody else's.
-        kept = segmented(predictor, known, file.read(), store.max_bytes // 2, note)
+        data, most = file.read(), store.max_bytes // 2  # more would drive out everybody else's
+        with turns.turn(data):
+            kept = segmented(segment, info.threshold, known, data, most, note)
         name = secrets.token_urlsafe(24)
         sessions.keep(store, f"studies/{name}", kept, kept.size)
-        model = ModelNamed.of(predictor.info).model_dump()
-        about = {"id": name, "threshold": predictor.info.threshold, "request_id": request_id()}
+        model = ModelNamed.of(info).model_dump()
+        about = {"id": name, "threshold": info.threshold, "request_id": request_id()}
         return about | model | kept.answer()
 
     def wanted(name: str) -> Kept:
@@ -52,7 +64,7 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note
 
     def level() -> int:
         text = flask.request.args.get("threshold")
-        return level_of(predictor.info.threshold if text is None else _threshold(text))
+        return level_of(info.threshold if text is None else _threshold(text))
 
     @app.delete("/studies/<name>")
     def forget(name: str) -> tuple[str, int]:
@@ -62,7 +74,7 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note
 
     @app.get("/studies/<name>/<int:number>/image.png")
     def image(name: str, number: int) -> flask.Response:
-        return flask.Response(slice_of(name, number).image, mimetype="image/png")
+        return flask.Response(to_png(slice_of(name, number).grey), mimetype="image/png")
 
     @app.get("/studies/<name>/<int:number>/probability.png")
     def probability(name: str, number: int) -> flask.Response:
@@ -82,12 +94,12 @@ def add_studies(app: flask.Flask, predictor: Predictor, store: Store, note: Note
             flask.abort(404, f"This study is of the kind {study.kind}: it has no such file.")
         # Only this module needs the libraries of volumes, which take seconds to load.
         seg = import_module("tumorseg.serving.formats.seg")
-        with turn(study.data):
+        with turns.turn(study.data):
             return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
 
     @app.get("/studies/<name>/seg.dcm")
     def seg_dcm(name: str) -> flask.Response:
-        data = volume(name, "dicom", lambda seg, s, m: seg.seg_file(s, m, predictor.info))
+        data = volume(name, "dicom", lambda seg, s, m: seg.seg_file(s, m, info))
         return _download(data, "application/dicom")
 
     @app.get("/studies/<name>/mask.nii.gz")
