@@ -1,6 +1,7 @@
 # `make` alone lists the targets. Everything happens in .venv and .state, inside this folder.
 PYTHON ?= python3.11
 BIN := .venv/bin
+BENTO := artifacts/package/bento.json
 # One place for every cache, pip's included; point PIP_CACHE_DIR at a shared one to save downloads.
 export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -36,8 +37,14 @@ serve: setup  ## Serve the packaged champion on port 3000
 	@tumorseg serve
 
 image: setup  ## Make a container image of the packaged champion (needs Docker or Podman)
-	@eval "$$(tumorseg env)" && bentoml containerize "$$( \
-	  python -c "import json; print(json.load(open('artifacts/package/bento.json'))['tag'])")"
+	@engine=$$(command -v docker || command -v podman) || \
+	  { echo "image: neither docker nor podman is on PATH: install one of them" >&2; exit 1; }; \
+	test -f $(BENTO) || { echo "image: $(BENTO) is missing: type \`make run\` first" >&2; exit 1; }; \
+	eval "$$(tumorseg env)" && engine=$${engine##*/} && \
+	tag=$$(python -c "import json; print(json.load(open('$(BENTO)'))['tag'])") && \
+	bentoml containerize --backend $$engine $$tag && \
+	echo "run it: $$engine run -p 3000:3000 -e TUMORSEG_API_KEY=... --stop-timeout 150 $$tag" && \
+	echo "        (a stop waits for the answers to all that was accepted)"
 
 lint: setup  ## Format, lint and check types
 	@ruff format .

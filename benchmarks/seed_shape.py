@@ -47,5 +47,7 @@ def create_app(model: Path, weights: Path, folder: Path) -> flask.Flask:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(f"{__doc__}\nIt needs these four arguments; latency.py gives them.")
     port, *paths = sys.argv[1:]
     create_app(*map(Path, paths)).run("127.0.0.1", int(port), threaded=True)

@@ -66,7 +66,8 @@ def in_process(model: Path) -> Iterator[TestClient]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUMORSEG_MODEL", str(model))
-        with TestClient(service.TumorSegmentation.to_asgi()) as client:
+        app = service.TumorSegmentation.to_asgi()
+        with TestClient(app, base_url="http://localhost") as client:
             end = time.monotonic() + 60
             while client.get("/readyz").status_code != 200 and time.monotonic() < end:
                 assert client.get("/livez").status_code == 200, "the model could not be loaded"

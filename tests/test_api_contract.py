@@ -41,7 +41,8 @@ def test_without_a_working_model_it_is_neither_alive_nor_ready(model, monkeypatc
 
     monkeypatch.setattr(service, "_assemble", broken)
     monkeypatch.setattr(service, "_state", operations.State())
-    with TestClient(service.TumorSegmentation.to_asgi()) as client:
+    app = service.TumorSegmentation.to_asgi()
+    with TestClient(app, base_url="http://localhost") as client:
         end = time.monotonic() + 10
         while client.get("/livez").status_code == 200 and time.monotonic() < end:
             time.sleep(0.05)

@@ -23,7 +23,8 @@ from tumorseg.serving.predictor import Predictor, load_info
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = Settings(max_queue=40)
+VIEWER = "https://viewer.example"
+SETTINGS = Settings(max_queue=40, cors_origins=[VIEWER])
 REQUIREMENTS = [f"bentoml=={version('bentoml')}", f"flask=={version('flask')}"]
 
 
@@ -153,10 +154,22 @@ def test_the_image_runs_without_rights_and_holds_the_bento_only(folder):
     assert copied and set(copied) <= {".", "./env/python"}  # within the bento's own folder
     assert "ENV BENTOML_HOST=$BENTOML_HOST" in lines
     assert "ARG BENTOML_HOST=0.0.0.0" in lines
+    assert "/readyz" in next(line for line in lines if line.startswith("HEALTHCHECK"))
     assert lines[0].startswith("FROM python:3")
     assert not re.search("(?i)api_key|secret|token|password", "\n".join(lines))
     # A shell between the container and the service would keep SIGTERM to itself.
     assert "exec" in (folder / "env/docker/entrypoint.sh").read_text()
+
+
+def test_a_listed_page_may_call_with_the_cookie(client):
+    asked = {"Origin": VIEWER, "Access-Control-Request-Method": "DELETE"}
+    preflight = client.options("/studies/x", headers=asked)
+    answer = client.post("/segment", files={"file": ("x.png", DISC)}, headers={"Origin": VIEWER})
+    assert (preflight.status_code, answer.status_code) == (200, 200)
+    for each in (preflight, answer):
+        assert each.headers["Access-Control-Allow-Origin"] == VIEWER
+        assert each.headers["Access-Control-Allow-Credentials"] == "true"
+    assert "X-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
 
 
 def test_bentomls_own_routes_stay(client):

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.serving_model import disc, encode, write_model
 
 
 def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -24,6 +26,8 @@ def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["serve", "--host", "0.0.0.0"], "TUMORSEG_API_KEY"),
         (["predict", "a.png"], "--url"),
         (["predict", "a.png", "--url", "http://localhost:1"], "a.png: does not exist"),
+        (["predict", "a.png", "--model", "nowhere"], "nowhere/model.json cannot be read"),
+        (["predict", "a.png", "--model", "m", "--url", "http://localhost:1"], "--model"),
         (["table"], "make run"),
     ],
 )
@@ -39,6 +43,17 @@ def test_outside_a_repository_it_says_so(tmp_path) -> None:
     done = tumorseg("run", cwd=tmp_path)
     assert done.returncode == 1 and "repository's root" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_works_anywhere_if_its_model_is_named(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(Image.fromarray(disc())))
+    model = write_model(tmp_path / "model")
+    done = tumorseg("predict", "a.png", "--model", str(model), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a_mask.png").exists() and "model: version 3" in done.stdout
+    refused = tumorseg("predict", "a.png", "--url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert refused.returncode == 1 and "is there already" in refused.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "a_mask.png", "model"}
 
 
 def test_env_prints_what_a_shell_can_take_over(tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -104,6 +106,23 @@ def test_a_volume_comes_as_a_file() -> None:
     assert (volume.data, volume.media_type) == (b"nifti", "application/gzip")
     assert volume.volume_mm3 == 12.5 and volume.warnings == ["2 of 3 slices: odd"]
     assert volume.request_id == "r9"
+
+
+@pytest.mark.parametrize("output", [None, "seg", "nifti"])
+def test_the_kind_of_a_volume_s_answer_is_asked_for(output) -> None:
+    headers = {"X-Model-Version": "3", "X-Model-Digest": "0" * 64}
+    service = Service(httpx.Response(200, headers=headers, content=b"mask"))
+    service.client().segment_volume(b"x", output=output)
+    content = service.requests[0].content
+    assert (b'name="output"' in content) == (output is not None)
+    assert output is None or f'name="output"\r\n\r\n{output}\r\n'.encode() in content
+
+
+def test_a_caller_needs_no_network_and_no_pictures() -> None:
+    heavy = "{'onnxruntime', 'cv2', 'torch', 'numpy', 'PIL', 'bentoml', 'flask'}"
+    code = f"import sys, tumorseg.client; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_version_is_typed() -> None:

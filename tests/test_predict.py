@@ -49,6 +49,8 @@ def test_a_picture_s_mask_is_the_predictor_s(tmp_path, local, model, capsys) -> 
     assert np.array_equal(pixels(tmp_path / "a_mask.png") == 255, expected.mask)
     printed = capsys.readouterr().out
     assert "| 1 |" in printed and f"| {expected.area_px} |" in printed
+    digest = Predictor(model).info.digest
+    assert printed.endswith(f"\n\nmodel: version 3, sha256 {digest[:12]}\n")
     assert names(tmp_path) == {"a.png", "a_mask.png"}
 
 
@@ -200,6 +202,7 @@ def test_a_volume_goes_through_the_service(tmp_path) -> None:
     assert service.requests[0].url.path == "/segment/volume"
     assert (tmp_path / "a_mask.nii.gz").read_bytes() == b"mask" and found.slices is None
     assert "| – | – | – | – | odd |" in table(done)
+    assert table(done).endswith("model: version 3, sha256 000000000000")
 
 
 def test_a_refusal_of_the_service_is_a_sentence(tmp_path, capsys) -> None:

@@ -31,6 +31,13 @@ _SOURCES = (
     "serving/web/*.html",
     "serving/web/*.js",
 )
+# BentoML has no option for it. Podman heeds it only with `--format docker`.
+_HEALTHCHECK = """{% extends bento_base_template %}
+{% block SETUP_BENTO_ENTRYPOINT %}
+HEALTHCHECK --start-period=60s CMD curl -fsS "http://127.0.0.1:${BENTOML_PORT:-3000}/readyz"
+{{ super() }}
+{% endblock %}
+"""
 
 
 def build(model_folder: Path, *, requirements: list[str], settings: Settings) -> str:
@@ -54,6 +61,7 @@ def build(model_folder: Path, *, requirements: list[str], settings: Settings) ->
     with tempfile.TemporaryDirectory(prefix="tumorseg-bento-") as folder:
         stage = Path(folder)
         _copy(model_folder, stage)
+        (stage / "Dockerfile.template").write_text(_HEALTHCHECK)
         (stage / "service.json").write_text(settings.model_dump_json(indent=2))
         # JSON is YAML.
         (stage / "bentofile.yaml").write_text(json.dumps(_bentofile(info, requirements)))
@@ -89,9 +97,11 @@ def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:
         # Locking would ask a package index; the lines are pinned already.
         "python": {"packages": sorted(requirements), "lock_packages": False},
         # What `bentoml containerize` makes its image of; it runs as a user without rights. Beyond
-        # the container's own loopback interface, so that its port can be published at all.
+        # the container's own loopback interface, so that its port can be published at all; the
+        # service then starts only with a key, or where it is told that something else guards it.
         "docker": {
             "distro": "debian",
+            "dockerfile_template": "Dockerfile.template",
             "env": {"BENTOML_HOST": "0.0.0.0", "BENTOML_DO_NOT_TRACK": "True"},
         },
     }

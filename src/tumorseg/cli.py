@@ -26,7 +26,6 @@ data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, t
 app.add_typer(data_app, name="data")
 
 PACKAGED = Path("artifacts/package/bento.json")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METRICS = Path("reports/metrics.json")
 
 
@@ -39,10 +38,15 @@ def main() -> None:
 
 
 @app.callback()
-def _in_repository() -> None:
+def _begin(context: typer.Context) -> None:
+    if context.invoked_subcommand != "predict":  # which has its model from elsewhere, if told to
+        _check_in_repository()
+    environment.set_up()
+
+
+def _check_in_repository() -> None:
     if not Path("dvc.yaml").exists():
         raise InputError("there is no dvc.yaml here: change to the repository's root")
-    environment.set_up()
 
 
 @app.command()
@@ -157,12 +161,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
 ) -> None:
     """Serve the packaged champion."""
-    from tumorseg.serving.keys import VARIABLE
+    from tumorseg.serving.keys import check_reach
 
-    if host not in LOOPBACK and not os.environ.get(VARIABLE):
-        raise InputError(
-            f"--host {host}: whoever reaches it could use the service: set {VARIABLE} first"
-        )
+    check_reach(host)
     if not PACKAGED.exists():
         raise InputError(f"{PACKAGED}: is missing; type `make run` first")
     tag = json.loads(PACKAGED.read_text())["tag"]
@@ -182,6 +183,10 @@ def predict(
         str | None,
         typer.Option(help="A running service; without it the packaged champion works here."),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A folder with model.onnx and model.json, in place of the champion."),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Probability; the model's own if left out.")
     ] = None,
@@ -190,9 +195,15 @@ def predict(
     """Segment FILES and write their masks: NAME_mask.png, NAME_seg.dcm or NAME_mask.nii.gz."""
     from tumorseg import predict as work
 
-    if url is None and not PACKAGED.exists():
-        raise InputError(f"{PACKAGED}: is missing; type `make run` first, or give --url")
-    model = None if url else work.packaged_model(json.loads(PACKAGED.read_text())["tag"])
+    if url and model:
+        raise InputError("--model: a service has its own; leave out --model or --url")
+    if not (url or model):
+        if not PACKAGED.exists():
+            raise InputError(
+                f"{PACKAGED}: is missing; type `make run` first, or give --url or --model"
+            )
+        _check_in_repository()
+        model = work.packaged_model(json.loads(PACKAGED.read_text())["tag"])
     if not work.run(files, output, work.choose(model, url, threshold), overwrite=overwrite):
         sys.exit(1)
 

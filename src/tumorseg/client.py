@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -140,13 +140,21 @@ class Client:
         parts = [("files", (f"slice{n}", data)) for n, data in enumerate(files)]
         return _parsed(self._send("POST", "/segment/batch", files=parts), BatchAnswer)
 
-    def segment_volume(self, data: bytes) -> Volume:
+    def segment_volume(
+        self, data: bytes, *, output: Literal["seg", "nifti"] | None = None
+    ) -> Volume:
         """Finds the tumour in a zip of a DICOM series, a DICOM file or a NIfTI file.
+
+        Args:
+            data: The file.
+            output: What to answer, DICOM SEG or NIfTI; as the file is if None.
 
         Raises:
             ServiceError: The service refused it or did not answer.
         """
-        answer = self._send("POST", "/segment/volume", files=[("file", ("volume", data))])
+        form = {"output": output} if output else None
+        files = [("file", ("volume", data))]
+        answer = self._send("POST", "/segment/volume", files=files, data=form)
         headers = answer.headers
         try:
             size = headers.get("X-Tumour-Volume-mm3")

@@ -30,6 +30,7 @@ class Found:
         size: In words: area in mm², or volume in mm³.
         confidence: Mean probability inside the mask.
         warnings: What is unlike the training data, a sentence each.
+        model: What found it, in words.
     """
 
     mask: bytes = field(repr=False)
@@ -39,6 +40,7 @@ class Found:
     size: str | None
     confidence: float | None
     warnings: list[str]
+    model: str
 
 
 class Segmenter(Protocol):
@@ -89,6 +91,7 @@ class Local:
             size=_size(study, area),
             confidence=inside / area if area else None,
             warnings=summed_up(said),
+            model=_named(self._predictor.info.version, self._predictor.info.digest),
         )
 
     def _volume(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
@@ -126,6 +129,7 @@ class Remote:
                 size=None if one.area_mm2 is None else f"{one.area_mm2:.1f} mm²",
                 confidence=one.confidence,
                 warnings=one.warnings,
+                model=_named(one.model_version, one.model_digest),
             )
         volume = self._client.segment_volume(data)
         return Found(
@@ -136,6 +140,7 @@ class Remote:
             size=None if volume.volume_mm3 is None else f"{volume.volume_mm3:.0f} mm³",
             confidence=None,
             warnings=volume.warnings,
+            model=_named(volume.model_version, volume.model_digest),
         )
 
 
@@ -238,12 +243,14 @@ def _check_free(target: Path, inputs: set[Path], overwrite: bool) -> None:
 
 
 def table(done: Iterable[tuple[Job, Found | str]]) -> str:
-    """What was found, a Markdown row a file; failed ones are left out."""
+    """What was found, a Markdown row a file, and what found it; failed ones are left out."""
     lines = ["| file | slices | area (px) | size | confidence | warnings |"]
     lines.append("|---|--:|--:|--:|--:|---|")
+    models = set()
     for job, found in done:
         if isinstance(found, str):
             continue
+        models.add(found.model)  # a service may get another one between two files
         name, said = (text.replace("|", "\\|") for text in (job.name, " ".join(found.warnings)))
         confidence = "–" if found.confidence is None else f"{found.confidence:.2f}"
         counts = [
@@ -251,7 +258,11 @@ def table(done: Iterable[tuple[Job, Found | str]]) -> str:
         ]
         cells = [name, *counts, found.size or "–", confidence, said]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"model: {model}" for model in sorted(models))])
+
+
+def _named(version: str, digest: str) -> str:
+    return f"version {version}, sha256 {digest[:12]}"
 
 
 def _size(study: Study, area_px: int) -> str | None:

@@ -3,14 +3,14 @@
 import base64
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tumorseg.preprocess import Grey, to_native
-from tumorseg.serving.formats.decode import Study
-from tumorseg.serving.predictor import ModelInfo, Segmentation
-from tumorseg.serving.render import mask_png, to_png
+if TYPE_CHECKING:  # the client only reads answers, and needs neither network nor pictures for it
+    from tumorseg.preprocess import Grey
+    from tumorseg.serving.formats.decode import Study
+    from tumorseg.serving.predictor import ModelInfo, Segmentation
 
 _MOST_WARNINGS = 10  # they travel in a header
 
@@ -49,7 +49,7 @@ class ModelNamed(BaseModel):
     architecture: str = Field(description="Architecture of the network.")
 
     @classmethod
-    def of(cls, info: ModelInfo) -> "ModelNamed":
+    def of(cls, info: "ModelInfo") -> "ModelNamed":
         """Names a model."""
         return cls(
             model_version=info.version, model_digest=info.digest, architecture=info.architecture
@@ -111,7 +111,9 @@ def area_mm2(area_px: int, spacing: tuple[float, float] | None) -> float | None:
     return None if spacing is None else round(area_px * spacing[0] * spacing[1], 3)
 
 
-def slice_answer(grey: Grey, study: Study, found: Segmentation, warnings: list[str]) -> SliceAnswer:
+def slice_answer(
+    grey: "Grey", study: "Study", found: "Segmentation", warnings: list[str]
+) -> SliceAnswer:
     """Puts what was found in one slice of a study into words and a PNG.
 
     Args:
@@ -120,6 +122,8 @@ def slice_answer(grey: Grey, study: Study, found: Segmentation, warnings: list[s
         found: From the predictor.
         warnings: From `familiarity`.
     """
+    from tumorseg.serving.render import mask_png
+
     return SliceAnswer(
         mask_png=base64.b64encode(mask_png(found.mask)).decode(),
         width=grey.shape[1],
@@ -146,7 +150,10 @@ def summed_up(warnings: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def probability_png(found: Segmentation) -> str:
+def probability_png(found: "Segmentation") -> str:
     """The probability of tumour at the slice's own size: 8-bit PNG in base64; 255 is 1."""
+    from tumorseg.preprocess import to_native
+    from tumorseg.serving.render import to_png
+
     native = to_native(found.probability, found.mask.shape)
-    return base64.b64encode(to_png(np.rint(native * 255).astype(np.uint8))).decode()
+    return base64.b64encode(to_png((native * 255).round().astype("uint8"))).decode()

@@ -1,7 +1,6 @@
 """The packaged model as a function of one picture, for the service and for comparing models."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tumorseg.errors import InputError
 from tumorseg.masks import outlines
 from tumorseg.preprocess import Grey, Mask, to_grid, to_input, to_native
+from tumorseg.serving.cores import usable_cores
 
 BATCH = 8  # slices a run of the network
 _MOST_ZOOMED = 1024**2  # pixels of a mask that is traced at a multiple of its size
@@ -113,6 +113,7 @@ class Predictor:
 
     Args:
         folder: The folder that holds `model.onnx` and `model.json`.
+        threads: That run the network; as many as there are cores for it if 0.
 
     Attributes:
         info: What `model.json` says.
@@ -121,11 +122,11 @@ class Predictor:
         InputError: If the folder does not hold a whole, matching and working model.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = 0) -> None:
         self.info, data = read_model(folder)
         self._turn = threading.Lock()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cores()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         # Threads that wait by spinning take the cores from decoding and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import bentoml
+import click
 from bentoml._internal.configuration.containers import BentoMLContainer
 from starlette.applications import Starlette
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,9 +17,11 @@ from starlette.routing import Route
 from tumorseg.errors import InputError
 from tumorseg.serving.answers import BatchAnswer, ModelVersion, SegmentAnswer, Version
 from tumorseg.serving.api import openapi, operations, pages
+from tumorseg.serving.api.cors import OtherOrigins
 from tumorseg.serving.api.endpoints import Endpoints, answered
 from tumorseg.serving.api.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
 from tumorseg.serving.api.guard import OPEN, Guard, Limit, Worded, refusal
+from tumorseg.serving.api.hosts import KnownHosts
 from tumorseg.serving.api.settings import load_settings
 from tumorseg.serving.api.shutdown import Shutdown
 from tumorseg.serving.familiarity import Familiarity
@@ -31,7 +33,7 @@ from tumorseg.serving.formats.decode import (
     Refusal,
     Rejected,
 )
-from tumorseg.serving.keys import VARIABLE
+from tumorseg.serving.keys import VARIABLE, check_reach, is_open
 from tumorseg.serving.predictor import Predictor, load_info
 from tumorseg.serving.web.flask_app import create_app, model_folder
 
@@ -63,7 +65,7 @@ def _assemble() -> tuple[Endpoints, Any]:
     Raises:
         InputError: If the model's folder is broken.
     """
-    predictor = Predictor(model_folder())
+    predictor = Predictor(model_folder(), _settings.onnx_threads)
     endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings)
     return endpoints, create_app(
         predictor,
@@ -101,6 +103,13 @@ async def _metrics(_: Request) -> Response:
     return Response(client.generate_latest(), media_type=client.CONTENT_TYPE_LATEST)
 
 
+def _host() -> str:
+    """The address that `bentoml serve` is about to listen on; its worker only gets the socket."""
+    command = click.get_current_context(silent=True)
+    told = command.params.get("host") if command else None  # by --host or BENTOML_HOST
+    return str(told or BentoMLContainer.http.host.get())
+
+
 def _bento() -> str:
     context = bentoml.server_context
     return f"{context.bento_name}:{context.bento_version}"
@@ -119,11 +128,15 @@ def _with_middleware(service: Any) -> Any:
     service.add_asgi_middleware(
         operations.Observed, routes=[*_API_PATHS, *sorted(OPEN), *pages.PATHS], state=_state
     )
+    key = os.environ.get(VARIABLE) or None
+    if not (key or is_open()):
+        service.add_asgi_middleware(KnownHosts, hosts=_settings.hosts)
     if _settings.cors_origins:
         service.add_asgi_middleware(
-            CORSMiddleware,
+            OtherOrigins,
             allow_origins=_settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_credentials=True,
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "X-Request-ID"],
             expose_headers=list(openapi.HEADERS),
         )
@@ -134,7 +147,7 @@ def _with_middleware(service: Any) -> Any:
         max_queue=_settings.max_queue,
         max_memory=_settings.max_memory_mib * 1024 * 1024,
         seconds=_settings.timeout_seconds,
-        api_key=os.environ.get(VARIABLE) or None,
+        api_key=key,
     )
     service.add_asgi_middleware(Worded)
     return service
@@ -192,9 +205,10 @@ class TumorSegmentation:
         return _state.loaded and not _state.stopping
 
     @bentoml.on_deployment
-    def check_model() -> None:
+    def check() -> None:
         """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
         try:
+            check_reach(_host())
             _assemble()
         except InputError as error:
             raise SystemExit(f"Error: {error}") from None

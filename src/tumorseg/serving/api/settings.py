@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
@@ -16,7 +17,9 @@ from pydantic import (
 
 from tumorseg.errors import InputError
 
-Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s*]+$")]
+# As browsers write them; `*` is none, since it would let every site read scans.
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s*A-Z]+$")]
+Host = Annotated[str, StringConstraints(pattern=r"^[^/:\s*A-Z]+$")]
 
 
 class Settings(BaseModel):
@@ -31,7 +34,9 @@ class Settings(BaseModel):
     max_volumes: PositiveInt = 2  # unpacked at a time, others wait; as many of the page
     timeout_seconds: PositiveFloat = 120  # from a request's first byte to its answer's last
     threads: PositiveInt = 4  # that decode, resize and encode; as many again serve the pages
-    cors_origins: list[Origin] = Field(default=[])  # whose pages may call; none
+    onnx_threads: NonNegativeInt = 0  # that run the network; 0: as many as there are cores for it
+    cors_origins: list[Origin] = Field(default=[])  # whose pages may call, with the cookie; none
+    hosts: list[Host] = Field(default=[])  # names besides localhost to answer under without a key
 
 
 def load_settings(path: Path) -> Settings:
