@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from tests.made_volumes import affine, dicom_bytes, nifti, series_zip
+from tests.made_volumes import affine, dicom_bytes, enhanced, nifti, series, series_zip
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tests.web import blob, dicom_series
@@ -24,6 +24,7 @@ from tumorseg.serving.api.endpoints import Endpoints
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats.decode import decode
+from tumorseg.serving.formats.seg import nifti_file
 from tumorseg.serving.predictor import Predictor
 
 COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
@@ -128,10 +129,10 @@ def test_a_nifti_volume_is_answered_on_its_very_affine(client, predictor):
     assert np.array_equal(shown, masks(predictor, data))
 
 
-@pytest.mark.parametrize("frames", [False, True], ids=["series", "one slice"])
-def test_dicom_is_answered_as_nifti_where_that_is_asked_for(client, predictor, frames):
-    datasets = oblique()[: 1 if frames else 5]
-    data = dicom_bytes(datasets[0]) if frames else series_zip(datasets, SHUFFLED)
+@pytest.mark.parametrize("count", [1, 5], ids=["one slice", "series"])
+def test_dicom_is_answered_as_nifti_where_that_is_asked_for(client, predictor, count):
+    datasets = oblique()[:count]
+    data = dicom_bytes(datasets[0]) if count == 1 else series_zip(datasets, SHUFFLED)
     answer = send(client, data, output="nifti")
     assert answer.status_code == 200, answer.text
     found = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
@@ -151,6 +152,12 @@ def test_dicom_is_answered_as_nifti_where_that_is_asked_for(client, predictor, f
     assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(
         values.sum() * abs(np.linalg.det(found.affine[:3, :3])), rel=1e-4
     )
+
+
+def test_frames_of_one_file_lie_as_the_files_of_a_series():
+    single, frames = decode(series_zip(series())), decode(dicom_bytes(enhanced()))
+    found = [plane > 99 for plane in single.slices]
+    assert nifti_file(frames, found) == nifti_file(single, found)
 
 
 def test_an_axial_series_as_nifti_looks_as_nibabel_expects():
@@ -213,6 +220,16 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_computed(
     answer = send(client, series_zip(datasets), output=output)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
+
+
+def test_a_header_that_cannot_be_parsed_is_refused_with_a_sentence(client):
+    frame_of_reference = b"\x20\x00\x52\x00"
+    (data,) = (dicom_bytes(one) for one in oblique()[:1])
+    damaged = data.replace(frame_of_reference + b"UI", frame_of_reference + b"U\xe8")
+    assert damaged != data
+    answer = send(client, damaged)
+    assert answer.status_code == 400
+    assert "break the standard" in answer.json()["error"]
 
 
 def test_an_uneven_stack_has_a_segmentation(client):

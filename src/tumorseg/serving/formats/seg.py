@@ -5,7 +5,8 @@ frame says that the slice was looked at, and the stack is the source's own from 
 """
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -59,7 +60,8 @@ def check(study: Study, output: str, info: ModelInfo) -> None:
         if study.kind == "dicom":
             _affine(study.source)
         return
-    _check(study.source)
+    with _refusing_damage():
+        _check(study.source)
     if study.source.frames is None:  # what is left to refuse, a slice alone tells
         source = replace(study.source, datasets=study.source.datasets[:1])
         study = replace(study, slices=study.slices[:1], source=source)
@@ -139,16 +141,25 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
     planes = np.stack(masks).astype(np.uint8)
     if source.frames is not None:
         planes = planes[np.argsort(source.frames)]
-    hush()
-    try:
+    with _refusing_damage():
         _check(source)
         first = _completed(source.datasets[0], study.thickness)
         return _segmentation([first, *source.datasets[1:]], planes, info)
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Raises Rejected for whatever pydicom and highdicom raise.
+
+    pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
+    reasons, which it puts in terms of its own arguments.
+    """
+    hush()
+    try:
+        yield
     except Rejected:
         raise
     except Exception:
-        # pydicom finds damage only when it is asked for a value, and highdicom refuses a source
-        # for many reasons, which it puts in terms of its own arguments.
         raise Rejected(
             400,
             "The DICOM headers break the standard, so that no segmentation can refer to them: "
