@@ -26,8 +26,8 @@ from tests.made_volumes import (
 )
 from tests.serving_model import disc, encode
 from tests.spoilt_volumes import as_syntax
+from tumorseg.serving.formats import seg
 from tumorseg.serving.formats.decode import Rejected, decode
-from tumorseg.serving.formats.seg import nifti_file, seg_file
 from tumorseg.serving.predictor import ModelInfo
 
 SECONDS = 20.0  # that one small file may take; a hang takes longer
@@ -154,9 +154,12 @@ def check(data: bytes, info: ModelInfo) -> str:
         study = decode(data)
         masks = [grey > 127 for grey in study.slices]
         if study.kind == "dicom":
-            seg_file(study, masks, info)
+            if study.source.affine is not None:
+                seg.nifti_file(study, masks)
+            seg.check(study, "seg", info)
+            seg.seg_file(study, masks, info)
         elif study.kind == "nifti":
-            nifti_file(study, masks)
+            seg.nifti_file(study, masks)
         outcome = "used"
     except Rejected as error:
         assert error.status in (400, 413, 415) and error.sentence.endswith(".")

@@ -2,11 +2,8 @@
 
 import asyncio
 import base64
-import gzip
 import io
 import json
-import sys
-import types
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,69 +129,6 @@ def test_masks_are_not_swapped_among_requests_at_once(client, predictor):
         assert all(pool.map(mine, range(48)))
 
 
-@pytest.fixture
-def volume(monkeypatch: pytest.MonkeyPatch) -> Study:
-    """A volume of three slices, and writers that put its masks into bytes."""
-    study = Study("nifti", [picture(seed) for seed in range(3)], (2.0, 0.5), 3.0)
-    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", lambda data: study)
-    seg = types.ModuleType("tumorseg.serving.formats.seg")
-    seg.nifti_file = lambda study, masks: np.packbits(np.stack(masks)).tobytes()
-    seg.seg_file = lambda study, masks, info: b"DICM" + info.digest.encode()
-    monkeypatch.setitem(sys.modules, "tumorseg.serving.formats.seg", seg)
-    return study
-
-
-def test_a_volume_is_answered_as_a_file_on_its_grid(client, predictor, volume):
-    answer = client.post("/segment/volume", files={"file": ("scan.nii", b"any")})
-    masks = np.stack([predictor.segment(grey).mask for grey in volume.slices])
-    assert answer.content == np.packbits(masks).tobytes()
-    assert answer.headers["Content-Type"] == "application/gzip"
-    assert float(answer.headers["X-Tumour-Volume-mm3"]) == masks.sum() * 3.0
-    assert answer.headers["X-Model-Digest"] == predictor.info.digest
-    assert json.loads(answer.headers["X-Warnings"]) == []
-
-
-@pytest.mark.parametrize(
-    ("output", "status"), [("nifti", 200), ("", 200), ("dicom", 400), ("mp4", 400)]
-)
-def test_a_volume_keeps_its_kind(client, volume, output, status):
-    files = {"file": ("scan.nii", b"any")}
-    answer = client.post("/segment/volume", files=files, data={"output": output})
-    assert answer.status_code == status
-    assert status == 200 or "`output`" in answer.json()["error"]
-
-
-def test_a_volume_and_a_picture_are_sent_to_each_other_s_address(client, volume, monkeypatch):
-    answer = client.post("/segment", files={"file": ("scan.nii", b"any")})
-    assert answer.status_code == 415
-    assert "/segment/volume" in answer.json()["error"]
-    monkeypatch.undo()
-    answer = client.post("/segment/volume", files={"file": ("scan.png", DISC)})
-    assert answer.status_code == 415
-    assert "/segment." in answer.json()["error"]
-
-
-def test_warnings_are_answered_and_summed_up(predictor, volume):
-    class Strange(Familiarity):
-        def __init__(self) -> None:
-            """Knows no training data."""
-
-        def warnings(self, grey, colour):
-            return ["Dim “slice”.", "Odd."] if grey is volume.slices[0] else ["Odd."]
-
-    endpoints = Endpoints(predictor, Strange(), Settings())
-
-    async def both():
-        answer = await endpoints.volume(b"any", None)
-        volume.slices[1:] = []
-        return answer, json.loads((await endpoints.segment(b"any", False)).body)
-
-    answer, reply = asyncio.run(both())
-    assert answer.headers["X-Warnings"].isascii()
-    assert json.loads(answer.headers["X-Warnings"]) == ["Odd.", "1 of 3 slices: Dim “slice”."]
-    assert reply["warnings"] == ["Dim “slice”.", "Odd."]
-
-
 def test_only_so_many_pictures_lie_decoded_at_once(predictor, monkeypatch):
     decoded: list[weakref.ref] = []
     most = 0
@@ -234,22 +168,6 @@ def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
     log = capfd.readouterr()
     assert "RuntimeError" in log.out
     assert patient not in log.out + log.err
-
-
-def test_a_nifti_volume_comes_back_on_its_own_grid(client, predictor):
-    pytest.importorskip("tumorseg.serving.formats.seg")
-    nibabel = pytest.importorskip("nibabel")
-    affine = np.diag([-0.5, 2.0, 3.0, 1.0])
-    values = np.stack([picture(seed) for seed in range(4)], axis=2).astype(np.int16)
-    sent = gzip.compress(nibabel.Nifti1Image(values, affine).to_bytes())
-    answer = client.post("/segment/volume", files={"file": ("scan.nii.gz", sent)})
-    assert answer.status_code == 200, answer.text
-    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
-    assert np.array_equal(image.affine, affine)
-    assert image.shape == values.shape
-    volume = float(np.asanyarray(image.dataobj).astype(bool).sum() * 3.0)
-    assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(volume)
-    assert volume > 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from starlette.testclient import TestClient
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tumorseg.errors import InputError
-from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer
+from tumorseg.serving.answers import (
+    BatchAnswer,
+    Failure,
+    SegmentAnswer,
+    UploadAnswer,
+    UploadFailure,
+    Version,
+)
 from tumorseg.serving.api import operations, service
 from tumorseg.serving.api.pages import Pages
 from tumorseg.serving.formats.decode import MAX_BYTES
@@ -82,6 +89,42 @@ def test_the_description_is_typed_and_its_examples_are_true(client):
     example = document["paths"]["/segment"]["post"]["responses"]["200"]["content"]
     mask = base64.b64decode(example["application/json"]["example"]["mask_png"])
     assert (np.asarray(Image.open(io.BytesIO(mask))) == 255).sum() == 16
+
+
+def test_every_address_for_files_shows_a_request_and_what_comes_of_it(client):
+    paths = client.get("/docs.json").json()["paths"]
+    assert set(paths) >= {"/segment", "/segment/batch", "/segment/volume", "/upload", "/version"}
+    for path, operations_ in paths.items():
+        for form in operations_.get("post", {}).get("requestBody", {}).get("content", {}).values():
+            assert form["examples"]
+            for example in form["examples"].values():
+                assert example["summary"].startswith("curl -F file")
+                assert example["summary"].endswith(path)
+    volume = paths["/segment/volume"]["post"]["responses"]["200"]["content"]
+    for kind in ("application/dicom", "application/gzip"):
+        assert volume[kind]["schema"]["format"] == "binary"
+
+
+def test_what_the_description_says_of_version_and_upload_is_what_they_answer(client):
+    def keys(model: type, reply: dict) -> None:
+        model.model_validate(reply)
+        assert set(reply) <= set(model.model_fields)
+
+    paths = client.get("/docs.json").json()["paths"]
+    version = paths["/version"]["get"]["responses"]["200"]["content"]["application/json"]
+    upload = paths["/upload"]["post"]["responses"]["200"]["content"]["application/json"]
+    for model, example, path in (
+        (Version, version["example"], "/version"),
+        (UploadAnswer, upload["example"], "/upload"),
+    ):
+        keys(model, example)
+        assert set(example) == set(model.model_fields), path
+    keys(Version, client.get("/version").json())
+    reply = client.post("/upload", files={"file": ("scan.png", DISC)}).json()
+    keys(UploadAnswer, reply)
+    assert set(reply) == set(UploadAnswer.model_fields)
+    for files in ({"other": ("scan.png", DISC)}, {"file": ("", DISC)}):
+        keys(UploadFailure, client.post("/upload", files=files).json())
 
 
 def references(node: object) -> Iterator[str]:

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import write_model
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.errors import InputError
 from tumorseg.inputs import FALSE_ALARMS, describe
 from tumorseg.serving.familiarity import NAMES, Familiarity, statistics
+from tumorseg.serving.formats.decode import decode
 from tumorseg.serving.predictor import load_info
 
 SIDE = 96
@@ -129,6 +131,25 @@ def test_an_older_model_warns_about_nothing(tmp_path) -> None:
     assert info.inputs is None
     for known in (info.inputs, {}):
         assert Familiarity(known).warnings(np.zeros((64, 64), np.uint8), 1.0) == []
+
+
+def test_another_modality_is_named_beside_what_else_is_unlike(familiar, slices) -> None:
+    grey = slices["train"][0]
+    assert familiar.warnings(grey, 0.0, "MR") == familiar.warnings(grey, 0.0, None) == []
+    (sentence,) = familiar.warnings(grey, 0.0, "CT")
+    assert sentence == "The DICOM header says CT, and the model was trained on MR."
+    assert Familiarity(None).warnings(grey, 0.0, "CT") == [sentence]
+    uniform = familiar.warnings(np.zeros((64, 64), np.uint8), 0.0, "CT")
+    assert uniform[0] == sentence and "uniform" in uniform[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("CT", "CT"), ("", None), ("DOE^JANE", None), (["MR", "CT"], None)]
+)
+def test_only_what_can_be_a_modality_is_repeated(value, expected) -> None:
+    (dataset,) = series(count=1)
+    dataset.Modality = value
+    assert decode(dicom_bytes(dataset)).modality == expected
 
 
 def test_what_is_known_survives_model_json(tmp_path, known, slices) -> None:

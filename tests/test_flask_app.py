@@ -332,7 +332,7 @@ def test_unknown_routes_answer_json(client):
 
 
 def test_the_answer_says_what_answered_and_what_is_strange(client, predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "warnings", lambda self, grey, colour: ["It is unlike MRI."])
+    monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["It is unlike MRI."])
     sent = {"file": (io.BytesIO(DISC), "photo.png")}
     answer = client.post("/upload", data=sent, headers={"X-Request-ID": "visit-7"})
     assert answer.json["model_digest"] == predictor.info.digest

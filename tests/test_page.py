@@ -123,14 +123,14 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
         if environ["PATH_INFO"] == "/studies" and busy[0]:
             busy[0] -= 1
             environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-            start("503 Service Unavailable", [("Retry-After", "1")])
-            return [b'{"error": "The service is busy."}']
+            start("503 Service Unavailable", [("Retry-After", "2")])
+            return [b'{"error": "Two volumes are being decoded."}']
         return app(environ, start)
 
     with opened(browser, sometimes) as page:
         page.choose(("first.jpg", JPEG))
         said = page.line("first.jpg").get_by_role("alert")
-        said.get_by_text("The service is busy.").wait_for()
+        said.get_by_text("Two volumes are being decoded.").wait_for()
         page.ready("first.jpg")
         assert (busy, said.is_visible()) == ([0], False)
         page.page.route("**/studies", lambda route: route.abort())
@@ -141,6 +141,49 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
         second.get_by_role("button", name="Try again").click()
         page.ready("second.jpg")
         assert not second.get_by_role("alert").is_visible()
+
+
+def test_what_is_removed_is_not_sent_on_and_holds_nobody_up(browser, predictor):
+    app = create_app(predictor)
+
+    def busy(environ: dict[str, Any], start: Any) -> Any:
+        if environ["PATH_INFO"] == "/studies" and int(environ["CONTENT_LENGTH"]) > 50_000:
+            environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            start("503 Service Unavailable", [("Retry-After", "60")])
+            return [b"busy"]
+        return app(environ, start)
+
+    held: list[Any] = []
+
+    def hold_first(route: Any) -> None:
+        """Lets the first file upload for ever."""
+        if held:
+            route.continue_()
+        held.append(route)
+
+    with opened(browser, busy) as page:
+        page.page.route("**/studies", hold_first)
+        with page.page.expect_request("**/studies"):
+            page.choose(("first.jpg", JPEG), ("large.jpg", JPEG + bytes(50_000)), ("b.jpg", JPEG))
+        with page.page.expect_event("requestfailed"):
+            page.line("first.jpg").get_by_label("Remove").click()
+        page.line("large.jpg").get_by_text("The service is busy: try again in a few").wait_for()
+        page.line("large.jpg").get_by_label("Remove").click()
+        page.ready("b.jpg")
+        assert page.page.locator("#studies li").count() == 1
+
+
+def test_several_dicom_files_are_told_how_a_series_goes_in(browser, predictor):
+    files = [dicom_bytes(one) for one in dicom_series()]
+    with opened(browser, create_app(predictor)) as page:
+        hint = page.page.get_by_text("put the files of a series into one .zip")
+        page.choose(("0.dcm", files[0]), ("scan.jpg", JPEG))
+        page.ready("scan.jpg")
+        assert not hint.is_visible()
+        page.choose(*((f"{number}.dcm", data) for number, data in enumerate(files)))
+        hint.wait_for()
+        page.choose(("series.zip", zipped(files)))
+        hint.wait_for(state="hidden")
 
 
 def test_an_expired_study_says_so_and_can_be_sent_again(browser, predictor):
@@ -268,5 +311,7 @@ def test_the_page_says_what_the_model_was_measured_to_do(browser, predictor):
         about = page.page.locator(".about").inner_text()
         for said in ("0.74 (95% interval 0.70 to 0.78) on 215 test slices", "0.66", "95%", "79%"):
             assert said in about
+        # This model was registered without a description of its training slices.
+        assert "no warning tells a slice unlike them" in about
         page.page.keyboard.press("?")
         page.page.get_by_text("fill, outline, hide").wait_for()

@@ -233,7 +233,7 @@ def test_a_single_slice_is_the_same_as_decoded(client, predictor):
 
 
 def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "warnings", lambda self, grey, colour: ["It is unlike MRI."])
+    monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["It is unlike MRI."])
     noted: list[tuple[float, bool]] = []
     app = create_app(predictor, note=lambda area, unfamiliar: noted.append((area, unfamiliar)))
     study = send(app.test_client())

@@ -75,7 +75,9 @@ class Local:
         """
         study = decode(data)
         found = self._predictor.segment_many(study.slices, self._threshold)
-        said = [self._familiarity.warnings(grey, study.colour) for grey in study.slices]
+        said = [
+            self._familiarity.warnings(grey, study.colour, study.modality) for grey in study.slices
+        ]
         if study.kind == "picture":
             answer = slice_answer(study.slices[0], study, found[0], said[0])
             mask, ending = base64.b64decode(answer.mask_png), "_mask.png"

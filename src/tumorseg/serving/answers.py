@@ -3,7 +3,7 @@
 import base64
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,12 +47,20 @@ class ModelNamed(BaseModel):
     model_version: str = Field(description="Version of the model in its registry.")
     model_digest: str = Field(description="SHA-256 of the model file.")
     architecture: str = Field(description="Architecture of the network.")
+    inputs_known: bool = Field(
+        default=False,
+        description="Whether the model knows what its training slices look like; if not, no "
+        "warning tells slices that are unlike them.",
+    )
 
     @classmethod
     def of(cls, info: "ModelInfo") -> "ModelNamed":
         """Names a model."""
         return cls(
-            model_version=info.version, model_digest=info.digest, architecture=info.architecture
+            model_version=info.version,
+            model_digest=info.digest,
+            architecture=info.architecture,
+            inputs_known=bool(info.inputs),
         )
 
 
@@ -72,6 +80,30 @@ class SegmentAnswer(SliceAnswer, ModelNamed):
         default=None,
         description="Only where it was asked for: the probability of tumour at the slice's own "
         "size as an 8-bit grey PNG file in base64; 255 is 1.",
+    )
+
+
+class UploadAnswer(ModelNamed):
+    """What `/upload` answers."""
+
+    segmented_img: str = Field(description="Below /segmented/: the slice with the tumour in red.")
+    mask_img: str = Field(description="Below /segmented/: the mask; 255 is tumour, 0 is not.")
+    uploaded_img: str = Field(description="Below /uploads/: the slice in grey.")
+    width: int = Field(description="Width of the slice, in pixels.")
+    height: int = Field(description="Height of the slice, in pixels.")
+    area_px: int = Field(description="Area of the tumour, in pixels.")
+    area_fraction: float = Field(description="Share of the slice that is tumour, 0 to 1.")
+    warnings: list[str] = Field(
+        description="A sentence each: what about the slice is unlike the training data."
+    )
+    request_id: str = Field(description="Names the request, also in the service's log.")
+
+
+class UploadFailure(BaseModel):
+    """What `/upload` answers with status 200 to a form without a file."""
+
+    error: Literal["No file part", "No selected file"] = Field(
+        description="No field `file`, or one without a file's name."
     )
 
 

@@ -105,7 +105,7 @@ class Familiarity:
 
     Args:
         known: The key `inputs` of model.json, from `tumorseg.inputs.describe`; None or empty for a
-            model that was registered without, about which nothing is ever said.
+            model that was registered without, of which no slice is said to be unlike its own.
 
     Raises:
         InputError: `known` is of another method or damaged.
@@ -142,18 +142,22 @@ class Familiarity:
     def _scores(self, grey: Grey) -> NDArray[np.float64]:
         return (statistics(grey, self._side) - self._mean) / self._scale
 
-    def warnings(self, grey: Grey, colour: float) -> list[str]:
+    def warnings(self, grey: Grey, colour: float, modality: str | None = None) -> list[str]:
         """Says, a sentence each, what about a slice is unlike the training data.
 
         Args:
             grey: uint8, shape (H, W).
             colour: `Study.colour`.
+            modality: `Study.modality`.
         """
-        if not self.known:
-            return []
-        if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
-            return ["The picture is uniform: there is nothing in it to segment."]
         found = []
+        # Whatever the model knows of its training slices, all of them are MR.
+        if modality not in (None, "MR"):
+            found.append(f"The DICOM header says {modality}, and the model was trained on MR.")
+        if not self.known:
+            return found
+        if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
+            return [*found, "The picture is uniform: there is nothing in it to segment."]
         if colour > _COLOURED:
             found.append(
                 f"The picture looks like a colour photograph: {colour:.0%} of it is coloured, and "

@@ -114,11 +114,14 @@ class Endpoints:
         return await self._slices.in_thread(_json, whole)
 
     async def volume(self, file: bytes, output: str | None) -> Response:
-        """Answers a volume with a file on the same grid: DICOM SEG or NIfTI.
+        """Answers a volume with a file on the same grid.
+
+        Args:
+            file: A DICOM file, a zip of a DICOM series, or NIfTI.
+            output: `seg` or `nifti`; for None or an empty one, the kind that was sent.
 
         Raises:
-            Rejected: If the file cannot be used, or the other kind is asked for, or the service
-                is too busy.
+            Rejected: If the file cannot be used or not be answered so, or the service is too busy.
         """
 
         def keep(
@@ -128,10 +131,11 @@ class Endpoints:
 
         async with self._volumes:
             study = await self._slices.in_thread(decode, file)
-            _check_kind(study, output)
+            kind = _output(study, output)
+            await self._slices.in_thread(self._check, study, kind)
             found = await self._each(study, keep)
             masks, warnings = [mask for mask, _ in found], [said for _, said in found]
-            return await self._slices.in_thread(self._file, study, masks, warnings)
+            return await self._slices.in_thread(self._file, study, kind, masks, warnings)
 
     async def _picture(
         self, file: bytes, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
@@ -148,25 +152,33 @@ class Endpoints:
     ) -> list[T]:
         def finish(grey: Grey, grid: Grid) -> T:
             found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
-            warnings = self._familiarity.warnings(grey, study.colour)
+            warnings = self._familiarity.warnings(grey, study.colour, study.modality)
             operations.note_slice(found.area_fraction, bool(warnings))
             return answer(study, grey, found, warnings)
 
         return await self._slices.each(study, finish)
 
-    def _file(self, study: Study, masks: list[Mask], warnings: list[list[str]]) -> Response:
+    def _check(self, study: Study, output: str) -> None:
         # Writers of DICOM and NIfTI take a second to import; who sends pictures never waits.
-        from tumorseg.serving.formats.seg import nifti_file, seg_file
+        from tumorseg.serving.formats import seg
+
+        seg.check(study, output, self._predictor.info)
+
+    def _file(
+        self, study: Study, output: str, masks: list[Mask], warnings: list[list[str]]
+    ) -> Response:
+        from tumorseg.serving.formats import seg
 
         info = self._predictor.info
-        if study.kind == "dicom":
-            content, kind, ending = seg_file(study, masks, info), "application/dicom", "dcm"
+        if output == "seg":
+            content, kind, ending = seg.seg_file(study, masks, info), "application/dicom", "dcm"
         else:
-            content, kind, ending = nifti_file(study, masks), "application/gzip", "nii.gz"
+            content, kind, ending = seg.nifti_file(study, masks), "application/gzip", "nii.gz"
         headers = {
             "Content-Disposition": f'attachment; filename="segmentation.{ending}"',
             "X-Model-Version": info.version,
             "X-Model-Digest": info.digest,
+            "X-Inputs-Known": json.dumps(self._named.inputs_known),
             "X-Warnings": json.dumps(summed_up(warnings)),
         }
         if study.spacing is not None and study.thickness is not None:
@@ -179,14 +191,16 @@ def _json(answer: BaseModel, leave_out: set[str] | None = None) -> Response:
     return Response(answer.model_dump_json(exclude=leave_out), media_type="application/json")
 
 
-def _check_kind(study: Study, output: str | None) -> None:
+def _output(study: Study, asked: str | None) -> str:
+    """The kind of the answer: `seg` or `nifti`."""
     if study.kind == "picture":
         raise Rejected(415, "The file is a picture, not DICOM or NIfTI: send it to /segment.")
-    if output not in (None, "", "dicom", "nifti"):
-        raise Rejected(400, "The form field `output` must be dicom or nifti: correct it.")
-    if output and output != study.kind:
+    if asked not in (None, "", "seg", "nifti"):
+        raise Rejected(400, "The form field `output` must be seg or nifti: correct it.")
+    if asked == "seg" and study.kind == "nifti":
         raise Rejected(
             400,
-            f"The file is {study.kind} and is answered as such, since only that keeps its geometry:"
-            " leave out the form field `output`.",
+            "A DICOM segmentation refers to the DICOM images, and the file is NIfTI: send the "
+            "DICOM series, or leave out the form field `output`.",
         )
+    return asked or ("seg" if study.kind == "dicom" else "nifti")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 import anyio.to_thread
 import bentoml
-from pydantic import Field, WithJsonSchema
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.requests import Request
 from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.exceptions import HTTPException
@@ -94,11 +94,17 @@ class VolumeForm(Form):
         description="A volume: a zip of a DICOM series, one DICOM file, or NIfTI (.nii, .nii.gz), "
         "at most 256 MiB as sent, 512 MiB unpacked, and 512 slices."
     )
-    output: Literal["dicom", "nifti"] | None = Field(
+    output: Literal["seg", "nifti"] | None = Field(
         default=None,
-        description="`dicom` (DICOM SEG) or `nifti`; must be the kind that was sent, since only "
-        "that keeps the geometry. Needs not be given.",
+        description="`seg` (DICOM SEG; only for DICOM, and what that is answered unless NIfTI is "
+        "asked for) or `nifti`.",
     )
+
+
+class UploadForm(BaseModel):
+    """What `/upload` takes; Flask reads it."""
+
+    file: _File = Field(description="One slice, as for `/segment`.")
 
 
 PictureForm.multipart_fields = VolumeForm.multipart_fields = ["file"]

@@ -1,21 +1,25 @@
 """The API's description for `/docs.json`: OpenAPI 3.1 with examples and every refusal."""
 
-import base64
-from typing import Any
-
-import numpy as np
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from tumorseg.serving.answers import BatchAnswer, Failure, SegmentAnswer, SliceFailure, Version
-from tumorseg.serving.api.forms import BatchForm, PictureForm, VolumeForm
-from tumorseg.serving.render import mask_png
+from tumorseg.serving.answers import (
+    BatchAnswer,
+    Failure,
+    SegmentAnswer,
+    UploadAnswer,
+    UploadFailure,
+    Version,
+)
+from tumorseg.serving.api import examples
+from tumorseg.serving.api.examples import Json
+from tumorseg.serving.api.forms import BatchForm, PictureForm, UploadForm, VolumeForm
 
-Json = dict[str, Any]
 _REFERENCE = "#/components/schemas/{model}"
 _REFUSALS = {
     400: "The form or the file is damaged or incomplete, or there are too many files.",
     401: "An API key is set, and the request brought none or a wrong one.",
+    403: "A page of another site sent the form.",
     408: "The body did not arrive in time.",
     413: "The file has too many bytes, pixels or slices.",
     415: "The request is no multipart form, or the file is of a kind that is not taken here.",
@@ -26,36 +30,10 @@ _REFUSALS = {
 _ABOUT = """Finds brain tumours in MRI slices. For research use only.
 
 With a key set, every address but /livez, /readyz and /metrics needs it."""
-_ID = "5f0c1d2e3b4a5968"
-_MODEL: Json = {
-    "model_version": "3",
-    "model_digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-    "architecture": "attention_unet",
-}
-_SLICE: Json = {
-    "mask_png": base64.b64encode(mask_png(np.pad(np.ones((4, 4), bool), 6))).decode(),
-    "width": 16,
-    "height": 16,
-    "area_px": 16,
-    "area_mm2": None,
-    "area_fraction": 0.0625,
-    "confidence": 0.93,
-    "contours": [[[6.0, 6.0], [10.0, 6.0], [10.0, 10.0], [6.0, 10.0]]],
-    "warnings": [],
-}
-_ERROR: Json = {
-    "error": "The file is empty: choose a picture and send it again.",
-    "request_id": _ID,
-}
-_ONE = SegmentAnswer(**_SLICE, **_MODEL, request_id=_ID).model_dump(exclude={"probability_png"})
-_MANY = {
-    "request_id": _ID,
-    **_MODEL,
-    "results": [_SLICE, SliceFailure(error=_ERROR["error"]).model_dump()],
-}
 _VOLUME_HEADERS = {
     "X-Model-Version": "Version of the model in its registry.",
     "X-Model-Digest": "SHA-256 of the model file.",
+    "X-Inputs-Known": "`true` or `false`: whether the model knows its training slices.",
     "X-Tumour-Volume-mm3": "Volume of the tumour, where the file tells distances in mm.",
     "X-Warnings": "A JSON list of sentences: what about the slices is unlike the training data.",
 }
@@ -69,7 +47,8 @@ def describe(version: str) -> Json:
         version: Of the bento.
     """
     models: list[type[BaseModel]] = [SegmentAnswer, BatchAnswer, Failure, Version]
-    forms: list[type[BaseModel]] = [PictureForm, BatchForm, VolumeForm]
+    models += [UploadAnswer, UploadFailure]
+    forms: list[type[BaseModel]] = [PictureForm, BatchForm, VolumeForm, UploadForm]
     _, schemas = models_json_schema(
         [(model, "serialization") for model in [*models, *forms]], ref_template=_REFERENCE
     )
@@ -91,25 +70,53 @@ def describe(version: str) -> Json:
 
 
 def _paths() -> Json:
-    volume: Json = {kind: {"schema": {}} for kind in ("application/dicom", "application/gzip")}
+    upload = _json(UploadAnswer, examples.UPLOAD)
+    upload["application/json"]["schema"] = {
+        "anyOf": [_reference(UploadAnswer), _reference(UploadFailure)]
+    }
     return {
         "/segment": _post(
-            "segment", "Finds the tumour in one slice.", PictureForm, _json(SegmentAnswer, _ONE)
+            "/segment",
+            "Finds the tumour in one slice.",
+            PictureForm,
+            {
+                "slice": ["file=@slice.png"],
+                "with probabilities": ["file=@slice.dcm", "probability=true"],
+            },
+            _json(SegmentAnswer, examples.SEGMENT),
         ),
         "/segment/batch": _post(
-            "segment_batch",
+            "/segment/batch",
             "Finds the tumour in each of up to 64 slices; a bad file spoils only its own result.",
             BatchForm,
-            _json(BatchAnswer, _MANY),
+            {"two slices": ["files=@first.png", "files=@second.jpg"]},
+            _json(BatchAnswer, examples.BATCH),
         ),
         "/segment/volume": _post(
-            "segment_volume",
+            "/segment/volume",
             "Finds the tumour in a volume: a DICOM SEG or NIfTI file on the grid of what was sent.",
             VolumeForm,
-            volume,
+            {
+                "series": ["file=@series.zip"],
+                "series, answered as NIfTI": ["file=@series.zip", "output=nifti"],
+                "NIfTI": ["file=@brain.nii.gz"],
+            },
+            {kind: {"schema": _file(kind)} for kind in ("application/dicom", "application/gzip")},
             {name: _header(text) for name, text in _VOLUME_HEADERS.items()},
         ),
-        "/version": _get("version", "Names bento, model, code and data.", _json(Version, None)),
+        "/upload": _post(
+            "/upload",
+            "Finds the tumour in one slice and keeps pictures of it for some minutes: what clients "
+            "of JayPat2003/Brain-Tumor-Segmentation-Project send and expect.",
+            UploadForm,
+            {"slice": ["file=@slice.png"]},
+            upload,
+        ),
+        "/version": _get(
+            "version",
+            "Names bento, model, code and data.",
+            _json(Version, examples.VERSION),
+        ),
         "/livez": _probe("livez", "The process lives.", 503),
         "/readyz": _probe("readyz", "The model is loaded, and the service is not stopping.", 503),
         "/metrics": _get("metrics", "Figures for Prometheus.", {"text/plain": {}}, secured=False),
@@ -117,18 +124,25 @@ def _paths() -> Json:
 
 
 def _post(
-    name: str, about: str, form: type[BaseModel], content: Json, more: Json | None = None
+    path: str,
+    about: str,
+    form: type[BaseModel],
+    requests: dict[str, list[str]],
+    content: Json,
+    more: Json | None = None,
 ) -> Json:
-    reference = {"$ref": _REFERENCE.format(model=form.__name__)}
+    media = {
+        "schema": _reference(form),
+        "examples": {title: examples.request(path, *fields) for title, fields in requests.items()},
+    }
+    # Only Flask asks from which site a form comes.
+    refused = [status for status in _REFUSALS if status != 403 or path == "/upload"]
     return {
         "post": {
-            "operationId": name,
+            "operationId": path.strip("/").replace("/", "_"),
             "summary": about,
-            "requestBody": {
-                "required": True,
-                "content": {"multipart/form-data": {"schema": reference}},
-            },
-            "responses": {"200": _answer(about, content, more), **_refusals(*_REFUSALS)},
+            "requestBody": {"required": True, "content": {"multipart/form-data": media}},
+            "responses": {"200": _answer(about, content, more), **_refusals(*refused)},
         }
     }
 
@@ -150,7 +164,7 @@ def _probe(name: str, about: str, otherwise: int) -> Json:
 def _refusals(*statuses: int) -> Json:
     answers = {}
     for status in statuses:
-        answer = _answer(_REFUSALS[status], _json(Failure, _ERROR))
+        answer = _answer(_REFUSALS[status], _json(Failure, examples.ERROR))
         if status == 503:
             answer["headers"]["Retry-After"] = _header("Seconds.")
         answers[str(status)] = answer
@@ -162,11 +176,16 @@ def _answer(about: str, content: Json, more: Json | None = None) -> Json:
     return {"description": about, "headers": headers | (more or {}), "content": content}
 
 
-def _json(model: type[BaseModel], example: Json | None) -> Json:
-    media: Json = {"schema": {"$ref": _REFERENCE.format(model=model.__name__)}}
-    if example is not None:
-        media["example"] = example
-    return {"application/json": media}
+def _json(model: type[BaseModel], example: Json) -> Json:
+    return {"application/json": {"schema": _reference(model), "example": example}}
+
+
+def _reference(model: type[BaseModel]) -> Json:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
+
+
+def _file(kind: str) -> Json:
+    return {"type": "string", "format": "binary", "contentMediaType": kind}
 
 
 def _header(about: str) -> Json:

@@ -46,6 +46,7 @@ class Study:
         colour: Share of a picture's pixels whose channels differ clearly, in [0, 1]; 0 elsewhere.
         source: What a volume's answer needs to lie on the same grid: a `DicomSource`, or the
             nibabel image without its values; None for a picture.
+        modality: The kind of scanner in DICOM's terms, such as MR; None where it is not known.
     """
 
     kind: Literal["picture", "dicom", "nifti"]
@@ -54,6 +55,7 @@ class Study:
     thickness: float | None = None
     colour: float = 0.0
     source: Any = None
+    modality: str | None = None
 
 
 class Refusal(NamedTuple):

@@ -1,5 +1,6 @@
 """DICOM images of one series, put in order and brought to 8 bits."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -38,11 +39,14 @@ class DicomSource:
             of a multi-frame file.
         frames: Of a multi-frame file, the frame (from 0) of each slice; else None.
         located: Whether the place, orientation and spacing of every slice are known.
+        affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
+            superior, shape (4, 4); None where the slices are not known to lie evenly.
     """
 
     datasets: list[Dataset]
     frames: list[int] | None
     located: bool
+    affine: NDArray[np.float64] | None
 
 
 def stack_study(datasets: list[Dataset]) -> Study:
@@ -71,17 +75,21 @@ def stack_study(datasets: list[Dataset]) -> Study:
     order = sorted(range(len(headers)), key=lambda n: keys[n])
     headers = [headers[n] for n in order]
     spacing = _spacing(headers)
+    thickness = _distance(places, headers)
+    located = bool(places) and spacing is not None
     stored = [frame for dataset in datasets for frame in frames(dataset)]
     return Study(
         "dicom",
         _greys([stored[n] for n in order], headers),
         spacing,
-        _distance(places, headers),
+        thickness,
         source=DicomSource(
             [datasets[n] for n in order] if len(datasets) > 1 else datasets,
             order if max(counts) > 1 else None,
-            bool(places) and spacing is not None,
+            located,
+            _affine(headers, thickness) if located and thickness is not None else None,
         ),
+        modality=_modality(datasets[0]),
     )
 
 
@@ -186,6 +194,29 @@ def _distance(places: list[float], headers: list[Any]) -> float | None:
     if not is_distance(mean):
         raise Rejected(*_DAMAGED)
     return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
+
+
+def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
+    """`DicomSource.affine` of slices that all have their place; DICOM counts towards left."""
+    cosines = np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)
+    down, across = map(float, headers[0].PixelSpacing)
+    places = np.array([header.ImagePositionPatient for header in headers], float)
+    step = thickness * np.cross(*cosines)
+    if len(places) > 1:
+        step = (places[-1] - places[0]) / (len(places) - 1)
+    even = places[0] + np.arange(len(places))[:, None] * step
+    if np.abs(places - even).max() > _UNEVEN * thickness:
+        return None
+    affine = np.eye(4)
+    affine[:3] = np.stack([cosines[0] * across, cosines[1] * down, step, places[0]], axis=1)
+    affine[:2] *= -1
+    return affine
+
+
+def _modality(header: Any) -> str | None:
+    """The kind of scanner, such as MR; None where the value is none that the standard allows."""
+    text = str(header.get("Modality") or "")
+    return text if re.fullmatch("[A-Z]{2,16}", text) else None
 
 
 def _greys(stored: list[NDArray[Any]], headers: list[Any]) -> list[NDArray[np.uint8]]:

@@ -5,11 +5,14 @@ frame says that the slice was looked at, and the stack is the source's own from 
 """
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -42,30 +45,81 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassU
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
+def check(study: Study, output: str, info: ModelInfo) -> None:
+    """Refuses a volume, before masks are computed, of which no answer could be written.
+
+    Args:
+        study: Of kind `nifti` or `dicom`.
+        output: `seg` or `nifti`.
+        info: The model that will be named.
+
+    Raises:
+        Rejected: As `nifti_file` or `seg_file` would.
+    """
+    if output == "nifti":
+        if study.kind == "dicom":
+            _affine(study.source)
+        return
+    with _refusing_damage():
+        _check(study.source)
+    if study.source.frames is None:  # what is left to refuse, a slice alone tells
+        source = replace(study.source, datasets=study.source.datasets[:1])
+        study = replace(study, slices=study.slices[:1], source=source)
+    seg_file(study, [np.zeros(grey.shape, bool) for grey in study.slices], info)
+
+
 def nifti_file(study: Study, masks: list[Mask]) -> bytes:
     """Writes masks as a NIfTI file on the grid of the source.
 
-    Affine, qform, sform, their codes, units and the order of the voxels are the source's own; its
-    free texts are not kept, since they may name a patient.
+    Of a NIfTI source, affine, qform, sform, their codes, units and the order of the voxels are its
+    own; its free texts are not kept, since they may name a patient. Of a DICOM source, voxels are
+    in the order of columns, rows and slices, and the sform is in scanner coordinates.
 
     Args:
-        study: Of kind `nifti`.
+        study: Of kind `nifti` or `dicom`.
         masks: bool, shape (H, W), one a slice of the study.
 
     Returns:
         A .nii.gz file of 0 and 1, uint8.
+
+    Raises:
+        Rejected: 400 if the slices of a DICOM source do not lie evenly, or it does not say.
     """
-    image = study.source
-    canonical = from_planes(np.stack(masks).astype(np.uint8), cut_across(image.affine))
-    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
-    voxels = apply_orientation(canonical, back).reshape(image.shape)
-    header = image.header.copy()
-    header.set_data_dtype(np.uint8)
-    header["cal_min"], header["cal_max"] = 0, 1
-    header["descrip"] = f"tumorseg: {USE.lower()}".encode()
-    answer = type(image)(voxels, image.affine, header)
+    planes = np.stack(masks).astype(np.uint8)
+    answer = _from_dicom(study, planes) if study.kind == "dicom" else _as_sent(study, planes)
+    answer.header["cal_min"], answer.header["cal_max"] = 0, 1
+    answer.header["descrip"] = f"tumorseg: {USE.lower()}".encode()
     # Time stamps would make equal answers differ.
     return gzip.compress(answer.to_bytes(), compresslevel=4, mtime=0)
+
+
+def _affine(source: Any) -> NDArray[np.float64]:
+    affine: NDArray[np.float64] | None = source.affine
+    if affine is None:
+        raise Rejected(
+            400,
+            "The DICOM slices are not known to lie evenly (position, orientation, spacing and "
+            "thickness), which NIfTI needs: export the original series, or ask for `seg`.",
+        )
+    return affine
+
+
+def _from_dicom(study: Study, planes: NDArray[np.uint8]) -> Any:
+    affine = _affine(study.source)
+    answer = Nifti1Image(planes.transpose(2, 1, 0), affine)
+    answer.set_sform(affine, code="scanner")
+    answer.header.set_xyzt_units("mm")
+    return answer
+
+
+def _as_sent(study: Study, planes: NDArray[np.uint8]) -> Any:
+    image = study.source
+    canonical = from_planes(planes, cut_across(image.affine))
+    back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    voxels = apply_orientation(canonical, back).reshape(image.shape)
+    return type(image)(voxels, image.affine, header)
 
 
 def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
@@ -87,16 +141,25 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
     planes = np.stack(masks).astype(np.uint8)
     if source.frames is not None:
         planes = planes[np.argsort(source.frames)]
-    hush()
-    try:
+    with _refusing_damage():
         _check(source)
         first = _completed(source.datasets[0], study.thickness)
         return _segmentation([first, *source.datasets[1:]], planes, info)
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Raises Rejected for whatever pydicom and highdicom raise.
+
+    pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
+    reasons, which it puts in terms of its own arguments.
+    """
+    hush()
+    try:
+        yield
     except Rejected:
         raise
     except Exception:
-        # pydicom finds damage only when it is asked for a value, and highdicom refuses a source
-        # for many reasons, which it puts in terms of its own arguments.
         raise Rejected(
             400,
             "The DICOM headers break the standard, so that no segmentation can refer to them: "

@@ -169,7 +169,7 @@ def _add_upload(
             raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
         grey = study.slices[0]
         (found,) = segment([grey])
-        warnings = known.warnings(grey, study.colour)
+        warnings = known.warnings(grey, study.colour, study.modality)
         note(found.area_fraction, bool(warnings))
         # What a browser can show is shown as it was sent.
         original = data if is_picture(data) else to_png(grey)

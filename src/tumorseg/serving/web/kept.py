@@ -162,7 +162,7 @@ def segmented(
     for start in range(0, len(study.slices), BATCH):
         some = study.slices[start : start + BATCH]
         for grey, found in zip(some, segment(some), strict=True):
-            warnings = known.warnings(grey, study.colour)
+            warnings = known.warnings(grey, study.colour, study.modality)
             note(found.area_fraction, bool(warnings))
             kept.slices.append(_prepared(grey, found, threshold, warnings))
         if kept.size > most:

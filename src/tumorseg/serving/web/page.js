@@ -213,8 +213,16 @@ async function take(path, ending, query = {}) {
 }
 
 function choose(files) {
-  const [first] = studies.add(files);
+  const chosen = [...files], [first] = studies.add(chosen);
   if (first) first.first = true;
+  tellOfSeries(chosen);
+}
+
+/** Says how a series is sent, where its files may have been chosen one by one. */
+async function tellOfSeries(files) {
+  const marks = files.map((file) => file.slice(128, 132).text().catch(() => ""));
+  const dicom = (await Promise.all(marks)).filter((mark) => mark === "DICM");
+  byId("series").hidden = dicom.length < 2;
 }
 
 byId("file").addEventListener("change", (event) => {

@@ -16,6 +16,7 @@ class Failed extends Error {
 
 const UNREACHABLE = "The service cannot be reached: check the connection and try again.";
 const BROKEN = "The service failed at this: try again, and tell whoever runs it if it stays so.";
+const BUSY = "The service is busy: try again in a few minutes.";
 const UNREADABLE =
   "This cannot be read: it may be a folder, or was moved; choose it again as a file.";
 const MOST_WAITS = 24;  // of 5 s each: as long as the service lets a volume take
@@ -23,8 +24,9 @@ const MOST_WAITS = 24;  // of 5 s each: as long as the service lets a volume tak
 /**
  * Repeats what the service was too busy for, when it says.
  * @param waiting Called with its sentence, and the seconds left.
+ * @param signal Ends the waiting.
  */
-async function patiently(attempt, waiting = () => {}) {
+async function patiently(attempt, waiting = () => {}, signal = null) {
   for (let turn = 1; ; turn++) {
     const answer = await attempt();
     if (answer.status !== 503) return answer;
@@ -33,6 +35,7 @@ async function patiently(attempt, waiting = () => {}) {
     for (let left = Math.min(60, Math.max(1, answer.retryAfter || 5)); left > 0; left--) {
       waiting(busy.message, left);
       await new Promise((done) => setTimeout(done, 1000));
+      signal?.throwIfAborted();
     }
   }
 }
@@ -44,16 +47,23 @@ function failure(status, text) {
   } catch {
     // No JSON: something between here and the service answered.
   }
-  return new Failed(BROKEN, status);
+  return new Failed(status === 503 ? BUSY : BROKEN, status);
 }
 
-function post(path, form, progress) {
+function post(path, form, progress, signal) {
   return new Promise((done, fail) => {
     const request = new XMLHttpRequest();  // since `fetch` does not tell how much was sent
     request.upload.addEventListener("progress", (event) => {
       if (event.lengthComputable) progress(event.loaded / event.total);
     });
-    request.upload.addEventListener("load", () => progress(1));
+    const stop = () => request.abort();
+    signal.addEventListener("abort", stop);
+    request.upload.addEventListener("load", () => {
+      // From here on the service has it, and only its answer tells by which name to forget it.
+      signal.removeEventListener("abort", stop);
+      progress(1);
+    });
+    request.addEventListener("abort", () => fail(signal.reason));
     request.addEventListener("load", () => done({
       status: request.status,
       retryAfter: Number(request.getResponseHeader("Retry-After")),
@@ -70,8 +80,9 @@ function post(path, form, progress) {
  * @param progress Called with the share that was sent.
  * @param waiting Called with why the service does not take it now, and the seconds until the next
  *   attempt.
+ * @param signal Ends the sending; what was sent as a whole is answered nevertheless.
  */
-async function sendFile(file, most, progress, waiting) {
+async function sendFile(file, most, progress, waiting, signal) {
   if (file.size > most) {
     throw new Failed(`The file is larger than ${most / 2 ** 20} MiB: send a smaller one.`, 413);
   }
@@ -82,7 +93,9 @@ async function sendFile(file, most, progress, waiting) {
   }
   const form = new FormData();
   form.append("file", file, "scan");  // file names may name patients: they stay here
-  const answer = await patiently(() => post("studies", form, progress), waiting);
+  signal.throwIfAborted();
+  const attempt = () => post("studies", form, progress, signal);
+  const answer = await patiently(attempt, waiting, signal);
   if (answer.status !== 200) throw failure(answer.status, answer.text);
   try {
     return JSON.parse(answer.text);

@@ -12,6 +12,7 @@ class Entry {
     this.file = file;
     this.name = file.name;
     this.study = null;
+    this.removal = new AbortController();
     this.at = 0;
     this.image = element("img", { alt: "", loading: "lazy" });
     this.state = element("span", { className: "state" });
@@ -142,12 +143,14 @@ class Studies {
     const waiting = (sentence, seconds) => entry.wait(sentence, seconds);
     entry.tell("Uploading", 0);
     try {
-      const study = await sendFile(entry.file, this.most, progress, waiting);
+      const { signal } = entry.removal;
+      const study = await sendFile(entry.file, this.most, progress, waiting, signal);
       entry.tell("");
       entry.done(study);
       if (this.entries.includes(entry)) this.calls.done(entry);
       else forget(study);  // it was removed meanwhile
     } catch (error) {
+      if (!this.entries.includes(entry)) return;
       const known = error instanceof Failed;
       if (!known) console.error(error);
       entry.fail(known ? error.message : BROKEN, !known || error.passing ? "Try again" : "");
@@ -160,6 +163,7 @@ class Studies {
     this.entries.splice(place, 1);
     this.queue = this.queue.filter((other, n) => n === 0 || other !== entry);
     entry.line.remove();
+    entry.removal.abort();
     if (entry.study) forget(entry.study);
     const ready = this.entries.filter((other) => other.study);
     const next = ready.find((other) => this.entries.indexOf(other) >= place) || ready.at(-1);
