@@ -183,3 +183,4 @@ def test_a_wrong_address_is_answered_with_a_sentence(client, method, address, st
     answer = client.request(method, address)
     assert answer.status_code == status
     assert "/docs.json" in answer.json()["error"] and answer.json()["request_id"]
+    assert ("Allow" in answer.headers) == (status == 405)

@@ -237,11 +237,14 @@ class Worded:
         async def answer(message: Message) -> None:
             nonlocal replaced
             if message["type"] == "http.response.start":
-                kind = Headers(raw=message["headers"]).get("content-type", "")
+                headers = Headers(raw=message["headers"])
                 sentence = _ADDRESSES.get(message["status"])
-                if sentence and kind.startswith("text/plain"):
+                if sentence and headers.get("content-type", "").startswith("text/plain"):
                     replaced = True
-                    await refusal(Refusal(message["status"], sentence))(scope, receive, send)
+                    said = refusal(Refusal(message["status"], sentence))
+                    if "allow" in headers:  # which a 405 must name (RFC 9110)
+                        said.headers["Allow"] = headers["allow"]
+                    await said(scope, receive, send)
             if not replaced:
                 await send(message)
 
