@@ -56,7 +56,7 @@ def request(keep: bool) -> bytes:
     file = encode(Image.fromarray(disc()))
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
     body += file + b"\r\n--b--\r\n"
-    head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     head += "" if keep else "Connection: close\r\n"
     head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     return head.encode() + body
