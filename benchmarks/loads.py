@@ -183,7 +183,7 @@ class Mix:
         if answer is None:
             return
         if answer.status_code != 200:
-            tally.wrong[f"good volume answered {answer.status_code}"] += 1
+            tally.wrong[f"good volume answered {answer.status_code}: {answer.text[:200]}"] += 1
         elif not own.is_answered_by(answer.content):
             tally.wrong["wrong masks"] += 1
 

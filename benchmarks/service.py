@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,8 @@ from tumorseg.cli import PACKAGED
 from tumorseg.errors import InputError
 from tumorseg.predict import packaged_model
 from tumorseg.serving.predictor import Predictor
+
+KEPT = Path(".state/load.log")
 
 
 def choose(chosen: argparse.Namespace, scratch: Path) -> tuple[Path, str | None]:
@@ -59,6 +62,10 @@ def under_load(chosen: argparse.Namespace, model: Path, tag: str | None) -> bool
         if chosen.what == "load":
             tally, seconds = asyncio.run(loads.load(server, mix, chosen.count or 10_000))
             print(loads.load_table(tally, chosen.count or 10_000, seconds))
+            if tally.wrong.total():
+                KEPT.parent.mkdir(exist_ok=True)
+                shutil.copy(server.log, KEPT)
+                print(f"\nthe service's log: {KEPT}")
             return not tally.wrong.total()
         if chosen.what == "sigterm":
             text, fine = sigterm.sigterm(server, mix)

@@ -77,7 +77,8 @@ def sigterm(server: Server, mix: Mix, seconds: float = 3.0) -> tuple[str, bool]:
 def _half_sent(server: Server, data: bytes) -> socket.socket:
     """Begins to upload a file; returns the connection, on which the rest never comes."""
     url = httpx.URL(server.url)
-    head = "POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head = "POST /segment HTTP/1.1\r\nHost: localhost\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n"
     head += f"Content-Length: {len(data)}\r\n\r\n"
     connection = socket.create_connection((url.host, url.port or 80))
     connection.sendall(head.encode() + data[: len(data) // 2])
