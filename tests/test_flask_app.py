@@ -329,6 +329,8 @@ def test_unknown_routes_answer_json(client):
     answer = client.get("/nothing")
     assert answer.status_code == 404
     assert "error" in answer.json
+    wrong = client.get("/upload")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "OPTIONS, POST")
 
 
 def test_the_answer_says_what_answered_and_what_is_strange(client, predictor, monkeypatch):

@@ -7,7 +7,12 @@ from http import HTTPStatus
 from typing import IO
 
 import flask
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, ServiceUnavailable
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+)
 
 from tumorseg.serving.formats.decode import Refusal, Rejected
 from tumorseg.serving.keys import NO_KEY, brings
@@ -116,6 +121,8 @@ def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> Non
         response.status_code = status
         if isinstance(error, ServiceUnavailable):
             response.headers["Retry-After"] = str(_RETRY_SECONDS)
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         return response
 
 
