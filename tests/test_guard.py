@@ -218,6 +218,16 @@ def test_nothing_is_computed_for_a_client_that_went_away():
     assert ended[0] - began < 2
 
 
+def test_only_a_disconnect_is_taken_for_the_clients_leaving():
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.12)
+        await echo(scope, receive, send)
+
+    more = {"type": "http.request", "body": b"", "more_body": False}
+    start, *_ = leaving(slow, WHOLE, more, more)
+    assert start["status"] == 200
+
+
 def test_what_was_answered_is_finished_though_nobody_is_there_any_more():
     ended = []
 

@@ -244,6 +244,11 @@ def test_a_dicom_series_from_choosing_it_to_its_segmentation(browser, predictor)
         assert int(found.pixel_array.sum()) == area
         sources = {str(u[2]) for u in found.get_source_image_uids()}
         assert sources == {str(one.SOPInstanceUID) for one in series}
+        name, packed = page.download("get-nifti")
+        assert name == "series-mask.nii.gz"
+        assert (
+            int(nibabel.Nifti1Image.from_bytes(gzip.decompress(packed)).get_fdata().sum()) == area
+        )
         page.ready("one.dcm").locator(".open").click()
         assert not page.page.locator("#slice").is_visible()
         assert page.download("get-seg")[0] == "one-seg.dcm"

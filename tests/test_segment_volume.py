@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,15 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from tests.made_volumes import affine, dicom_bytes, enhanced, nifti, series, series_zip
+from tests.made_volumes import (
+    affine,
+    dicom_bytes,
+    enhanced,
+    nifti,
+    nifti_values,
+    series,
+    series_zip,
+)
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tests.web import blob, dicom_series
@@ -273,3 +283,26 @@ def test_warnings_are_answered_and_summed_up(predictor, monkeypatch):
     assert answer.headers["X-Warnings"].isascii()
     assert json.loads(answer.headers["X-Warnings"]) == ["Odd.", "1 of 5 slices: Dim “slice”."]
     assert reply["warnings"] == ["Dim “slice”.", "Odd."]
+
+
+def test_the_first_volumes_import_nothing_that_another_thread_could_see_half_made(tmp_path):
+    (tmp_path / "series.zip").write_bytes(series_zip(dicom_series()))
+    (tmp_path / "brain.nii").write_bytes(nifti(nifti_values()).to_bytes())
+    script = """
+import sys
+from pathlib import Path
+import tumorseg.serving.api.endpoints, tumorseg.serving.web.studies
+from tumorseg.serving.formats.decode import decode
+from tumorseg.serving.formats.seg import check
+class Model:
+    name = version = architecture = "x"
+    digest = "0" * 64
+before = set(sys.modules)
+for name, kind in (("series.zip", "seg"), ("series.zip", "nifti"), ("brain.nii", "nifti")):
+    check(decode(Path(name).read_bytes()), kind, Model)
+late = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(late & {"pydicom", "highdicom", "nibabel", "tumorseg"}))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]

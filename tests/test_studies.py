@@ -205,7 +205,17 @@ def test_a_series_becomes_a_segmentation_at_the_threshold(client, predictor, thr
     assert sorted(order) == [0, 1, 2]
     for mask, number in zip(masks, order, strict=True):
         assert np.array_equal(mask > 0, shown[number] > 0)
-    assert client.get(f"/studies/{study['id']}/mask.nii.gz").status_code == 404
+    packed = client.get(f"/studies/{study['id']}/mask.nii.gz?threshold={threshold}").data
+    mask = nibabel.Nifti1Image.from_bytes(gzip.decompress(packed))
+    for number, one in enumerate(shown):  # columns first, and the slices in the study's order
+        assert np.array_equal(np.asarray(mask.dataobj)[..., number].T > 0, one > 0)
+    assert mask.header.get_zooms() == pytest.approx((0.7, 0.5, 4.0))
+
+
+def test_a_picture_has_no_volume_to_download(client):
+    study = send(client)
+    for name in ("seg.dcm", "mask.nii.gz"):
+        assert client.get(f"/studies/{study['id']}/{name}").status_code == 404
 
 
 def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor):

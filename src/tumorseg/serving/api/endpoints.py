@@ -26,6 +26,10 @@ from tumorseg.serving.api.guard import no_file, refusal
 from tumorseg.serving.api.lasting import all_or_none
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.familiarity import Familiarity
+
+# At the top, though pictures need none of it: threads of two first volumes that imported it at once
+# would see its libraries half made.
+from tumorseg.serving.formats import seg
 from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
 from tumorseg.serving.web.shield import FAILED
@@ -159,16 +163,11 @@ class Endpoints:
         return await self._slices.each(study, finish)
 
     def _check(self, study: Study, output: str) -> None:
-        # Writers of DICOM and NIfTI take a second to import; who sends pictures never waits.
-        from tumorseg.serving.formats import seg
-
         seg.check(study, output, self._predictor.info)
 
     def _file(
         self, study: Study, output: str, masks: list[Mask], warnings: list[list[str]]
     ) -> Response:
-        from tumorseg.serving.formats import seg
-
         info = self._predictor.info
         if output == "seg":
             content, kind, ending = seg.seg_file(study, masks, info), "application/dicom", "dcm"

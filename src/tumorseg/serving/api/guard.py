@@ -144,7 +144,9 @@ class Guard:
                 await self._read(limit, body, receive)
             operations.note_bytes(body.tell())
             sized, again = _with_length(scope, body.tell()), _replay(body.getvalue(), receive)
-            await self._answer_in_time(end, sized, again, send, asyncio.ensure_future(receive()))
+            await self._answer_in_time(
+                end, sized, again, send, asyncio.ensure_future(_left(receive))
+            )
         except Rejected as error:
             await refusal(error)(scope, receive, send)
         except TimeoutError:
@@ -175,7 +177,7 @@ class Guard:
         scope: Scope,
         receive: Receive,
         send: Send,
-        leaves: asyncio.Future[Message] | None = None,
+        leaves: asyncio.Future[None] | None = None,
     ) -> None:
         """Runs the application; past the end answers 504 in its place.
 
@@ -249,6 +251,12 @@ class Worded:
                 await send(message)
 
         await self._app(scope, receive, answer)
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client went away, or has all of its answer."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _with_length(scope: Scope, length: int) -> Scope:

@@ -11,7 +11,14 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+import highdicom
 import numpy as np
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationTypeValues,
+    SegmentDescription,
+)
 from nibabel.nifti1 import Nifti1Image
 from nibabel.orientations import (
     apply_orientation,
@@ -20,6 +27,9 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from numpy.typing import NDArray
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
 
 from tumorseg.orientation import from_planes
 from tumorseg.preprocess import Mask
@@ -195,8 +205,6 @@ def _check(source: Any) -> None:
 
 def _completed(header: Any, thickness: float | None) -> Any:
     """The header with all that the answer copies from it: present, and empty where invalid."""
-    from pydicom.valuerep import DA, TM
-
     checks: dict[str, Callable[[str], Any]] = {
         "PatientBirthDate": DA,
         "StudyDate": DA,
@@ -234,17 +242,6 @@ def _decode(header: Any) -> None:
 
 
 def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
-    # Only here, since importing them takes longer than answering for a picture.
-    import highdicom
-    from highdicom.seg import (
-        SegmentAlgorithmTypeValues,
-        Segmentation,
-        SegmentationTypeValues,
-        SegmentDescription,
-    )
-    from pydicom.sr.codedict import codes
-    from pydicom.uid import ExplicitVRLittleEndian
-
     version = f"{info.version} ({info.architecture})"
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=info.name,

@@ -13,6 +13,8 @@ from tumorseg.serving.formats.decode import (
     Rejected,
     Study,
 )
+from tumorseg.serving.formats.dicom import dicom_study
+from tumorseg.serving.formats.nifti import nifti_study
 from tumorseg.serving.formats.unpacking import EMPTY_ZIP, GZIP, ZIP, gunzip, unzip
 
 _PAIRS = (b"ni1\0", b"ni2\0")
@@ -36,12 +38,8 @@ def decode_volume(data: bytes) -> Study:
     hush()
     try:
         if found == "nifti":
-            from tumorseg.serving.formats.nifti import nifti_study
-
             packed = data.startswith(GZIP)
             return nifti_study(gunzip(data, _is_nifti, WRONG_KIND) if packed else BytesIO(data))
-        from tumorseg.serving.formats.dicom import dicom_study
-
         return dicom_study(unzip(data) if found == "zip" else [data])
     except Rejected:
         raise

@@ -57,7 +57,7 @@ function open(entry) {
   byId("scroller").hidden = byId("volume-row").hidden = !several;
   byId("slice").max = study.slices.length;
   byId("get-seg").hidden = study.kind !== "dicom";
-  byId("get-nifti").hidden = study.kind !== "nifti";
+  byId("get-nifti").hidden = study.kind === "picture";
   byId("get-mask").textContent = several ? "Mask PNG of this slice" : "Mask PNG";
   byId("area-name").textContent = several ? "Tumour area, this slice" : "Tumour area";
   viewer.clear();

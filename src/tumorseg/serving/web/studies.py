@@ -1,8 +1,7 @@
 """What our own page asks for: a study's slices, their probabilities, and masks to download."""
 
 import secrets
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Container
 from typing import Any
 
 import flask
@@ -10,6 +9,7 @@ import flask
 from tumorseg.preprocess import Mask
 from tumorseg.serving.answers import ModelNamed
 from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.formats import seg
 from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import ModelInfo
 from tumorseg.serving.render import level_of, mask_png, to_png
@@ -88,23 +88,23 @@ def add_studies(
         found = slice_of(name, int(number[:9])).mask(level())
         return _download(mask_png(found), "image/png")
 
-    def volume(name: str, kind: str, write: Callable[[Any, Study, list[Mask]], bytes]) -> bytes:
+    def volume(
+        name: str, kinds: Container[str], write: Callable[[Study, list[Mask]], bytes]
+    ) -> bytes:
         study, limit = wanted(name), level()
-        if study.kind != kind:
+        if study.kind not in kinds:
             flask.abort(404, f"This study is of the kind {study.kind}: it has no such file.")
-        # Only this module needs the libraries of volumes, which take seconds to load.
-        seg = import_module("tumorseg.serving.formats.seg")
         with turns.turn(study.data):
-            return write(seg, decode(study.data), [s.mask(limit) for s in study.slices])
+            return write(decode(study.data), [s.mask(limit) for s in study.slices])
 
     @app.get("/studies/<name>/seg.dcm")
     def seg_dcm(name: str) -> flask.Response:
-        data = volume(name, "dicom", lambda seg, s, m: seg.seg_file(s, m, info))
+        data = volume(name, {"dicom"}, lambda study, masks: seg.seg_file(study, masks, info))
         return _download(data, "application/dicom")
 
     @app.get("/studies/<name>/mask.nii.gz")
     def nifti(name: str) -> flask.Response:
-        data = volume(name, "nifti", lambda seg, s, m: seg.nifti_file(s, m))
+        data = volume(name, {"dicom", "nifti"}, seg.nifti_file)
         return _download(data, "application/gzip")
 
 
