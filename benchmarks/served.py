@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,12 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     log: Path = field(repr=False)
+
+    def kept(self) -> float:
+        """What it keeps of the page's pictures until they expire, in MiB."""
+        text = httpx.get(f"{self.url}/metrics", timeout=30, trust_env=False).text
+        found = re.search(r"^tumorseg_page_bytes(?:{.*})? (\S+)$", text, re.MULTILINE)
+        return float(found[1]) / 1024**2 if found else 0.0
 
     def memory(self) -> float:
         """Resident memory of all its processes, in MiB."""

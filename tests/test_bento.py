@@ -205,6 +205,7 @@ def test_metrics_count_what_was_asked_and_found(client):
     after = [figure(name) for name in names]
     assert [new - old for old, new in zip(before, after, strict=True)] == [1, 1, 1, 5, 5, 5]
     assert figure("tumorseg_queue_requests") == 0
+    assert figure("tumorseg_page_bytes") > len(DISC)  # the original, and what was drawn
     assert "secret" not in client.get("/metrics").text
 
 

@@ -28,6 +28,11 @@ QUEUE = Gauge(
     "Requests that are read, waiting or computed now",
     multiprocess_mode="livesum",
 )
+KEPT = Gauge(
+    "tumorseg_page_bytes",
+    "What is kept of the page's pictures and studies until they expire",
+    multiprocess_mode="livesum",
+)
 BATCH = Histogram(
     "tumorseg_batch_slices", "Slices a run of the network", buckets=(1, 2, 4, 8, 16, 32, 64)
 )

@@ -36,12 +36,14 @@ from tumorseg.serving.formats.decode import (
 from tumorseg.serving.keys import VARIABLE, check_reach, is_open
 from tumorseg.serving.predictor import Predictor, load_info
 from tumorseg.serving.web.flask_app import create_app, model_folder
+from tumorseg.serving.web.store import Store
 
 MAX_BATCH_BYTES = 128 * 1024 * 1024
 _ROOT = Path(__file__).resolve().parents[3]
 _settings = load_settings(_ROOT / "service.json")
 _state = operations.State()
 _pages = pages.Pages()
+_kept = Store(max_bytes=_settings.page_memory_mib * 1024 * 1024)
 _API_PATHS = ("/segment", "/segment/batch", "/segment/volume", "/version", "/docs.json")
 _LIMITS = {
     "/segment": Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES, "file"),
@@ -69,6 +71,7 @@ def _assemble() -> tuple[Endpoints, Any]:
     endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings)
     return endpoints, create_app(
         predictor,
+        store=_kept,
         note=operations.note_slice,
         segment=pages.joining(endpoints.slices),
         volumes=_settings.max_volumes,
@@ -99,6 +102,7 @@ async def _docs(_: Request) -> Response:
 
 async def _metrics(_: Request) -> Response:
     """Answers `/metrics` with BentoML's own client, which joins the figures of its processes."""
+    operations.KEPT.set(_kept.held)
     client = BentoMLContainer.metrics_client.get()
     return Response(client.generate_latest(), media_type=client.CONTENT_TYPE_LATEST)
 

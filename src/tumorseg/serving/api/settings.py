@@ -31,6 +31,7 @@ class Settings(BaseModel):
     max_latency_ms: PositiveInt = 60_000  # a slice that would wait longer is refused with 503
     max_queue: PositiveInt = 128  # requests that are read, waiting or computed at a time
     max_memory_mib: PositiveInt = 640  # request bodies held at a time, all together
+    page_memory_mib: PositiveInt = 512  # that the page's pictures may hold, for ten minutes
     max_volumes: PositiveInt = 2  # unpacked at a time, others wait; as many of the page
     timeout_seconds: PositiveFloat = 120  # from a request's first byte to its answer's last
     threads: PositiveInt = 4  # that decode, resize and encode; as many again serve the pages

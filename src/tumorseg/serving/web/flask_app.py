@@ -46,8 +46,6 @@ from tumorseg.serving.web.studies import add_studies
 
 # What a multipart form may add to the file itself: boundaries, headers, other fields.
 FORM_OVERHEAD = 64 * 1024
-_KEEP_SECONDS = 600.0
-_KEEP_BYTES = 512 * 1024 * 1024
 # The one name that the seed's page asks for; here it means "the last upload of this session".
 _LAST_UPLOAD = "uploaded_image.jpg"
 _HERE = Path(__file__).parent
@@ -106,7 +104,7 @@ def create_app(
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
     )
-    kept = Store(_KEEP_SECONDS, _KEEP_BYTES) if store is None else store
+    kept = Store() if store is None else store
     segment = segment or predictor.segment_many
     add_lock(app, key)
     add_limits(app, lambda path: _most_for(path) + FORM_OVERHEAD)

@@ -21,7 +21,10 @@ class Store:
     """
 
     def __init__(
-        self, seconds: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        seconds: float = 600.0,
+        max_bytes: int = 512 * 1024 * 1024,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.seconds = seconds
         self.max_bytes = max_bytes
@@ -58,6 +61,13 @@ class Store:
         """Lets go of what is kept under `key`, if anything is."""
         with self._lock:
             self._drop(key)
+
+    @property
+    def held(self) -> int:
+        """How many bytes the entries that are alive hold."""
+        with self._lock:
+            self._tidy()
+            return self._bytes
 
     def __len__(self) -> int:
         """Returns how many entries are alive."""
