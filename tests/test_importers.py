@@ -11,7 +11,7 @@ from PIL import Image
 from tests import samples
 from tests.conftest import REPOSITORY
 from tests.test_dataset import contents
-from tumorseg import cli
+from tumorseg import cli_data
 from tumorseg.data import coco, dataset
 from tumorseg.data.manifest import build_manifest
 from tumorseg.errors import InputError
@@ -272,7 +272,7 @@ def test_use_imports_under_data(imported, tmp_path, monkeypatch) -> None:
 def test_a_dry_run_says_what_would_happen(imported, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     sample, _, summary = imported("BraTS, sagittal")
-    cli.data_use(sample.folder, dry_run=True, axis="sagittal")
+    cli_data.use(sample.folder, dry_run=True, axis="sagittal")
     assert capsys.readouterr().out.strip() == str(summary)
     assert "slices      train 26, valid 26, test 26" in str(summary)
     assert list(tmp_path.iterdir()) == []

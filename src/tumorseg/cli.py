@@ -1,4 +1,4 @@
-"""The `tumorseg` command: runs, looks and serves, and puts data in place."""
+"""The `tumorseg` command: runs, looks and serves."""
 
 import json
 import os
@@ -6,24 +6,18 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tumorseg import environment, experiments
+from tumorseg import cli_data, environment, experiments
 from tumorseg.data import dataset
 from tumorseg.errors import InputError
 
-if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
-    from tumorseg.importers import Summary
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
-data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, tracked by DVC.")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 
 PACKAGED = Path("artifacts/package/bento.json")
 METRICS = Path("reports/metrics.json")
@@ -213,78 +207,3 @@ def env() -> None:
     """Print the environment of a run, for `eval "$(tumorseg env)"`."""
     for name in environment.defaults(Path.cwd()):
         print(f"export {name}={shlex.quote(os.environ[name])}")
-
-
-@data_app.command("use")
-def data_use(
-    folder: Path,
-    format_: Annotated[
-        str, typer.Option("--format", help="auto, coco, masks, nifti or dicom.")
-    ] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
-    axis: Annotated[
-        str, typer.Option(help="Slices of volumes: axial, coronal or sagittal.")
-    ] = "axial",
-    slices: Annotated[
-        str, typer.Option(help="Slices of volumes: all, tumour (labelled ones) or every:N.")
-    ] = "all",
-    modality: Annotated[
-        str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
-    ] = None,
-) -> None:
-    """Import FOLDER (COCO, images with masks, NIfTI, or DICOM with SEG) to data/."""
-    from tumorseg.importers import Options, plan
-
-    kind = None if format_ == "auto" else format_
-    options = Options(axis=axis, slices=slices, modality=modality)
-    if dry_run:
-        print(plan(folder, kind, options))
-    else:
-        _report(dataset.use(folder, kind=kind, options=options))
-
-
-@data_app.command("labels")
-def data_labels(
-    folder: Path,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
-) -> None:
-    """Put the COCO labels in FOLDER's train/, valid/ and test/ on the same images."""
-    from tumorseg.data import labels
-
-    print("the present labels, judged by those of", folder)
-    print(labels.table(labels.compare_labels(folder, Path("data"))))
-    print("A perfect model of the present labels would reach these figures, judged by the others.")
-    if not dry_run:
-        labels.use_labels(folder)
-        print("data/ now has the other labels, recorded in data.dvc.")
-        print("next: `make run`; `dvc metrics diff` and `dvc plots diff` show what it changed;")
-        print("      `git commit data.dvc dvc.lock reports` keeps it as a version")
-
-
-@data_app.command("phantom")
-def data_phantom(
-    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
-) -> None:
-    """Make the phantom set anew and put it under data/."""
-    from tumorseg.data.phantom import make_phantom
-
-    _from_scratch(lambda folder: make_phantom(folder, seed=seed))
-
-
-@data_app.command("kaggle")
-def data_kaggle() -> None:
-    """Download the published brain-tumour set from Kaggle and put it under data/."""
-    _report(dataset.use(dataset.download_from_kaggle()))
-
-
-def _from_scratch(make: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory(dir=environment.STATE) as scratch:
-        folder = Path(scratch, "data")
-        make(folder)
-        _report(dataset.use(folder))
-
-
-def _report(summary: "Summary") -> None:
-    print(summary)
-    print(f"data/ now holds {summary.images} images, recorded in data.dvc.")
-    print("next: `make run`; then `git commit data.dvc` keeps this version")

@@ -1,25 +1,12 @@
-"""params.yaml, checked: one class a section, and a wrong key or value is an error that names it."""
+"""The sections of the chain from data to figures: validate, split, augment, train, evaluate."""
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tumorseg.errors import InputError
-from tumorseg.serving.api.settings import Settings
-
-Fraction = Field(ge=0, le=1)
+from tumorseg.params.base import Fraction, Section
 
 # What validate may find, by name; tumorseg.data.expectations says what each means.
 Finding = Literal[
@@ -44,13 +31,6 @@ Finding = Literal[
     "size_outlier",
 ]
 FINDINGS: tuple[str, ...] = get_args(Finding)
-
-
-class Section(BaseModel):
-    """A section of params.yaml; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    section: ClassVar[str]
 
 
 class ValidateParams(Section):
@@ -197,90 +177,3 @@ class EvaluateParams(Section):
     lesion_overlap: float = Field(gt=0, le=1)  # share that makes a lesion found, a call right
     bootstrap_samples: PositiveInt
     seed: int = Field(ge=0)
-
-
-class RegisterParams(Section):
-    """Where the winner goes, and by how much it must beat the champion to replace it."""
-
-    section = "register"
-    experiment: str = Field(min_length=1)
-    model_name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    min_gain: float = Field(ge=0)  # of mean Dice on the validation split
-    parity_tolerance: PositiveFloat  # of probabilities, ONNX against PyTorch
-
-
-class PackageParams(Section):
-    """The bento: the packages of requirements.lock that the service imports, and its limits."""
-
-    section = "package"
-    requirements: list[str] = Field(min_length=1)
-    service: Settings
-
-
-class RetrainParams(Section):
-    """The retraining flow."""
-
-    section = "retrain"
-    retries: int = Field(ge=0, le=50)
-    retry_delay_seconds: float = Field(ge=0)
-
-
-SECTIONS: tuple[type[Section], ...] = (
-    ValidateParams,
-    SplitParams,
-    AugmentParams,
-    TrainParams,
-    EvaluateParams,
-    RegisterParams,
-    PackageParams,
-    RetrainParams,
-)
-SectionT = TypeVar("SectionT", bound=Section)
-
-
-def load_params(kind: type[SectionT], path: Path = Path("params.yaml")) -> SectionT:
-    """Reads params.yaml, checks all of it, and returns one section.
-
-    Args:
-        kind: The section's class, such as `TrainParams`.
-        path: The file.
-
-    Raises:
-        InputError: The file is missing or is no YAML mapping, or a section or key is unknown,
-            missing or wrong; the message names each as `section.key`.
-    """
-    try:
-        document: Any = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); run in the repository's root"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must hold sections of keys, such as 'train:'")
-    known = {section.section: section for section in SECTIONS}
-    problems = [f"{name}: unknown section" for name in document if name not in known]
-    parsed: dict[str, Section] = {}
-    for name, section in known.items():
-        try:
-            parsed[name] = section.model_validate(document.get(name))
-        except ValidationError as error:
-            problems += [_sentence(name, problem) for problem in error.errors()]
-    if problems:
-        raise InputError(f"{path}: " + "; ".join(problems))
-    asked = parsed[kind.section]
-    assert isinstance(asked, kind)
-    return asked
-
-
-def _sentence(section: str, problem: Any) -> str:
-    key = ".".join([section, *map(str, problem["loc"])])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict):  # several keys together
-        return f"{key}: {message}"
-    return f"{key}: {message.lower()} (got {problem['input']!r})"

@@ -1,0 +1,32 @@
+"""The sections of what comes after the figures: register, package, retrain."""
+
+from pydantic import Field, PositiveFloat
+
+from tumorseg.params.base import Section
+from tumorseg.serving.api.settings import Settings
+
+
+class RegisterParams(Section):
+    """Where the winner goes, and by how much it must beat the champion to replace it."""
+
+    section = "register"
+    experiment: str = Field(min_length=1)
+    model_name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    min_gain: float = Field(ge=0)  # of mean Dice on the validation split
+    parity_tolerance: PositiveFloat  # of probabilities, ONNX against PyTorch
+
+
+class PackageParams(Section):
+    """The bento: the packages of requirements.lock that the service imports, and its limits."""
+
+    section = "package"
+    requirements: list[str] = Field(min_length=1)
+    service: Settings
+
+
+class RetrainParams(Section):
+    """The retraining flow."""
+
+    section = "retrain"
+    retries: int = Field(ge=0, le=50)
+    retry_delay_seconds: float = Field(ge=0)
