@@ -215,15 +215,18 @@ def move(target: RegisterParams, event: history.Event) -> None:
         InputError: The version is incomplete or damaged, or the alias is no longer where the event
             found it.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        registry.fetch(target.model_name, event.version, target.experiment, Path(scratch))
-    now = registry.champion(target.model_name, target.experiment)
-    if (None if now is None else str(now.version)) != event.before:
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            registry.fetch(target.model_name, event.version, target.experiment, Path(scratch))
+        now = registry.champion(target.model_name, target.experiment)
+        if (None if now is None else str(now.version)) != event.before:
+            raise InputError(
+                f"the champion changed while this was decided, from version {event.before} to "
+                f"{now and now.version}: run it again"
+            )
+    except InputError:
         history.close(target, event, carried_out=False)
-        raise InputError(
-            f"the champion changed while this was decided, from version {event.before} to "
-            f"{now and now.version}: run it again"
-        )
+        raise
     registry.promote(target.model_name, event.version, target.experiment)
 
 
