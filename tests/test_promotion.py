@@ -133,8 +133,10 @@ def test_first_then_worse_then_better(place) -> None:
     assert story[1].digest == better.challenger["digest"] != story[1].before_digest
     kept = history.attached(place.target, story[2])
     assert kept is not None and promotion.Decision(**kept) == worse
-    run = mlflow.get_run(story[2].id)
-    assert run.data.tags["mlflow.note.content"] == worse.why
+    # What MLflow's pages of the run and of the version show.
+    assert mlflow.get_run(story[2].id).data.tags["mlflow.note.content"] == worse.why
+    version = mlflow.MlflowClient().get_model_version(place.target.model_name, "3")
+    assert worse.why in version.description and "jane" in version.description
 
 
 def test_the_page_says_what_was_compared_and_why(place) -> None:
@@ -294,9 +296,7 @@ def test_a_promotion_that_was_killed_is_finished_by_the_next(
 def test_a_rollback_that_was_killed_is_finished_by_the_next(
     shop, built, monkeypatch, module, name, when
 ) -> None:
-    for candidate in shop.candidates:
-        shop.promote(candidate)
-    assert shop.alias() == "3"
+    assert [shop.promote(one).serving for one in shop.candidates] == ["1", "2", "3"]
     with monkeypatch.context() as patch:
         kill_at(patch, module, name, when)
         with pytest.raises(Killed):
@@ -428,6 +428,7 @@ def test_without_mlflow_what_is_packaged_is_served_and_said_to_be(
     path.write_text(json.dumps({"tag": "t", "version": "7", "digest": "0" * 64}))
     found = packaging.reconcile()
     assert found is not None and found["version"] == "7" and built == []
-    (line,) = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr().err.splitlines()
+    (line,) = [one for one in printed if one.startswith("tumorseg: ")]
     assert "cannot be asked" in line and "packaged is version 7" in line
     assert not (place.root / "nowhere.db").exists()

@@ -31,7 +31,7 @@ class Decision:
 
     Attributes:
         decision: first, promoted, refused, or same (the champion's own network, described anew).
-        why: In a sentence.
+        why: In a sentence, the caveats included.
         challenger: Its version, run_id, digest and architecture.
         champion: Version, digest and architecture of the champion before; None where there was
             none.
@@ -56,7 +56,9 @@ class Decision:
 
     def page(self) -> str:
         """The decision as Markdown: what was compared on what, by which margins, and why."""
-        return fill("promotion.md", asdict(self))
+        # The caveats have a list of their own there.
+        verdict = self.why.removesuffix("; ".join(["", *self.caveats]))
+        return fill("promotion.md", asdict(self) | {"verdict": verdict})
 
 
 def promote(
@@ -205,6 +207,8 @@ def _carry_out(made: Decision, target: RegisterParams) -> None:
     history.attach(target, event, asdict(made), made.page())
     if event.moves:
         move(target, event)
+    said = f"{made.when}, {made.who}: {made.why}"
+    registry.describe(target.model_name, event.version, target.experiment, said)
     history.close(target, event)
 
 

@@ -76,6 +76,11 @@ def promote(name: str, version: str, experiment: str) -> None:
     client(experiment)[0].set_registered_model_alias(name, CHAMPION, version)
 
 
+def describe(name: str, version: str, experiment: str, text: str) -> None:
+    """Puts a text under a version on the registry's page."""
+    client(experiment)[0].update_model_version(name, version, text)
+
+
 def info_of(name: str, version: str, experiment: str) -> dict[str, Any]:
     """The model.json of a version.
 
