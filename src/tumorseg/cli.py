@@ -161,6 +161,7 @@ def serve(
     if not PACKAGED.exists():
         raise InputError(f"{PACKAGED}: is missing; type `make run` first")
     tag = json.loads(PACKAGED.read_text())["tag"]
+    os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
     command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
 

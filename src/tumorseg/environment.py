@@ -10,6 +10,7 @@ from pathlib import Path
 
 STATE = Path(".state")
 PREFECT_URL_FILE = STATE / "prefect" / "url"
+STATISTICS = STATE / "statistics.db"  # of the slices that `tumorseg serve` answered
 
 # The scans are patients': no component may report to its maker or look for updates.
 SILENT = {
