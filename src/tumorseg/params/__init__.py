@@ -20,7 +20,7 @@ from tumorseg.params.chain import (
     TrainParams,
     ValidateParams,
 )
-from tumorseg.params.operation import PackageParams, RegisterParams, RetrainParams
+from tumorseg.params.operation import DriftParams, PackageParams, RegisterParams, RetrainParams
 
 __all__ = [
     "FINDINGS",
@@ -28,6 +28,7 @@ __all__ = [
     "SECTIONS",
     "AugmentParams",
     "CommonTrainParams",
+    "DriftParams",
     "EvaluateParams",
     "Finding",
     "NetworkParams",
@@ -50,6 +51,7 @@ SECTIONS: tuple[type[Section], ...] = (
     RegisterParams,
     PackageParams,
     RetrainParams,
+    DriftParams,
 )
 SectionT = TypeVar("SectionT", bound=Section)
 
