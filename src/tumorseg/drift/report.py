@@ -45,8 +45,8 @@ def markdown(result: dict[str, Any], alpha: float, window_hours: int) -> str:
         "",
         f"**{result['sentence']}**",
         "",
-        f"- Model: version {model['version']}, sha256 `{model['digest'][:12]}`; slices that another "
-        "one answered do not count.",
+        f"- Model: version {model['version']}, sha256 `{model['digest'][:12]}`; slices that "
+        "another one answered do not count.",
         f"- Window: the last {window_hours} hours; {_came(result)}.",
     ]
     if result["slices"]:
