@@ -68,8 +68,8 @@ def reference(
         Ready for JSON; `load` says what it holds.
     """
     taken = np.stack([taken_of(grey, side) for grey in greys])
-    columns = {name: _column(taken[:, place], groups) for place, name in enumerate(NAMES)}
-    columns[AREA] = _column(np.asarray(areas, float), area_groups)
+    columns = {name: describe_column(taken[:, place], groups) for place, name in enumerate(NAMES)}
+    columns[AREA] = describe_column(np.asarray(areas, float), area_groups)
     return {"method": METHOD, "side": side, "columns": columns}
 
 
@@ -78,7 +78,8 @@ def taken_of(grey: Grey, side: int) -> NDArray[np.float64]:
     return statistics(grey, side).round(DIGITS)
 
 
-def _column(values: NDArray[np.float64], groups: ArrayLike) -> dict[str, Any]:
+def describe_column(values: NDArray[np.float64], groups: ArrayLike) -> dict[str, Any]:
+    """What is known of one statistic: values, shape (N,), and what each slice belongs to."""
     quantiles = np.quantile(values, LEVELS)
     return {
         "slices": len(values),
