@@ -1,6 +1,7 @@
 """The record of served slices: bounded, without anything that names a scan, never in the way."""
 
 import logging
+import os
 import re
 import resource
 import sqlite3
@@ -20,6 +21,7 @@ from tests.made_volumes import COUNT, dicom_bytes, series, series_zip
 from tests.serving_model import encode, write_model
 from tests.serving_process import SOURCE, in_process, ready, start, stop
 from tests.test_familiarity import SIDE, phantoms
+from tumorseg.files import write_json
 from tumorseg.inputs import describe
 from tumorseg.serving import familiarity
 from tumorseg.serving.api import recorder
@@ -299,3 +301,18 @@ def test_metrics_count_rows_and_sigterm_writes_what_waits(model, tmp_path, greys
     assert answers == [200] * 7
     assert "tumorseg_statistics_lost_total 0.0" in text
     assert len(rows_of(path)) == 7, log.read_text()
+
+
+def test_tumorseg_serve_keeps_a_record_unless_told_where(tmp_path, monkeypatch) -> None:
+    from tumorseg import cli
+
+    monkeypatch.chdir(tmp_path)
+    write_json(cli.PACKAGED, {"tag": "tumorseg-service:1"})
+    seen: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda *_: seen.append(os.environ[recorder.VARIABLE]))
+    monkeypatch.setenv(recorder.VARIABLE, "elsewhere.db")
+    cli.serve(host="127.0.0.1", port=3000)
+    monkeypatch.delenv(recorder.VARIABLE)
+    cli.serve(host="127.0.0.1", port=3000)
+    monkeypatch.delenv(recorder.VARIABLE)
+    assert seen == ["elsewhere.db", str(tmp_path / ".state" / "statistics.db")]

@@ -167,5 +167,5 @@ def attached(experiment: str, run_id: str, name: str) -> Any:
         raise InputError(
             f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} has no {name} in run {run_id}: set "
             "MLFLOW_TRACKING_URI to where the model was registered; if it was by an earlier "
-            "version, run `dvc repro --force register package`"
+            "version, run `dvc repro --force register`, then `dvc repro`"
         ) from None

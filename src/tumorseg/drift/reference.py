@@ -14,8 +14,7 @@ from scipy.stats import rankdata
 
 from tumorseg.errors import InputError
 from tumorseg.preprocess import Grey
-from tumorseg.serving.api.recorder import DIGITS
-from tumorseg.serving.familiarity import METHOD, NAMES, statistics
+from tumorseg.serving.familiarity import DIGITS, METHOD, NAMES, statistics
 
 FILE = "reference.json"  # among the artifacts of the run in which the model was trained
 AREA = "area_fraction"

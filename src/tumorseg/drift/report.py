@@ -82,7 +82,7 @@ def markdown(result: dict[str, Any], alpha: float, window_hours: int) -> str:
         "training and validation slices and in served ones; by how many standard deviations of "
         "training a quantile moved at most; how many independent slices the served ones are worth; "
         "whether a quantile lies outside the band in which all lie together, without drift, with "
-        f"probability {1 - alpha:g}.",
+        f"probability {1 - alpha:g}. All bands: reports/drift_docs/index.html.",
         "",
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from tumorseg.errors import InputError
 from tumorseg.preprocess import Grey, to_grid
 
 METHOD = "mahalanobis-1"  # another number: the statistics are others
+DIGITS = 4  # decimals to which statistics are kept
 MOST_SIDE = 256  # of the grid on which statistics are taken, in pixels
 
 _AIR = 16  # grey values below are background

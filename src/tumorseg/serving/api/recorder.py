@@ -18,13 +18,12 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from tumorseg.serving.familiarity import METHOD, NAMES, Look
+from tumorseg.serving.familiarity import DIGITS, METHOD, NAMES, Look
 from tumorseg.serving.predictor import Segmentation
 
 VARIABLE = "TUMORSEG_STATISTICS"
 _OURS = "tumorseg_slices_"
 TABLE = _OURS + METHOD.replace("-", "_")  # statistics of another method do not compare
-DIGITS = 4  # decimals
 KEPT = Counter("tumorseg_statistics_rows", "Slices whose statistics were written for drift")
 LOST = Counter("tumorseg_statistics_lost", "Slices whose statistics could not be written")
 
