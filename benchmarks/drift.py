@@ -1,13 +1,16 @@
 """How often the drift check is wrong, and what it notices.
 
-`python benchmarks/drift.py` draws phantom slices: windows like those of the reference (false
-alarms), each of them fresh and a tenth of them with a reference of their own, and shifted ones.
-The tumours' area is that of the true masks, as a perfect network would find them.
+`python benchmarks/drift.py` draws phantom slices and deals them out anew for each window: so many
+to the reference, others to the window, as they are (false alarms) or shifted. The tumours' area is
+that of the true masks, as a perfect network would find them.
 
 `--data FOLDER` takes the train side of a COCO folder instead: neighbouring slices, which are alike,
 form groups; half of the groups are the reference and windows come from the other half, so that no
 slice has a neighbour on the other side. `served` says how the window's slices came: `independent`
 takes every slice for an independent one, on both sides, as a plain two-sample test would.
+
+One window a cell goes through Great Expectations, the others through the same comparison in NumPy;
+the command fails where the two disagree.
 """
 
 import argparse
@@ -28,13 +31,14 @@ from tumorseg.data.arrays import read_slice, true_masks
 from tumorseg.data.leakage import find_pairs
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.splits import find_groups
-from tumorseg.drift.check import DRIFT, TOO_FEW, judge
+from tumorseg.drift.check import AT, DRIFT, TOO_FEW, judge
 from tumorseg.drift.reference import AREA, COLUMNS, describe_column, taken_of
 from tumorseg.params import DriftParams, SplitParams, ValidateParams, load_params
 from tumorseg.preprocess import Grey, to_grid
 from tumorseg.serving.familiarity import NAMES
 
-REFERENCE = 600  # phantom slices
+DRAWN, SPOILT = 4000, 1200  # phantom slices; those of them that are also shifted
+REFERENCE = 600
 WINDOWS = 50  # unshifted ones
 SHIFTED = 20  # windows a shift
 AN_HOUR = 8  # slices
@@ -71,7 +75,7 @@ SHIFTS: dict[str, Callable[[Grey], Grey]] = {
     "another scanner's contrast": toned,
     "moved by 5%": lambda grey: np.roll(grey, round(0.05 * len(grey)), axis=1),
 }
-AS_THEY_ARE = "none"
+AS_THEY_ARE, MORE = "none", "tumours twice as frequent"
 
 
 def row_of(grey: Grey, side: int) -> dict[str, np.ndarray]:
@@ -92,7 +96,7 @@ def with_more_tumours(number: int, side: int) -> tuple[dict[str, np.ndarray], fl
     """The same, with two tumours in every slice: twice as many as usual."""
     with patch.object(phantom, "TUMOURS_PER_SLICE", (0.0, 0.0, 1.0)):
         rows, area = drawn(number, side, shifts=False)
-    return {"tumours twice as frequent": rows[AS_THEY_ARE]}, area
+    return {MORE: rows[AS_THEY_ARE]}, area
 
 
 _sections: dict[str, Any] = {}
@@ -123,9 +127,27 @@ def came(window: pd.DataFrame, requests: Any, hours: Any | None = None) -> pd.Da
     return window.assign(request=requests, hour=named, warned=0, confidence=0.9)
 
 
+def plainly(window: pd.DataFrame, found: list[dict[str, Any]], _: Path | None) -> dict[str, bool]:
+    """What Great Expectations would say of each column."""
+    inside = {}
+    for column in found:
+        low, high = np.array(column["bands"], float).T  # None becomes NaN, which bounds nothing
+        values = np.quantile(window[column["name"]], AT)
+        inside[column["name"]] = not ((values < low) | (values > high)).any()
+    return inside
+
+
 def verdict(case: tuple[pd.DataFrame, dict[str, dict[str, Any]]], params: DriftParams) -> str:
     """What the check says."""
-    return str(judge(*case, params)["verdict"])
+    return str(judge(*case, params, within=plainly)["verdict"])
+
+
+def verdicts(pool: Any, cases: list[Any], params: DriftParams) -> list[str]:
+    """What the check says of each window; of the first, by Great Expectations too."""
+    found: list[str] = pool.map(partial(verdict, params=params), cases, 5)
+    if judge(*cases[0], params)["verdict"] != found[0]:
+        raise RuntimeError("Great Expectations and NumPy disagree about a window")
+    return found
 
 
 def share(found: list[str]) -> str:
@@ -136,30 +158,28 @@ def share(found: list[str]) -> str:
 
 def on_phantoms(pool: Any, params: DriftParams, side: int, sizes: list[int]) -> None:
     """Prints the table of the phantom."""
-    most, references = max(sizes), WINDOWS // 5
-    count = references * REFERENCE
-    looked = pool.map(partial(drawn, side=side, shifts=False), range(count), 50)
-    fresh = range(count, count + WINDOWS * most)
-    shifted = pool.map(partial(drawn, side=side, shifts=True), fresh[: SHIFTED * most], 50)
-    plain = pool.map(partial(drawn, side=side, shifts=False), fresh[SHIFTED * most :], 50)
-    last = range(fresh[-1] + 1, fresh[-1] + 1 + SHIFTED * most)
-    more = pool.map(partial(with_more_tumours, side=side), last, 50)
-    parts = [table_of(looked[k : k + REFERENCE], AS_THEY_ARE) for k in range(0, count, REFERENCE)]
-    columns = [known(part, np.arange(REFERENCE)) for part in parts]
-    served = {AS_THEY_ARE: table_of([*shifted, *plain], AS_THEY_ARE)}
-    served |= {name: table_of(shifted, name) for name in SHIFTS}
-    served["tumours twice as frequent"] = table_of(more, "tumours twice as frequent")
-    print(f"\n| phantom, {REFERENCE} training slices of {side}² | " + " | ".join(
-        f"drift found, {size} slices" for size in sizes
-    ) + " |\n|---" + "|--:" * len(sizes) + "|")  # fmt: skip
+    spoilt = pool.map(partial(drawn, side=side, shifts=True), range(SPOILT), 20)
+    plain = pool.map(partial(drawn, side=side, shifts=False), range(SPOILT, DRAWN), 20)
+    others = range(DRAWN, DRAWN + SPOILT)
+    more = pool.map(partial(with_more_tumours, side=side), others, 20)
+    whole = table_of([*spoilt, *plain], AS_THEY_ARE)
+    served = {AS_THEY_ARE: whole} | {name: table_of(spoilt, name) for name in SHIFTS}
+    served[MORE] = table_of(more, MORE)
+    heads = [f"drift found, {size} slices" for size in sizes]
+    print(f"\n| phantom, {REFERENCE} training slices of {side}² | {' | '.join(heads)} |")
+    print("|---" + "|--:" * len(sizes) + "|")
     for name, table in served.items():
         cells = []
         for size in sizes:
-            windows = [table[k * most : k * most + size] for k in range(len(table) // most)]
-            cases = [
-                (came(w, np.arange(size)), columns[k % references]) for k, w in enumerate(windows)
-            ]
-            cells.append(share(pool.map(partial(verdict, params=params), cases, 1)))
+            rng, cases = np.random.default_rng(3), []
+            for _ in range(WINDOWS if name == AS_THEY_ARE else SHIFTED):
+                # Shifted slices are never in the reference as they were.
+                order = rng.permutation(DRAWN if name == AS_THEY_ARE else SPOILT)
+                window = came(table.iloc[order[:size]], np.arange(size))
+                free = order[size:] if name == AS_THEY_ARE else np.arange(SPOILT, DRAWN)
+                training = whole.iloc[rng.permutation(free)[:REFERENCE]]
+                cases.append((window, known(training, np.arange(REFERENCE))))
+            cells.append(share(verdicts(pool, cases, params)))
         print(
             f"| {'**none**' if name == AS_THEY_ARE else name} | {' | '.join(cells)} |", flush=True
         )
@@ -167,7 +187,7 @@ def on_phantoms(pool: Any, params: DriftParams, side: int, sizes: list[int]) -> 
 
 def looked_at(path: Path, side: int) -> dict[str, np.ndarray]:
     """The statistics of an image file."""
-    return row_of(to_grid(read_slice(path), 2 * side), side)
+    return row_of(to_grid(read_slice(path), side), side)
 
 
 def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list[int]) -> None:
@@ -177,9 +197,11 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
         small = Path(scratch, "small.npy")
         manifest = build_manifest(data, section, small, Path(scratch, "scan.db"))
         pairs = find_pairs(manifest, small, section.near_duplicate)
-    usable = manifest[manifest["problem"].isna() & (manifest["split"] == "train")]
-    usable = usable.sort_values("slice_number", ignore_index=True)
+    usable = manifest[manifest["problem"].isna()].reset_index(drop=True)
     groups = find_groups(usable, pairs, split.shortest_block, split.longest_block)
+    usable = usable.assign(split_group=groups)[usable["split"] == "train"]
+    usable = usable.sort_values("slice_number", ignore_index=True)
+    _, groups = np.unique(usable["split_group"], return_inverse=True)
     studies = usable["slice_number"].to_numpy(int) // STUDY
     areas = [float(mask.mean()) for mask in true_masks(usable)]
     looks = pool.map(partial(looked_at, side=side), [data / p for p in usable["path"]], 20)
@@ -203,7 +225,7 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
                     _case(rng, tables[AS_THEY_ARE], tables[name], groups, studies, how, size)
                     for _ in range(count)
                 ]
-                cells.append(share(pool.map(partial(verdict, params=params), cases, 1)))
+                cells.append(share(verdicts(pool, cases, params)))
             print(f"| {how} | {size} | {' | '.join(cells)} |", flush=True)
 
 
