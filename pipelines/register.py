@@ -2,8 +2,11 @@
 
 import json
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from pipelines._flow import main, stage, step
 from pipelines.evaluate import REPORTS
@@ -12,6 +15,7 @@ from tumorseg import registry, tracking
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.data.splits import identify
+from tumorseg.drift.reference import FILE, reference
 from tumorseg.errors import InputError
 from tumorseg.evaluation.comparison import load_network
 from tumorseg.export import export_onnx, parity
@@ -72,6 +76,7 @@ def register() -> None:
             )
         print(f"ONNX Runtime and PyTorch agree within {difference:.1e} in probability")
         lineage = tracking.lineage()
+        inputs = step(describe)(load_slices("train").images, images)
         write_json(
             folder / "model.json",
             {
@@ -90,8 +95,12 @@ def register() -> None:
                 | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
                 # By which promote tells whether a later test set is still this one.
                 "test_set": identify(load_manifest().query("split == 'test'")),
-                "inputs": step(describe)(load_slices("train").images, images),
+                "inputs": inputs,
             },
+        )
+        write_json(Path(scratch, FILE), step(looks)(winner, figures["winner_seed"], inputs["side"]))
+        step(tracking.complete_run, retries=2)(
+            params.experiment, run_of(chosen)["run_id"], {}, {}, [Path(scratch, FILE)]
         )
         version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
         info = json.loads((folder / "model.json").read_text())
@@ -99,6 +108,17 @@ def register() -> None:
         CANDIDATE, {key: info[key] for key in ("version", "run_id", "digest", "architecture")}
     )
     print(f"{chosen} is version {version}, sha256 {info['digest']}")
+
+
+def looks(network: str, seed: int, side: int) -> dict[str, Any]:
+    """What the drift flow will compare served slices with."""
+    splits, manifest = ("train", "valid"), load_manifest()
+    images = chain.from_iterable(load_slices(split).images for split in splits)
+    groups = pd.concat([manifest.loc[manifest["split"] == s, "split_group"] for s in splits])
+    scored = pd.read_csv(REPORTS / "per_slice.csv")
+    scored = scored.query("split == 'valid' and method == @network and seed == @seed")
+    found = (scored["tp"] + scored["fp"]) / scored[["tp", "fp", "fn", "tn"]].sum(axis=1)
+    return reference(images, groups, side, found, scored["group"])
 
 
 def run_of(name: str) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def test_the_bento_answers_what_evaluate_computed(workspace) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", bento["tag"], "--port", str(port)],
         cwd=workspace.root.parent,  # away from the sources: the bento brings its own
-        env={k: v for k, v in workspace.env.items() if k != "PYTHONPATH"},
+        env={k: v for k, v in workspace.env.items() if k != "PYTHONPATH"}
+        | {"TUMORSEG_STATISTICS": str(workspace.root / ".state" / "statistics.db")},
         stdout=log,
         stderr=subprocess.STDOUT,
     )
@@ -184,6 +185,14 @@ def test_the_bento_answers_what_evaluate_computed(workspace) -> None:
         process.terminate()
         process.wait(30)
         log.close()
+
+
+def test_drift_sees_what_the_bento_answered(workspace) -> None:
+    workspace.call("pipelines.drift", "--now")
+    found = read(workspace, "reports/drift.json")
+    assert found["verdict"] == "too few slices" and found["slices"] == 5, found
+    assert found["model"]["digest"] == read(workspace, "artifacts/package/bento.json")["digest"]
+    assert found["sentence"] in (workspace.root / "reports" / "drift.md").read_text()
 
 
 def test_a_schedule_plans_runs_also_after_it_was_stopped_once(workspace) -> None:

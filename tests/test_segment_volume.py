@@ -32,7 +32,7 @@ from tests.serving_process import in_process
 from tests.web import blob, dicom_series
 from tumorseg.serving.api.endpoints import Endpoints
 from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.familiarity import Familiarity, Look
 from tumorseg.serving.formats.decode import decode
 from tumorseg.serving.formats.seg import nifti_file
 from tumorseg.serving.predictor import Predictor
@@ -269,8 +269,8 @@ def test_warnings_are_answered_and_summed_up(predictor, monkeypatch):
         def __init__(self) -> None:
             """Knows no training data."""
 
-        def warnings(self, grey, colour, modality):
-            return ["Dim “slice”.", "Odd."] if grey is study.slices[0] else ["Odd."]
+        def look(self, grey, colour, modality):
+            return Look(["Dim “slice”.", "Odd."] if grey is study.slices[0] else ["Odd."])
 
     endpoints = Endpoints(predictor, Strange(), Settings())
 

@@ -20,7 +20,7 @@ from tests.web import (
     zipped,
 )
 from tumorseg.preprocess import to_native
-from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.familiarity import Familiarity, Look
 from tumorseg.serving.formats.decode import Study, decode
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import level_of, levels
@@ -243,12 +243,14 @@ def test_a_single_slice_is_the_same_as_decoded(client, predictor):
 
 
 def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["It is unlike MRI."])
-    noted: list[tuple[float, bool]] = []
-    app = create_app(predictor, note=lambda area, unfamiliar: noted.append((area, unfamiliar)))
+    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["It is unlike MRI."]))
+    noted: list[tuple[float, list[str]]] = []
+    app = create_app(
+        predictor, note=lambda found, look: noted.append((found.area_fraction, look.warnings))
+    )
     study = send(app.test_client())
     app.test_client().post("/upload", data={"file": (io.BytesIO(PICTURE), "a.png")})
-    assert noted == [(study["slices"][0]["area_fraction"], True)] * 2
+    assert noted == [(study["slices"][0]["area_fraction"], ["It is unlike MRI."])] * 2
 
 
 def test_a_volume_that_finds_no_place_is_sent_away_at_once_and_pictures_pass(

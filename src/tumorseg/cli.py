@@ -164,6 +164,7 @@ def serve(
     packaged = reconcile()
     if packaged is None:
         raise InputError(f"{PACKAGED}: is missing; type `make run` first")
+    os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
 

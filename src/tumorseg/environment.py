@@ -11,6 +11,7 @@ from pathlib import Path
 STATE = Path(".state")
 PACKAGED = Path("artifacts/package/bento.json")  # which bento is served
 PREFECT_URL_FILE = STATE / "prefect" / "url"
+STATISTICS = STATE / "statistics.db"  # of the slices that `tumorseg serve` answered
 
 # The scans are patients': no component may report to its maker or look for updates.
 SILENT = {

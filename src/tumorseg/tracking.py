@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,3 +152,24 @@ def complete_run(
     )
     for path in artifacts:
         store.log_artifact(run_id, str(path))
+
+
+def attached(experiment: str, run_id: str, name: str) -> Any:
+    """Reads a JSON file that is attached to a run.
+
+    Raises:
+        InputError: The run or the file is not in this MLflow.
+    """
+    client(experiment)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=name, dst_path=scratch
+            )
+            return json.loads(Path(found).read_text())
+    except (mlflow.MlflowException, OSError):
+        raise InputError(
+            f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} has no {name} in run {run_id}: set "
+            "MLFLOW_TRACKING_URI to where the model was registered; if it was by an earlier "
+            "version, run `dvc repro --force register`, then `dvc repro`"
+        ) from None

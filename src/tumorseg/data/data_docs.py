@@ -1,8 +1,14 @@
-"""Great Expectations' Data Docs without their calls to other hosts, and with a way to the audit."""
+"""Great Expectations on a table, and Data Docs of it that call no other host."""
 
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import great_expectations.expectations as expect
+import pandas as pd
+from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg.files import atomic_path
 
@@ -25,12 +31,63 @@ th { white-space: nowrap; }
 </style>"""
 
 
-def settle(docs: Path, audit: Path) -> None:
-    """Rewrites every page in place.
+def validated(
+    name: str,
+    table: pd.DataFrame,
+    expectations: list[expect.Expectation],
+    docs: Path | None,
+    result_format: dict[str, Any],
+) -> list[Any]:
+    """Runs expectations on a table, in a context that leaves nothing behind.
+
+    Args:
+        name: Of the suite, in Data Docs.
+        table: What they are about.
+        expectations: The suite.
+        docs: Receives Data Docs, whose entry is `index.html`; none are written if None.
+        result_format: As Great Expectations has it.
+
+    Returns:
+        Its result for each expectation.
+
+    Raises:
+        RuntimeError: An expectation could not be computed.
+    """
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    if docs is not None:
+        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
+        builder = {"class_name": "DefaultSiteIndexBuilder"}
+        site = {"class_name": "SiteBuilder", "site_index_builder": builder, "store_backend": store}
+        context.add_data_docs_site("docs", site)
+    asset = context.data_sources.add_pandas("data").add_dataframe_asset(name)
+    definition = gx.ValidationDefinition(
+        name=name,
+        data=asset.add_batch_definition_whole_dataframe("all rows"),
+        suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations)),
+    )
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[UpdateDataDocsAction(name="docs")] if docs is not None else [],
+        result_format=result_format,
+    )
+    outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
+    (validation,) = outcome.run_results.values()
+    for result in validation.results:
+        raised = result.exception_info or {}
+        if raised.get("raised_exception"):
+            raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
+    return list(validation.results)
+
+
+def settle(docs: Path, page: Path, name: str = "Data audit") -> None:
+    """Rewrites every page of Data Docs in place, with a way to a page of ours.
 
     Args:
         docs: The folder of Data Docs, just built.
-        audit: The audit's page, in the folder above or further up.
+        page: Ours, in the folder above or further up.
+        name: What the link to it says.
 
     Raises:
         RuntimeError: The pages look different than expected, so that links would be missing.
@@ -39,16 +96,16 @@ def settle(docs: Path, audit: Path) -> None:
     suites = sorted((docs / "expectations").rglob("*.html"))
     if not results or not suites:
         raise RuntimeError(f"{docs} has no results or no suite: Data Docs look different now")
-    links = {"Data audit": audit, "Results": results[-1], "Suite": suites[-1]}
-    for page in docs.rglob("*.html"):
-        text = REMOTE.sub("", page.read_text(encoding="utf-8"))
+    links = {name: page, "Results": results[-1], "Suite": suites[-1]}
+    for path in docs.rglob("*.html"):
+        text = REMOTE.sub("", path.read_text(encoding="utf-8"))
         start = text.find("<body")
         if start < 0:
-            raise RuntimeError(f"{page} has no <body>: Data Docs look different now")
+            raise RuntimeError(f"{path} has no <body>: Data Docs look different now")
         end = text.index(">", start) + 1
         bar = " · ".join(
-            f'<a href="{os.path.relpath(target, page.parent)}">{name}</a>'
-            for name, target in links.items()
+            f'<a href="{os.path.relpath(target, path.parent)}">{word}</a>'
+            for word, target in links.items()
         )
-        with atomic_path(page) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text(f"{text[:end]}{STYLE}<p>{bar}</p>{text[end:]}", encoding="utf-8")

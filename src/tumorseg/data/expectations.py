@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import great_expectations as gx
 import great_expectations.expectations as expect
 import pandas as pd
-from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg.data import coco
+from tumorseg.data.data_docs import validated
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.errors import InputError
 from tumorseg.params import ValidateParams
 
+ROWS = {"unexpected_index_column_names": ["path"], "include_unexpected_rows": False}
 NAMED = 5  # files that a message names before it counts the rest
 
 # Finding → the sentence that a failure prints, for what `manifest` and `leakage` note as oddities
@@ -115,45 +115,16 @@ def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[di
         One finding an expectation: name, expectation (a sentence), success, severity, images
         (number of offenders), examples (up to five paths).
     """
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
-    context.add_data_docs_site(
-        "docs",
-        {
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": store,
-        },
-    )
-    asset = context.data_sources.add_pandas("data").add_dataframe_asset("manifest")
-    definition = gx.ValidationDefinition(
-        name="manifest",
-        data=asset.add_batch_definition_whole_dataframe("all images"),
-        suite=context.suites.add(gx.ExpectationSuite(name="manifest", expectations=suite(params))),
-    )
-    checkpoint = gx.Checkpoint(
-        name="manifest",
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[UpdateDataDocsAction(name="docs")],
-        result_format={
-            "result_format": "COMPLETE",
-            "unexpected_index_column_names": ["path"],
-            "include_unexpected_rows": False,
-        },
-    )
     # An image that cannot be used fills no split, and its size or mode must not stop the run too.
     of_usable = manifest[["split", "width", "height", "mode"]].where(manifest["problem"].isna())
     known = manifest.drop(columns="mask_rle").assign(**of_usable)
-    outcome = context.checkpoints.add(checkpoint).run({"dataframe": known})
-    (validation,) = outcome.run_results.values()
-    return [_finding(result) for result in validation.results]
+    results = validated(
+        "manifest", known, suite(params), docs, {"result_format": "COMPLETE"} | ROWS
+    )
+    return [_finding(result) for result in results]
 
 
 def _finding(result: Any) -> dict[str, Any]:
-    raised = result.exception_info or {}
-    if raised.get("raised_exception"):
-        raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
     offenders = [str(row["path"]) for row in result.result.get("unexpected_index_list") or []]
     return {
         "name": result.expectation_config.meta["finding"],

@@ -20,7 +20,13 @@ from tumorseg.params.chain import (
     TrainParams,
     ValidateParams,
 )
-from tumorseg.params.operation import PackageParams, PromoteParams, RegisterParams, RetrainParams
+from tumorseg.params.operation import (
+    DriftParams,
+    PackageParams,
+    PromoteParams,
+    RegisterParams,
+    RetrainParams,
+)
 
 __all__ = [
     "FINDINGS",
@@ -28,6 +34,7 @@ __all__ = [
     "SECTIONS",
     "AugmentParams",
     "CommonTrainParams",
+    "DriftParams",
     "EvaluateParams",
     "Finding",
     "NetworkParams",
@@ -52,6 +59,7 @@ SECTIONS: tuple[type[Section], ...] = (
     PromoteParams,
     PackageParams,
     RetrainParams,
+    DriftParams,
 )
 SectionT = TypeVar("SectionT", bound=Section)
 

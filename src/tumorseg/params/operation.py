@@ -1,4 +1,4 @@
-"""The sections of what comes after the figures: register, promote, package, retrain."""
+"""The sections of what comes after the figures: register, promote, package, retrain, drift."""
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -41,3 +41,16 @@ class RetrainParams(Section):
     section = "retrain"
     retries: int = Field(ge=0, le=50)
     retry_delay_seconds: float = Field(ge=0)
+
+
+class DriftParams(Section):
+    """The comparison of served with training slices."""
+
+    section = "drift"
+    window_hours: PositiveInt  # the slices that were served in so many hours, up to now
+    min_rows: PositiveInt  # slices from which on there is a verdict
+    min_groups: int = Field(ge=2)  # different requests, and hours, that they came in at least
+    alpha: float = Field(gt=0, lt=0.5)  # share of false alarms, over all statistics together
+    tolerance: float = Field(ge=0)  # standard deviations by which a quantile may move in any case
+    retrain: bool  # whether drift starts the flow `retrain`
+    cooldown_hours: float = Field(ge=0)  # from one such start to the next at least

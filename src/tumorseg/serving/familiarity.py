@@ -5,6 +5,7 @@ training slices by Mahalanobis distance: by how much a slice is off, given how t
 together. `python benchmarks/familiarity.py` prints what is noticed and how often it is wrong.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ from tumorseg.errors import InputError
 from tumorseg.preprocess import Grey, to_grid
 
 METHOD = "mahalanobis-1"  # another number: the statistics are others
+DIGITS = 4  # decimals to which statistics are kept
 MOST_SIDE = 256  # of the grid on which statistics are taken, in pixels
 
 _AIR = 16  # grey values below are background
@@ -100,6 +102,20 @@ def _detail(plane: Grey) -> float:
     return float(np.log((1e-3 + difference / plane.size) / (1.0 + spread)))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one look at a slice shows.
+
+    Attributes:
+        warnings: A sentence each: what about the slice is unlike the training data.
+        statistics: From `statistics`; None of a uniform picture, which has none worth comparing,
+            and where the model does not know its training slices.
+    """
+
+    warnings: list[str]
+    statistics: NDArray[np.float64] | None = None
+
+
 class Familiarity:
     """What training slices look like, and where that ends.
 
@@ -137,13 +153,17 @@ class Familiarity:
         Args:
             grey: uint8, shape (H, W), not empty.
         """
-        return float(np.linalg.norm(self._whiten @ self._scores(grey)))
+        return float(np.linalg.norm(self._whiten @ self._scores(statistics(grey, self._side))))
 
-    def _scores(self, grey: Grey) -> NDArray[np.float64]:
-        return (statistics(grey, self._side) - self._mean) / self._scale
+    def _scores(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (found - self._mean) / self._scale
 
     def warnings(self, grey: Grey, colour: float, modality: str | None = None) -> list[str]:
-        """Says, a sentence each, what about a slice is unlike the training data.
+        """The warnings of `look` alone."""
+        return self.look(grey, colour, modality).warnings
+
+    def look(self, grey: Grey, colour: float, modality: str | None = None) -> Look:
+        """Takes a slice's statistics, and says what about it is unlike the training data.
 
         Args:
             grey: uint8, shape (H, W).
@@ -155,19 +175,20 @@ class Familiarity:
         if modality not in (None, "MR"):
             found.append(f"The DICOM header says {modality}, and the model was trained on MR.")
         if not self.known:
-            return found
+            return Look(found)
         if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
-            return [*found, "The picture is uniform: there is nothing in it to segment."]
+            return Look([*found, "The picture is uniform: there is nothing in it to segment."])
         if colour > _COLOURED:
             found.append(
                 f"The picture looks like a colour photograph: {colour:.0%} of it is coloured, and "
                 "MR slices are grey."
             )
-        scores = self._scores(grey)
+        taken = statistics(grey, self._side)
+        scores = self._scores(taken)
         off = self._whiten @ scores
         if float(np.linalg.norm(off)) > self._threshold:
             found.append(f"The slice is unlike the training slices: {self._in_words(scores, off)}.")
-        return found
+        return Look(found, taken)
 
     def _in_words(self, scores: NDArray[np.float64], off: NDArray[np.float64]) -> str:
         """Names the statistics that are furthest off, or says that only their combination is."""

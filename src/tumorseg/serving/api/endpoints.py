@@ -32,6 +32,7 @@ from tumorseg.serving.familiarity import Familiarity
 from tumorseg.serving.formats import seg
 from tumorseg.serving.formats.decode import Rejected, Study, decode
 from tumorseg.serving.predictor import Predictor, Segmentation
+from tumorseg.serving.web.kept import Note
 from tumorseg.serving.web.shield import FAILED
 
 T = TypeVar("T")
@@ -55,11 +56,19 @@ class Endpoints:
         predictor: The model.
         familiarity: What training slices look like.
         settings: The limits.
+        note: Is told about each slice that is segmented.
     """
 
-    def __init__(self, predictor: Predictor, familiarity: Familiarity, settings: Settings) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        familiarity: Familiarity,
+        settings: Settings,
+        note: Note = operations.note_slice,
+    ) -> None:
         self._predictor = predictor
         self._familiarity = familiarity
+        self._note = note
         self._named = ModelNamed.of(predictor.info)
         self._slices = Slices(predictor, settings)
         # Decoded, a file may be a thousand times as large as it was sent.
@@ -156,9 +165,9 @@ class Endpoints:
     ) -> list[T]:
         def finish(grey: Grey, grid: Grid) -> T:
             found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
-            warnings = self._familiarity.warnings(grey, study.colour, study.modality)
-            operations.note_slice(found.area_fraction, bool(warnings))
-            return answer(study, grey, found, warnings)
+            look = self._familiarity.look(grey, study.colour, study.modality)
+            self._note(found, look)
+            return answer(study, grey, found, look.warnings)
 
         return await self._slices.each(study, finish)
 

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -15,6 +16,8 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.serving import tracing
+from tumorseg.serving.familiarity import Look
+from tumorseg.serving.predictor import Segmentation
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SECONDS = Histogram(
@@ -66,6 +69,8 @@ class Entry:
         status: Of the answer, whether or not anybody was left to hear it; 0 until it began.
         bytes: Of the request's body.
         slices: That were segmented.
+        drawn: A number that is not in the log, by which the recorded statistics of one request's
+            slices know each other.
     """
 
     id: str
@@ -74,6 +79,7 @@ class Entry:
     status: int = 0
     bytes: int = 0
     slices: int = 0
+    drawn: int = field(default_factory=lambda: secrets.randbits(48))
 
 
 @dataclass
@@ -106,18 +112,23 @@ def note_bytes(number: int) -> None:
         entry.bytes = number
 
 
-def note_slice(area_fraction: float, unfamiliar: bool) -> None:
+def note_slice(
+    found: Segmentation, look: Look, keep: Callable[[int, Segmentation, Look], None] | None = None
+) -> None:
     """Counts one segmented slice; the model's warming up, which is no request, does not count.
 
     Args:
-        area_fraction: Share of the slice that is predicted as tumour, in [0, 1].
-        unfamiliar: Whether it is unlike the training data.
+        found: What was found in it.
+        look: What it looks like.
+        keep: Is given the request's `drawn` with both, if there is a record of statistics.
     """
     if entry := _current.get():
         entry.slices += 1
         SLICES.inc()
-        AREA.observe(area_fraction)
-        UNFAMILIAR.inc(unfamiliar)
+        AREA.observe(found.area_fraction)
+        UNFAMILIAR.inc(bool(look.warnings))
+        if keep:
+            keep(entry.drawn, found, look)
 
 
 def log_failure(error: BaseException) -> None:

@@ -3,9 +3,11 @@
 import logging
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import anyio.to_thread
 import bentoml
 import click
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -22,6 +24,7 @@ from tumorseg.serving.api.endpoints import Endpoints, answered
 from tumorseg.serving.api.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
 from tumorseg.serving.api.guard import OPEN, Guard, Limit, Worded, refusal
 from tumorseg.serving.api.hosts import KnownHosts
+from tumorseg.serving.api.recorder import Recorder
 from tumorseg.serving.api.settings import load_settings
 from tumorseg.serving.api.shutdown import Shutdown
 from tumorseg.serving.familiarity import Familiarity
@@ -61,18 +64,23 @@ _LIMITS = {
 _ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
 
 
-def _assemble() -> tuple[Endpoints, Any]:
+def _assemble(recorder: Recorder | None = None) -> tuple[Endpoints, Any]:
     """Loads the model and makes the API and the Flask app that run it.
+
+    Args:
+        recorder: Is given the statistics of each slice.
 
     Raises:
         InputError: If the model's folder is broken.
     """
     predictor = Predictor(model_folder(), _settings.onnx_threads)
-    endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings)
+    keep = partial(recorder.keep, predictor.info.digest) if recorder else None
+    note = partial(operations.note_slice, keep=keep)
+    endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings, note)
     return endpoints, create_app(
         predictor,
         store=_kept,
-        note=operations.note_slice,
+        note=note,
         segment=pages.joining(endpoints.slices),
         volumes=_settings.max_volumes,
     )
@@ -178,12 +186,13 @@ class TumorSegmentation:
         operations.start_log()
         Shutdown(_state, _settings.timeout_seconds + 15).install()
         self._endpoints: Endpoints | None = None
+        self._recorder = Recorder.from_environment(_settings.statistics_rows)
         # Beside the event loop, which meanwhile answers that it lives and is not ready.
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def _load(self) -> None:
         try:
-            endpoints, app = _assemble()
+            endpoints, app = _assemble(self._recorder)
         except InputError as error:
             logging.getLogger("bentoml").error("%s", error)
             _state.failed = True
@@ -207,6 +216,12 @@ class TumorSegmentation:
 
     async def __is_ready__(self) -> bool:
         return _state.loaded and not _state.stopping
+
+    @bentoml.on_shutdown
+    async def write_statistics(self) -> None:
+        """Writes the statistics that still wait; by now all that was accepted is answered."""
+        if self._recorder:
+            await anyio.to_thread.run_sync(self._recorder.close)
 
     @bentoml.on_deployment
     def check() -> None:

@@ -36,6 +36,7 @@ class Settings(BaseModel):
     timeout_seconds: PositiveFloat = 120  # from a request's first byte to its answer's last
     threads: PositiveInt = 4  # that decode, resize and encode; as many again serve the pages
     onnx_threads: NonNegativeInt = 0  # that run the network; 0: as many as there are cores for it
+    statistics_rows: NonNegativeInt = 20_000  # slices whose statistics are kept; 0: of none
     cors_origins: list[Origin] = Field(default=[])  # whose pages may call, with the cookie; none
     hosts: list[Host] = Field(default=[])  # names besides localhost to answer under without a key
 

@@ -167,8 +167,8 @@ def _add_upload(
             raise Rejected(415, "The file is a volume: send it to the page at / or one slice here.")
         grey = study.slices[0]
         (found,) = segment([grey])
-        warnings = known.warnings(grey, study.colour, study.modality)
-        note(found.area_fraction, bool(warnings))
+        look = known.look(grey, study.colour, study.modality)
+        note(found, look)
         # What a browser can show is shown as it was sent.
         original = data if is_picture(data) else to_png(grey)
 
@@ -187,7 +187,7 @@ def _add_upload(
             "height": grey.shape[0],
             "area_px": found.area_px,
             "area_fraction": found.area_fraction,
-            "warnings": warnings,
+            "warnings": look.warnings,
             "request_id": request_id(),
         } | ModelNamed.of(info).model_dump()
         sessions.keep(store, f"uploads/{_LAST_UPLOAD}", original, guessable=True)

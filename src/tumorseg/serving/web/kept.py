@@ -14,18 +14,18 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from tumorseg.preprocess import Grey, Mask, to_native
 from tumorseg.serving.answers import area_mm2
-from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.familiarity import Familiarity, Look
 from tumorseg.serving.formats.decode import Refusal, Rejected, decode, is_picture
 from tumorseg.serving.predictor import BATCH, Segmentation
 from tumorseg.serving.render import level_of, levels, to_png
 
 # Finds the tumour in each slice, uint8, shape (H, W); raises Rejected, or an HTTPException.
 Segment = Callable[[Sequence[Grey]], list[Segmentation]]
-# Whoever counts slices is told the tumour's share of one, and whether it is unlike the training's.
-Note = Callable[[float, bool], None]
+# Whoever counts slices is told what was found in one, and what it looks like.
+Note = Callable[[Segmentation, Look], None]
 
 
-def unnoted(_: float, __: bool) -> None:
+def unnoted(_: Segmentation, __: Look) -> None:
     """Counts nothing."""
 
 
@@ -162,9 +162,9 @@ def segmented(
     for start in range(0, len(study.slices), BATCH):
         some = study.slices[start : start + BATCH]
         for grey, found in zip(some, segment(some), strict=True):
-            warnings = known.warnings(grey, study.colour, study.modality)
-            note(found.area_fraction, bool(warnings))
-            kept.slices.append(_prepared(grey, found, threshold, warnings))
+            look = known.look(grey, study.colour, study.modality)
+            note(found, look)
+            kept.slices.append(_prepared(grey, found, threshold, look.warnings))
         if kept.size > most:
             raise Rejected(*_TOO_LARGE)
     return kept

@@ -1,0 +1,101 @@
+"""drift: are the slices that are served now still like those that were trained on?
+
+`python -m pipelines.drift --now` looks once; `--cron "0 6 * * *"` stays and looks every day at 6.
+With `drift.retrain: true` drift starts the flow `retrain`, once within `drift.cooldown_hours`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from pipelines._flow import main, stage, step
+from pipelines.retrain import retrain
+from tumorseg import tracking
+from tumorseg.data.data_docs import settle
+from tumorseg.drift.check import DRIFT, judge
+from tumorseg.drift.reference import FILE, load
+from tumorseg.drift.report import markdown, sentence
+from tumorseg.drift.window import read_window
+from tumorseg.environment import PACKAGED, STATE, STATISTICS
+from tumorseg.errors import InputError
+from tumorseg.files import atomic_path, write_json
+from tumorseg.params import DriftParams, RegisterParams, load_params
+from tumorseg.server import prefect_server
+from tumorseg.serving.api.recorder import VARIABLE
+
+REPORT = Path("reports/drift.json")
+PAGE = Path("reports/drift.md")
+DOCS = Path("reports/drift_docs")
+STARTED = STATE / "drift.json"  # when drift last started retraining
+
+
+@stage(name="drift")
+def drift() -> str:
+    """Compares the window with the served model's reference, reports, and retrains if told to."""
+    params, registered = load_params(DriftParams), load_params(RegisterParams)
+    try:
+        model: dict[str, Any] = json.loads(PACKAGED.read_text())
+    except (OSError, ValueError):
+        raise InputError(f"{PACKAGED}: is missing or damaged; type `make run` first") from None
+    now = datetime.now(UTC)
+    reference = step(tracking.attached, retries=2)(registered.experiment, model["run_id"], FILE)
+    record = Path(os.environ.get(VARIABLE) or STATISTICS)
+    window = step(read_window)(record, model["digest"], now, params.window_hours)
+    shutil.rmtree(DOCS, ignore_errors=True)
+    result = step(judge)(window, load(reference), params, DOCS)
+    result |= {
+        "time": now.isoformat(timespec="seconds"),
+        "model": {key: model[key] for key in ("version", "digest")},
+        "sentence": sentence(result),
+    }
+    write_json(REPORT, result)
+    page = markdown(result, params.alpha, params.window_hours)
+    with atomic_path(PAGE) as temporary:
+        temporary.write_text(page)
+    if DOCS.exists():
+        settle(DOCS, PAGE, "Report")
+    create_markdown_artifact(page, key="drift", description=result["sentence"])
+    print(result["sentence"])
+    if result["verdict"] == DRIFT and params.retrain:
+        retrain_once(now, timedelta(hours=params.cooldown_hours))
+    return str(result["verdict"])
+
+
+def retrain_once(now: datetime, cooldown: timedelta) -> None:
+    """Starts `retrain`, unless drift did so less than a cooldown ago."""
+    last = json.loads(STARTED.read_text())["started"] if STARTED.exists() else None
+    if last and now - datetime.fromisoformat(last) < cooldown:
+        print(f"retraining was started at {last}: not again within drift.cooldown_hours")
+        return
+    # Before it runs: one that fails shall not be tried again at every look.
+    write_json(STARTED, {"started": now.isoformat(timespec="seconds")})
+    retrain()
+
+
+def command() -> None:
+    """Runs the flow once, or serves it on a schedule until it is stopped."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.drift", description=__doc__)
+    when = parser.add_mutually_exclusive_group(required=True)
+    when.add_argument("--now", action="store_true", help="look once, and end")
+    when.add_argument("--cron", help="stay, and look at these times, such as '0 6 * * *'")
+    chosen = parser.parse_args()
+    # Prefect read its settings when it was imported, before this server had an address.
+    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        if chosen.now:
+            drift()
+            return
+        try:
+            drift.serve(name="scheduled", cron=chosen.cron, global_limit=1, paused=False)
+        except ValueError as error:
+            raise InputError(f"--cron {chosen.cron!r}: {error}") from None
+
+
+if __name__ == "__main__":
+    main(command)

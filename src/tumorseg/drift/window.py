@@ -1,0 +1,47 @@
+"""The slices that were served lately, as the service recorded them."""
+
+import sqlite3
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+
+from tumorseg.drift.reference import COLUMNS
+from tumorseg.errors import InputError
+from tumorseg.serving.api.recorder import TABLE, hour_of
+
+ABOUT = ("hour", "request", "confidence", "warned")
+
+
+def read_window(path: Path, digest: str, now: datetime, hours: int) -> pd.DataFrame:
+    """Reads the rows of one model.
+
+    Args:
+        path: The file that the service writes; where there is none yet, no row was written.
+        digest: The model's; slices that another one answered are left out.
+        now: The end of the window, with its time zone.
+        hours: Its length.
+
+    Returns:
+        A row a slice: the columns of the reference, `hour`, `request`, `confidence`, `warned`.
+
+    Raises:
+        InputError: The file is no record of the service.
+    """
+    columns = [*ABOUT, *COLUMNS]
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
+            found = file.execute("SELECT name FROM sqlite_master WHERE name = ?", [TABLE])
+            if found.fetchone() is None:
+                return pd.DataFrame(columns=columns)
+            query = f"SELECT {', '.join(columns)} FROM {TABLE} WHERE digest = ? AND hour > ?"
+            since = hour_of(now - timedelta(hours=hours))
+            return pd.read_sql_query(query, file, params=(digest, since))
+    except (sqlite3.Error, pd.errors.DatabaseError) as error:
+        raise InputError(
+            f"{path}: cannot be read as the service's statistics ({error}); remove it, or set "
+            "TUMORSEG_STATISTICS to the file that the service writes"
+        ) from None
