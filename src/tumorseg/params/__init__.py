@@ -20,7 +20,14 @@ from tumorseg.params.chain import (
     TrainParams,
     ValidateParams,
 )
-from tumorseg.params.operation import PackageParams, RegisterParams, RetrainParams
+from tumorseg.params.operation import (
+    CrossvalidateParams,
+    FannedOutParams,
+    PackageParams,
+    RegisterParams,
+    RetrainParams,
+    SegmentParams,
+)
 
 __all__ = [
     "FINDINGS",
@@ -28,13 +35,16 @@ __all__ = [
     "SECTIONS",
     "AugmentParams",
     "CommonTrainParams",
+    "CrossvalidateParams",
     "EvaluateParams",
+    "FannedOutParams",
     "Finding",
     "NetworkParams",
     "PackageParams",
     "RegisterParams",
     "RetrainParams",
     "Section",
+    "SegmentParams",
     "SplitParams",
     "TrainParams",
     "ValidateParams",
@@ -50,6 +60,8 @@ SECTIONS: tuple[type[Section], ...] = (
     RegisterParams,
     PackageParams,
     RetrainParams,
+    SegmentParams,
+    CrossvalidateParams,
 )
 SectionT = TypeVar("SectionT", bound=Section)
 
