@@ -76,10 +76,13 @@ def test_workers_elsewhere_need_a_prefect_server(monkeypatch) -> None:
 def test_a_scheduler_needs_fit_workers(monkeypatch, count, threads) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     with LocalCluster(
-        n_workers=count, threads_per_worker=threads, processes=False, dashboard_address=None
+        n_workers=count,
+        threads_per_worker=threads,
+        processes=False,
+        protocol="tcp://",
+        host="127.0.0.1",
+        dashboard_address=None,
     ) as cluster:
-        if cluster.scheduler_address.startswith("inproc"):
-            pytest.skip("no address over TCP")
         assert "--nthreads 1" in told(cluster.scheduler_address)
 
 
