@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,8 @@ def workers(params: FannedOutParams) -> Iterator[DaskTaskRunner]:
             "memory_limit": 0,  # Dask holds nothing; it would end a training that needs more
             "host": "127.0.0.1",
             "dashboard_address": None,
+            # At the end they would complain that the scheduler has gone; deaths are told elsewhere.
+            "env": {"DASK_LOGGING__DISTRIBUTED": "critical"},
             "local_directory": str(Path(STATE / "dask").resolve()),
         }
         yield DaskTaskRunner(cluster_kwargs=here)
@@ -77,7 +79,7 @@ def _check(section: str, address: str) -> None:
 
 
 def outcomes(
-    function: Callable[..., R], calls: Iterable[tuple[Any, ...]], retries: int, name: str
+    function: Callable[..., R], calls: Mapping[str, tuple[Any, ...]], retries: int
 ) -> Iterator[R | Exception]:
     """Has the workers make each call, as a task of the flow that is running.
 
@@ -86,15 +88,17 @@ def outcomes(
 
     Args:
         function: What to call.
-        calls: The arguments of each call.
+        calls: What Prefect calls each call, and its arguments.
         retries: Of a call that raises an exception other than InputError.
-        name: What Prefect calls each task.
 
     Yields:
         What each call returned or raised, in their order, as soon as it and all before are there.
     """
-    made: Any = step(function, retries, name=name)
-    futures = [made.submit(*arguments) for arguments in calls]
+    made: Any = step(function, retries)
+    futures = [
+        made.with_options(task_run_name=name).submit(*arguments)
+        for name, arguments in calls.items()
+    ]
     for future in futures:
         try:
             yield future.result()

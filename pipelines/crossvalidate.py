@@ -45,8 +45,8 @@ def crossvalidate() -> None:
 
         @stage(name="crossvalidate", task_runner=runner)
         def trainings() -> None:
-            calls = [
-                (
+            calls = {
+                f"fold {fold.number}, {network}": (
                     fold,
                     network,
                     params.seed,
@@ -55,8 +55,8 @@ def crossvalidate() -> None:
                     params,
                 )
                 for fold, network in tasks
-            ]
-            results = outcomes(train_fold, calls, params.retries, "train fold")
+            }
+            results = outcomes(train_fold, calls, params.retries)
             summaries = {}
             failed = []
             for (fold, network), found in zip(tasks, results, strict=True):

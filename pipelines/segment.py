@@ -43,8 +43,8 @@ def segment() -> None:
             todo = chunks((job for job in jobs if work.name(job) not in known), params.slices)
             print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
             start = time.monotonic()
-            calls = [(work, some, number) for number, some in enumerate(todo)]
-            results = outcomes(segment_some, calls, params.retries, "segment")
+            calls = {f"part {n} of {len(todo)}": (work, some, n) for n, some in enumerate(todo, 1)}
+            results = outcomes(segment_some, calls, params.retries)
             for some, found in zip(todo, results, strict=True):
                 if isinstance(found, InputError):
                     raise found
