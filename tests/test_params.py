@@ -27,7 +27,7 @@ def test_repository_params_are_valid() -> None:
 def test_stages_sections_and_modules_share_their_names() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     sections = {section.section for section in SECTIONS}
-    assert sections == set(stages) | {"retrain", "drift"}
+    assert sections == set(stages) | {"retrain", "drift", "segment", "crossvalidate"}
     for name in sections:
         assert (REPOSITORY / "pipelines" / f"{name}.py").exists()
         if name in stages:

@@ -27,7 +27,8 @@ class Found:
         ending: What its name ends in, such as `_mask.png`.
         slices: How many slices there were.
         area_px: Area of the tumour in all slices, in pixels.
-        size: In words: area in mm², or volume in mm³.
+        area_mm2: The same in mm².
+        volume_mm3: What the tumour fills of a volume, in mm³.
         confidence: Mean probability inside the mask.
         warnings: What is unlike the training data, a sentence each.
         model: What found it, in words.
@@ -37,10 +38,19 @@ class Found:
     ending: str
     slices: int | None
     area_px: int | None
-    size: str | None
+    area_mm2: float | None
+    volume_mm3: float | None
     confidence: float | None
     warnings: list[str]
     model: str
+
+    @property
+    def size(self) -> str | None:
+        """In words: the volume, or of one slice the area."""
+        if self.volume_mm3 is not None:
+            return f"{self.volume_mm3:.0f} mm³"
+        one = self.slices == 1 and self.area_mm2 is not None
+        return f"{self.area_mm2:.1f} mm²" if one else None
 
 
 class Segmenter(Protocol):
@@ -57,14 +67,19 @@ class Local:
     Args:
         folder: Holds `model.onnx` and `model.json`.
         threshold: Probability from which a pixel is tumour; the model's own if None.
+        threads: That run the network; as many as there are cores if 0.
+
+    Attributes:
+        info: What `model.json` says.
 
     Raises:
         InputError: The folder holds no working model.
     """
 
-    def __init__(self, folder: Path, threshold: float | None = None) -> None:
-        self._predictor = Predictor(folder)
-        self._familiarity = Familiarity(self._predictor.info.inputs)
+    def __init__(self, folder: Path, threshold: float | None = None, threads: int = 0) -> None:
+        self._predictor = Predictor(folder, threads)
+        self.info = self._predictor.info
+        self._familiarity = Familiarity(self.info.inputs)
         self._threshold = threshold
 
     def segment(self, data: bytes) -> Found:
@@ -90,10 +105,11 @@ class Local:
             ending=ending,
             slices=len(found),
             area_px=area,
-            size=_size(study, area),
+            area_mm2=area_mm2(area, study.spacing),
+            volume_mm3=_volume_mm3(study, area),
             confidence=inside / area if area else None,
             warnings=summed_up(said),
-            model=_named(self._predictor.info.version, self._predictor.info.digest),
+            model=_named(self.info.version, self.info.digest),
         )
 
     def _volume(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
@@ -101,7 +117,7 @@ class Local:
 
         masks = [one.mask for one in found]
         if study.kind == "dicom":
-            return seg_file(study, masks, self._predictor.info), "_seg.dcm"
+            return seg_file(study, masks, self.info), "_seg.dcm"
         return nifti_file(study, masks), "_mask.nii.gz"
 
 
@@ -128,7 +144,8 @@ class Remote:
                 ending="_mask.png",
                 slices=1,
                 area_px=one.area_px,
-                size=None if one.area_mm2 is None else f"{one.area_mm2:.1f} mm²",
+                area_mm2=one.area_mm2,
+                volume_mm3=None,
                 confidence=one.confidence,
                 warnings=one.warnings,
                 model=_named(one.model_version, one.model_digest),
@@ -139,7 +156,8 @@ class Remote:
             ending="_seg.dcm" if volume.media_type == "application/dicom" else "_mask.nii.gz",
             slices=None,
             area_px=None,
-            size=None if volume.volume_mm3 is None else f"{volume.volume_mm3:.0f} mm³",
+            area_mm2=None,
+            volume_mm3=volume.volume_mm3,
             confidence=None,
             warnings=volume.warnings,
             model=_named(volume.model_version, volume.model_digest),
@@ -267,11 +285,8 @@ def _named(version: str, digest: str) -> str:
     return f"version {version}, sha256 {digest[:12]}"
 
 
-def _size(study: Study, area_px: int) -> str | None:
-    """Area in mm², or for a volume what its pixels fill in mm³."""
+def _volume_mm3(study: Study, area_px: int) -> float | None:
     area = area_mm2(area_px, study.spacing)
-    if area is None:
+    if area is None or study.thickness is None or len(study.slices) == 1:
         return None
-    if len(study.slices) == 1:
-        return f"{area:.1f} mm²"
-    return None if study.thickness is None else f"{area * study.thickness:.0f} mm³"
+    return area * study.thickness

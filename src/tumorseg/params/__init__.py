@@ -21,11 +21,14 @@ from tumorseg.params.chain import (
     ValidateParams,
 )
 from tumorseg.params.operation import (
+    CrossvalidateParams,
     DriftParams,
+    FannedOutParams,
     PackageParams,
     PromoteParams,
     RegisterParams,
     RetrainParams,
+    SegmentParams,
 )
 
 __all__ = [
@@ -34,8 +37,10 @@ __all__ = [
     "SECTIONS",
     "AugmentParams",
     "CommonTrainParams",
+    "CrossvalidateParams",
     "DriftParams",
     "EvaluateParams",
+    "FannedOutParams",
     "Finding",
     "NetworkParams",
     "PackageParams",
@@ -43,6 +48,7 @@ __all__ = [
     "RegisterParams",
     "RetrainParams",
     "Section",
+    "SegmentParams",
     "SplitParams",
     "TrainParams",
     "ValidateParams",
@@ -60,6 +66,8 @@ SECTIONS: tuple[type[Section], ...] = (
     PackageParams,
     RetrainParams,
     DriftParams,
+    SegmentParams,
+    CrossvalidateParams,
 )
 SectionT = TypeVar("SectionT", bound=Section)
 

@@ -1,9 +1,13 @@
-"""The sections of what comes after the figures: register, promote, package, retrain, drift."""
+"""The sections of what comes after the figures, and of what is dealt out over workers."""
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from tumorseg.params.base import Fraction, Section
+from tumorseg.params.chain import NETWORKS
 from tumorseg.serving.api.settings import Settings
+from tumorseg.serving.cores import usable_cores
 
 
 class RegisterParams(Section):
@@ -54,3 +58,43 @@ class DriftParams(Section):
     tolerance: float = Field(ge=0)  # standard deviations by which a quantile may move in any case
     retrain: bool  # whether drift starts the flow `retrain`
     cooldown_hours: float = Field(ge=0)  # from one such start to the next at least
+
+
+class FannedOutParams(Section):
+    """What is dealt out over the workers of a Dask scheduler."""
+
+    # null: processes on this machine, for the time of one run.
+    scheduler: (
+        Annotated[str, Field(pattern=r"^(tcp|tls)://([^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}$")]
+        | None
+    )
+    workers: PositiveInt  # processes on each machine
+    threads: int = Field(ge=0)  # of each; 0 divides the machine's cores among them
+    retries: int = Field(ge=0, le=50)
+
+    def threads_here(self) -> int:
+        """Threads of one worker on this machine."""
+        return self.threads or max(1, usable_cores() // self.workers)
+
+
+class SegmentParams(FannedOutParams):
+    """The segmentation of an archive."""
+
+    section = "segment"
+    slices: PositiveInt  # a task, about
+
+
+class CrossvalidateParams(FannedOutParams):
+    """The folds over train and valid."""
+
+    section = "crossvalidate"
+    folds: int = Field(ge=2)
+    networks: list[Literal["unet", "attention_unet"]] = Field(min_length=1)
+    seed: int = Field(ge=0, lt=2**32)  # of the folds, and of each training
+
+    @field_validator("networks")
+    @classmethod
+    def _networks_differ(cls, networks: list[str]) -> list[str]:
+        if len(set(networks)) < len(networks):
+            raise ValueError("must differ from each other")
+        return sorted(networks, key=NETWORKS.index)

@@ -1,0 +1,96 @@
+"""crossvalidate: arrays → a table of folds, each training a task on some worker.
+
+`python -m pipelines.crossvalidate` goes on where it was interrupted, when typed again.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pipelines._fanout import outcomes, workers
+from pipelines._flow import main, stage
+from pipelines.augment import POLICY
+from pipelines.train import unfinished
+from tumorseg.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
+from tumorseg.data.arrays import ARRAYS, load_slices
+from tumorseg.data.manifest import load_manifest
+from tumorseg.environment import STATE
+from tumorseg.errors import InputError, StageError
+from tumorseg.files import atomic_path
+from tumorseg.params import CrossvalidateParams, TrainParams, load_params
+
+REPORT = Path("reports/crossvalidation")
+
+
+def crossvalidate() -> None:
+    """Trains each network on each fold that is not done yet, and writes the table.
+
+    Raises:
+        InputError: It cannot begin, or a training found a mistake in params or data.
+        StageError: A training failed.
+    """
+    params = load_params(CrossvalidateParams)
+    whole = load_params(TrainParams)
+    # A worker trains alone, in a process that must have no children.
+    alone = whole.common.model_copy(update={"devices": 1, "nodes": 1, "workers": 0})
+    training = whole.model_copy(update={"common": alone})
+    table = pool(load_manifest())
+    folds = divide(table, params.folds, params.seed)
+    tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
+    # The name of that folder is a digest of arrays, policy, parameters and code.
+    made_of: dict[str, str] = {
+        name: unfinished(name, params.seed, training).name for name in params.networks
+    }
+
+    with workers(params) as runner:
+
+        @stage(name="crossvalidate", task_runner=runner)
+        def trainings() -> None:
+            calls = {
+                f"fold {fold.number}, {network}": (
+                    fold,
+                    network,
+                    params.seed,
+                    training,
+                    place(fold, network, params.seed, made_of[network]),
+                    params,
+                )
+                for fold, network in tasks
+            }
+            results = outcomes(train_fold, calls, params.retries)
+            summaries = {}
+            failed = []
+            for (fold, network), found in zip(tasks, results, strict=True):
+                if isinstance(found, Exception):
+                    failed.append(found)
+                    continue
+                summaries[fold.number, network] = found
+                print(f"fold {fold.number}, {network}: mean Dice {found['val_dice']:.3f}")
+            for error in failed:
+                if isinstance(error, InputError):
+                    raise error
+            if failed:
+                raise StageError(
+                    f"{len(failed)} of {len(tasks)} trainings failed, and the log says why; the "
+                    "others are kept: type the same again"
+                )
+            figures = tabulate(folds, summaries)
+            side = load_slices("train").images.shape[-1]
+            with atomic_path(REPORT.with_suffix(".csv")) as temporary:
+                figures.to_csv(temporary, index=False)
+            with atomic_path(REPORT.with_suffix(".md")) as temporary:
+                temporary.write_text(page(figures, side))
+            print(REPORT.with_suffix(".md").read_text())
+
+        trainings()
+
+
+def place(fold: Fold, network: str, seed: int, made_of: str) -> Place:
+    """Where this very training works; its name tells data, code, parameters and slices."""
+    told = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    folder = STATE / "crossvalidate" / f"{network}-{fold.number}" / digest
+    return Place(ARRAYS.resolve(), POLICY.resolve(), folder.resolve())
+
+
+if __name__ == "__main__":
+    main(crossvalidate)

@@ -1,0 +1,82 @@
+"""segment: an archive of scans → masks and a table, dealt out over workers.
+
+`python -m pipelines.segment FOLDER --output OUT` segments every JPEG, PNG, DICOM and NIfTI file
+below FOLDER; typed again, it goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines._fanout import outcomes, workers
+from pipelines._flow import main, stage
+from tumorseg.archive import Work, chunks, opened, segment_some
+from tumorseg.archive_rows import Row, summarise
+from tumorseg.errors import InputError
+from tumorseg.params import SegmentParams, load_params
+from tumorseg.predict import packaged_model
+
+PACKAGED = Path("artifacts/package/bento.json")
+
+
+def segment() -> None:
+    """Does what the command line asks for.
+
+    Raises:
+        InputError: It cannot begin, or some files have no mask at the end.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipelines.segment", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the archive")
+    parser.add_argument("--output", type=Path, required=True, help="folder for masks and table")
+    parser.add_argument("--model", type=Path, help="a model folder, in place of the champion")
+    chosen = parser.parse_args()
+    params = load_params(SegmentParams)
+    work = Work.of(chosen.folder, chosen.output, chosen.model or packaged(), params)
+    with opened(work) as (jobs, known), workers(params) as runner:
+        rows = dict(known)
+
+        # Without parameters, since Prefect keeps these, and a folder's name may be a patient's.
+        @stage(name="segment", task_runner=runner)
+        def archive() -> None:
+            todo = chunks((job for job in jobs if work.name(job) not in known), params.slices)
+            print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
+            start = time.monotonic()
+            calls = {f"part {n} of {len(todo)}": (work, some, n) for n, some in enumerate(todo, 1)}
+            results = outcomes(segment_some, calls, params.retries)
+            for some, found in zip(todo, results, strict=True):
+                if isinstance(found, InputError):
+                    raise found
+                if isinstance(found, Exception):
+                    sentence = f"Its task failed ({type(found).__name__}); type the same again."
+                    found = [replace(work.row(job), error=sentence) for job in some]
+                rows.update((row.path, row) for row in found)
+                print(f"{len(rows)} of {len(jobs)} files")
+            slices, seconds = _slices(rows) - _slices(known), time.monotonic() - start
+            print(f"{slices} slices in {seconds:.1f} s, {slices / seconds:.1f} a second")
+
+        archive()
+        table = summarise(work.output, [rows[work.name(job)] for job in jobs])
+    failed = sum(row.error is not None for row in rows.values())
+    if failed:
+        raise InputError(f"{failed} of {len(rows)} files have no mask: {table} says why")
+
+
+def _slices(rows: dict[str, Row]) -> int:
+    return sum(row.slices or 0 for row in rows.values())
+
+
+def packaged() -> Path:
+    """The packaged champion's folder.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not PACKAGED.exists():
+        raise InputError(f"{PACKAGED}: is missing; type `make run` first, or give --model FOLDER")
+    return packaged_model(json.loads(PACKAGED.read_text())["tag"])
+
+
+if __name__ == "__main__":
+    main(segment)

@@ -1,0 +1,198 @@
+"""An archive of scans to masks, in chunks that any process may do, and none twice."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+
+from tumorseg.archive_rows import RECORD, Row, read, take
+from tumorseg.errors import InputError
+from tumorseg.params import SegmentParams
+from tumorseg.predict import Local, predict
+from tumorseg.predict_files import Job, plan
+from tumorseg.serving.predictor import ModelInfo, load_info
+
+_ATTEMPTS = 2  # at a file during which a process died
+_SLICE_BYTES = 65_536  # of a volume whose slices are not counted yet
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all chunks have in common; every path is absolute, on a disk that all workers share.
+
+    Attributes:
+        archive: The folder that is segmented.
+        output: The folder for the masks.
+        model: Holds `model.onnx` and `model.json`.
+        info: What the latter said at the start.
+        params: The segment section.
+    """
+
+    archive: Path
+    output: Path
+    model: Path
+    info: ModelInfo
+    params: SegmentParams
+
+    @classmethod
+    def of(cls, archive: Path, output: Path, model: Path, params: SegmentParams) -> "Work":
+        """Reads the model's `model.json`.
+
+        Raises:
+            InputError: The archive is no folder, or the model is none.
+        """
+        if not archive.is_dir():
+            raise InputError(f"{archive}: is no folder")
+        return cls(archive.resolve(), output.resolve(), model.resolve(), load_info(model), params)
+
+    def name(self, job: Job) -> str:
+        """The job's path in the table."""
+        return Path(job.name).relative_to(self.archive).as_posix()
+
+    def row(self, job: Job) -> Row:
+        """A row before anything was found."""
+        return Row(
+            path=self.name(job),
+            model_version=self.info.version,
+            model_digest=self.info.digest,
+            threshold=self.info.threshold,
+            source=_stamp(job),
+        )
+
+    def is_done(self, job: Job, row: Row | None) -> bool:
+        """Whether the job's mask is there, of this very file and by this very model."""
+        if row is None or row.error or row.mask is None:
+            return False
+        wanted = (self.info.digest, self.info.threshold, _stamp(job))
+        made = (row.model_digest, row.threshold, row.source)
+        return made == wanted and (self.output / row.mask).exists()
+
+
+@contextmanager
+def opened(work: Work) -> Iterator[tuple[list[Job], dict[str, Row]]]:
+    """Takes the output folder for one run, and looks what is in the archive and what is done.
+
+    Yields:
+        All jobs, and the rows that need not be done again, by path.
+
+    Raises:
+        InputError: The output folder holds something else, cannot be written or is in use, or
+            nothing was found.
+    """
+    jobs = plan([work.archive], work.output)
+    try:
+        lock, known = take(work.output)
+    except OSError as error:
+        place = error.filename or work.output
+        raise InputError(f"{place}: cannot be written ({error.strerror or error})") from None
+    with lock:
+        yield (
+            jobs,
+            {
+                name: known[name]
+                for name, job in ((work.name(job), job) for job in jobs)
+                if work.is_done(job, known.get(name))
+            },
+        )
+
+
+def chunks(jobs: Iterable[Job], slices: int) -> list[list[Job]]:
+    """Divides jobs, in their order, into chunks of about so many slices.
+
+    Args:
+        jobs: What is left to do.
+        slices: A chunk ends with the job with which it has as many.
+    """
+    made: list[list[Job]] = [[]]
+    filled = 0
+    for job in jobs:
+        if filled >= slices:
+            made.append([])
+            filled = 0
+        made[-1].append(job)
+        filled += _weight(job)
+    return made if made[0] else []
+
+
+def segment_some(work: Work, jobs: Sequence[Job], number: int) -> list[Row]:
+    """Segments one chunk in this process, but for what another one did of it before it died.
+
+    Each file stands alone, so that its mask depends on nothing but itself and the model.
+
+    Args:
+        work: What all chunks have in common.
+        jobs: The chunk.
+        number: Of the chunk, which no other one of this run has.
+
+    Returns:
+        A row a job.
+
+    Raises:
+        InputError: The model does not work here, or is another one than at the start.
+    """
+    segmenter = _loaded(work.model, work.info.digest, work.params.threads_here())
+    record = work.output / RECORD / f"{number:06}.jsonl"
+    begun, done = read(record)
+    rows = []
+    with record.open("a", buffering=1) as file:
+        file.write("\n")  # the last line may have been cut off
+        for job in jobs:
+            name = work.name(job)
+            if (row := done.get(name)) is None:
+                row = work.row(job)  # before, to notice what changes meanwhile
+                if begun[name] < _ATTEMPTS:
+                    file.write(json.dumps({"begun": name}) + "\n")
+                    row = _segmented(work, job, row, segmenter)
+                else:
+                    row = replace(row, error="The worker died each time it was segmented.")
+                file.write(json.dumps(asdict(row)) + "\n")
+            rows.append(row)
+    return rows
+
+
+def _segmented(work: Work, job: Job, row: Row, segmenter: Local) -> Row:
+    ((_, found),) = predict([job], segmenter, overwrite=True)
+    if isinstance(found, str):
+        return replace(row, error=found)
+    return replace(
+        row,
+        mask=job.target(found.ending).relative_to(work.output).as_posix(),
+        slices=found.slices,
+        area_px=found.area_px,
+        area_mm2=found.area_mm2,
+        volume_mm3=found.volume_mm3,
+        confidence=found.confidence,
+        warnings=" ".join(found.warnings),
+    )
+
+
+@lru_cache(maxsize=2)
+def _loaded(model: Path, digest: str, threads: int) -> Local:
+    """The model, once a process."""
+    cv2.setNumThreads(threads)
+    segmenter = Local(model, threads=threads)
+    if segmenter.info.digest != digest:
+        raise InputError(f"{model}: was exchanged meanwhile; type the same again")
+    return segmenter
+
+
+def _weight(job: Job) -> int:
+    """Slices, as far as the names tell."""
+    if len(job.files) > 1:
+        return len(job.files)
+    if job.files[0].name.lower().endswith((".nii", ".nii.gz", ".zip")):
+        return 1 + job.files[0].stat().st_size // _SLICE_BYTES
+    return 1
+
+
+def _stamp(job: Job) -> str:
+    try:
+        found = [path.stat() for path in job.files]
+    except OSError:  # reading it will say why
+        return "gone"
+    changed = max(one.st_mtime_ns for one in found)
+    return f"{len(found)} {sum(one.st_size for one in found)} {changed}"

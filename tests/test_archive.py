@@ -1,0 +1,204 @@
+"""An archive's chunks: what is done, what is not done again, and what killed workers leave."""
+
+import csv
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from tests.made_volumes import dicom_bytes, series
+from tests.serving_model import disc, encode, write_model
+from tumorseg import archive
+from tumorseg.archive import Work, chunks, opened, segment_some
+from tumorseg.archive_rows import RECORD, summarise
+from tumorseg.errors import InputError
+from tumorseg.params import SegmentParams, load_params
+from tumorseg.predict import Local, run
+
+PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
+
+
+@pytest.fixture
+def work(tmp_path) -> Work:
+    """Five pictures in two folders, a DICOM series and an empty file."""
+    root = tmp_path / "archive"
+    for number in range(5):
+        path = root / f"p{number % 2}" / f"s{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(Image.fromarray(np.roll(disc(), 9 * number, axis=1))))
+    (root / "series").mkdir()
+    for number, dataset in enumerate(series(count=4)):
+        (root / "series" / f"IM{number}.dcm").write_bytes(dicom_bytes(dataset))
+    (root / "bad.jpg").write_bytes(b"")
+    return Work.of(root, tmp_path / "out", write_model(tmp_path / "model"), PARAMS)
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*_mask.*"))
+    }
+
+
+def do_all(work: Work) -> dict:
+    with opened(work) as (jobs, known):
+        left = [job for job in jobs if work.name(job) not in known]
+        for number, some in enumerate(chunks(left, 2)):
+            known |= {row.path: row for row in segment_some(work, some, number)}
+        summarise(work.output, [known[work.name(job)] for job in jobs])
+    return known
+
+
+def test_the_masks_are_those_of_predict(work, tmp_path) -> None:
+    rows = do_all(work)
+    assert not run([work.archive], tmp_path / "one", Local(work.model), overwrite=False)
+    assert masks(work.output) == masks(tmp_path / "one") and len(masks(work.output)) == 5
+    assert (work.output / "series" / "series_seg.dcm").exists()
+    assert rows["series"].slices == 4 and rows["series"].area_mm2 > 0
+
+
+def test_the_table_has_a_line_a_file_and_says_what_is_wrong(work) -> None:
+    do_all(work)
+    with (work.output / "summary.csv").open(newline="") as file:
+        lines = {line["path"]: line for line in csv.DictReader(file)}
+    assert len(lines) == 7
+    good, bad = lines["p0/s2.png"], lines["bad.jpg"]
+    assert good["mask"] == "p0/s2_mask.png" and int(good["area_px"]) > 0
+    assert good["model_digest"] == work.info.digest and good["model_version"] == "3"
+    assert not good["error"] and "empty" in bad["error"] and not bad["mask"]
+
+
+def counted(monkeypatch) -> list[str]:
+    """Names of what is segmented from now on."""
+    seen: list[str] = []
+    real = archive.predict
+
+    def predict(jobs, *args, **kwargs):
+        seen.extend(Path(job.name).name for job in jobs)
+        return real(jobs, *args, **kwargs)
+
+    monkeypatch.setattr(archive, "predict", predict)
+    return seen
+
+
+def test_only_what_failed_is_done_again(work, monkeypatch) -> None:
+    first = do_all(work)
+    seen = counted(monkeypatch)
+    assert do_all(work) == first and seen == ["bad.jpg"]
+
+
+@pytest.mark.parametrize("what", ["mask gone", "scan changed", "threshold", "model"])
+def test_what_is_out_of_date_is_done_again(work, monkeypatch, what) -> None:
+    do_all(work)
+    seen = counted(monkeypatch)
+    again = {"bad.jpg", "s2.png"}
+    if what == "mask gone":
+        (work.output / "p0" / "s2_mask.png").unlink()
+    elif what == "scan changed":
+        (work.archive / "p0" / "s2.png").write_bytes(encode(Image.fromarray(disc(80, 80))))
+    else:
+        changes = {"threshold": 0.7} if what == "threshold" else {"version": "4"}
+        write_model(work.model, **changes)
+        if what == "model":  # other bytes, other digest
+            (work.model / "model.onnx").write_bytes(
+                (work.model / "model.onnx").read_bytes().replace(b"tiny", b"TINY")
+            )
+            digest = hashlib.sha256((work.model / "model.onnx").read_bytes()).hexdigest()
+            write = json.loads((work.model / "model.json").read_text()) | {"digest": digest}
+            (work.model / "model.json").write_text(json.dumps(write))
+        work = Work.of(work.archive, work.output, work.model, PARAMS)
+        again = {"bad.jpg", "series", *(f"s{number}.png" for number in range(5))}
+    do_all(work)
+    assert set(seen) == again and len(seen) == len(again)
+
+
+def test_a_chunk_goes_on_after_what_a_dead_worker_did(work, monkeypatch) -> None:
+    with opened(work) as (jobs, _):
+        expected = segment_some(work, jobs, 0)
+        record = work.output / RECORD / "000000.jsonl"
+        lines = record.read_text().splitlines()
+        record.write_text("\n".join(lines[:5]) + '\n{"path": "p0/s')  # killed while it wrote
+        seen = counted(monkeypatch)
+        assert segment_some(work, jobs, 0) == expected
+        assert len(seen) == len(jobs) - 2  # two of them were whole
+
+
+def test_a_file_that_kills_its_workers_is_given_up(work, monkeypatch) -> None:
+    with opened(work) as (jobs, _):
+        record = work.output / RECORD / "000000.jsonl"
+        name = work.name(jobs[0])
+        record.write_text(json.dumps({"begun": name}) + "\n")
+        seen = counted(monkeypatch)
+        assert work.name(jobs[0]) == "bad.jpg" and segment_some(work, jobs[:1], 0)[0].error
+        assert seen == ["bad.jpg"]  # once more
+        record.write_text(2 * (json.dumps({"begun": name}) + "\n"))
+        rows = segment_some(work, jobs, 0)
+        assert "died" in rows[0].error and not any(row.error for row in rows[1:])
+    assert do_all(work)[name].error.startswith("The file is empty")  # the next run tries again
+
+
+def test_half_written_files_of_dead_workers_are_removed(work) -> None:
+    with opened(work):
+        (work.output / "p0").mkdir()
+        (work.output / "p0" / ".77.s0_mask.png").write_bytes(b"half")
+    do_all(work)
+    assert not (work.output / "p0" / ".77.s0_mask.png").exists()
+
+
+def test_a_folder_with_other_files_is_not_written_to(work) -> None:
+    work.output.mkdir()
+    (work.output / "s0_mask.png").write_bytes(b"drawn by hand")
+    with pytest.raises(InputError, match="did not write"), opened(work):
+        pass
+    with (
+        pytest.raises(InputError, match="did not write"),
+        opened(replace(work, output=work.archive)),
+    ):
+        pass
+
+
+def test_two_runs_do_not_share_a_folder(work) -> None:
+    with opened(work), pytest.raises(InputError, match="another run"), opened(work):
+        pass
+    do_all(work)
+
+
+def test_a_table_of_another_run_does_not_stay_during_the_next(work) -> None:
+    do_all(work)
+    with opened(work):
+        assert not (work.output / "summary.csv").exists()
+
+
+def test_what_cannot_be_is_one_sentence(work, tmp_path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        Work.of(tmp_path / "nowhere", work.output, work.model, PARAMS)
+    with pytest.raises(InputError, match=r"model\.json"):
+        Work.of(work.archive, work.output, tmp_path, PARAMS)
+    (tmp_path / "file").write_text("")
+    below_a_file = replace(work, output=tmp_path / "file" / "out")
+    with pytest.raises(InputError, match="cannot be written"), opened(below_a_file):
+        pass
+
+
+def test_a_model_that_was_exchanged_meanwhile_is_refused(work) -> None:
+    other = replace(work, info=work.info.model_copy(update={"digest": "0" * 64}))
+    with opened(other) as (jobs, _), pytest.raises(InputError, match="exchanged"):
+        segment_some(other, jobs, 0)
+
+
+def test_chunks_hold_about_as_many_slices_as_asked_for(work) -> None:
+    with opened(work) as (jobs, _):
+        sizes = [[len(job.files) for job in some] for some in chunks(jobs, 3)]
+    assert sizes == [[1, 1, 1], [1, 1, 1], [4]] and chunks([], 3) == []
+
+
+def test_threads_are_a_share_of_the_cores(monkeypatch) -> None:
+    monkeypatch.setattr("tumorseg.params.operation.usable_cores", lambda: 8)
+    assert PARAMS.model_copy(update={"workers": 3, "threads": 0}).threads_here() == 2
+    assert PARAMS.model_copy(update={"workers": 16, "threads": 0}).threads_here() == 1
+    assert PARAMS.model_copy(update={"threads": 5}).threads_here() == 5

@@ -1,0 +1,105 @@
+"""Folds: disjoint, whole, and never a group or a neighbour on two sides."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tumorseg.crossvalidation import Place, divide, fold_slices, page, pool, tabulate, train_fold
+from tumorseg.errors import InputError
+from tumorseg.params import CrossvalidateParams
+
+
+def table(groups: int = 12, each: int = 5) -> pd.DataFrame:
+    """Slices without patients' names, in groups whose last number is next to the next's first."""
+    count = groups * each
+    return pd.DataFrame(
+        {
+            "path": [f"train/{number}.png" for number in range(count)],
+            "split": np.where(np.arange(count) % 7 == 3, "valid", "train"),
+            "split_group": np.arange(count) // each,
+            "group": pd.Series([None] * count, dtype="str"),
+            "slice_number": pd.Series(range(count), dtype="Int64"),
+            "tumour_fraction": np.linspace(0, 0.2, count),
+            "categories": "tumour",
+        }
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_each_slice_is_judged_once_by_a_network_that_saw_none_of_its_group(count) -> None:
+    slices = pool(table())
+    folds = divide(slices, count, seed=0)
+    judged = np.concatenate([fold.valid for fold in folds])
+    assert sorted(judged) == list(range(len(slices))) and len(folds) == count
+    group, number = slices["split_group"].to_numpy(), slices["slice_number"].to_numpy(int)
+    for fold in folds:
+        assert not set(group[fold.train]) & set(group[fold.valid])
+        assert len(fold.train) + len(fold.valid) + fold.aside == len(slices)
+        assert fold.groups == len(set(group[fold.valid]))
+        # Groups were cut from one chain: what is next to a judged slice is not trained on.
+        distance = np.abs(number[fold.train][:, None] - number[fold.valid])
+        assert distance.min() == 2 and fold.aside > 0
+    sizes = [len(fold.valid) for fold in folds]
+    assert max(sizes) - min(sizes) <= 10  # two groups
+
+
+def test_named_patients_need_no_slice_set_aside() -> None:
+    named = table()
+    named["group"] = [f"patient {number}" for number in named["split_group"]]
+    assert [fold.aside for fold in divide(pool(named), 3, seed=0)] == [0, 0, 0]
+
+
+def test_test_slices_take_no_part() -> None:
+    some = table()
+    some.loc[some["split_group"] == 3, "split"] = "test"
+    assert 3 not in set(pool(some)["split_group"]) and len(pool(some)) == 55
+
+
+def test_fewer_groups_than_folds_are_one_sentence() -> None:
+    with pytest.raises(InputError, match=r"crossvalidate\.folds is 5, .* form 4 groups"):
+        divide(pool(table(groups=4)), 5, seed=0)
+
+
+def test_a_fold_holds_the_slices_that_its_table_names(workplace) -> None:
+    slices = pool(workplace["manifest"])
+    (fold, _) = divide(slices, 2, seed=0)
+    sides = fold_slices(fold, workplace["folder"] / "arrays")
+    whole = np.concatenate([workplace["slices"][side].masks for side in ("train", "valid")])
+    for side, rows in (("train", fold.train), ("valid", fold.valid)):
+        assert np.array_equal(sides[side].masks, whole[rows]) and len(rows)
+        filled = sides[side].masks.any(axis=(1, 2))
+        assert np.array_equal(filled, slices["tumour_fraction"].to_numpy()[rows] > 0)
+
+
+@pytest.mark.slow
+def test_a_fold_is_trained_once(workplace, train_params, tmp_path) -> None:
+    (fold, _) = divide(pool(workplace["manifest"]), 2, seed=0)
+    folder = workplace["folder"]
+    place = Place(folder / "arrays", folder / "policy.json", tmp_path / "unet-1" / "abc")
+    (tmp_path / "unet-1" / "older").mkdir(parents=True)
+    workers = CrossvalidateParams(
+        scheduler=None, workers=2, threads=1, retries=0, folds=2, networks=["unet"], seed=0
+    )
+    first = train_fold(fold, "unet", 0, train_params, place, workers)
+    written = (place.folder / "weights.safetensors").stat().st_mtime_ns
+    assert train_fold(fold, "unet", 0, train_params, place, workers) == first
+    assert (place.folder / "weights.safetensors").stat().st_mtime_ns == written
+    assert [path.name for path in (tmp_path / "unet-1").iterdir()] == ["abc"]
+
+
+def test_the_page_compares_networks_fold_by_fold() -> None:
+    folds = divide(pool(table()), 2, seed=0)
+    kept = dict.fromkeys(("parameters", "epochs", "best_epoch", "val_loss", "seconds"), 1)
+    dice = {(1, "unet"): 0.5, (1, "attention_unet"): 0.7, (2, "unet"): 0.6}
+    dice[2, "attention_unet"] = 0.5
+    found = tabulate(folds, {key: kept | {"val_dice": value} for key, value in dice.items()})
+    text = page(found, 64)
+    assert "| attention_unet − unet |" in text and "64²" in text
+    first, second, mean, spread = (line.split(" | ") for line in text.splitlines()[-6:-2])
+    assert first[4:] == ["0.500", "0.700", "0.200 |"] and second[4:] == [
+        "0.600",
+        "0.500",
+        "-0.100 |",
+    ]
+    assert mean[4:] == ["0.550", "0.600", "0.050 |"]
+    assert spread[4:] == ["0.071", "0.141", "0.212 |"]
