@@ -1,14 +1,36 @@
 """What all flows share: a task that tries again, and an end without a traceback for bad input."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from prefect import Flow, flow, task
+import httpx
+from mlflow.exceptions import MlflowException
+from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
 
 from tumorseg.errors import InputError, StageError
+from tumorseg.server import process_tag
+
+AGAIN = "type the same again: what has finished stays"
+
+
+def explained(error: BaseException) -> str | None:
+    """One sentence for a failure that needs no traceback, of the user or of what runs around us."""
+    if isinstance(error, InputError | StageError):
+        return str(error)
+    words = " ".join(str(error).split())
+    if "No space left on device" in words or "disk is full" in words or "quota exceeded" in words:
+        return f"{words}; make room, then {AGAIN}"
+    if isinstance(error, httpx.HTTPError):
+        place = os.environ.get("PREFECT_API_URL", "its own address")
+        return f"Prefect at {place} does not answer ({words}); once it does, {AGAIN}"
+    if isinstance(error, MlflowException):
+        place = os.environ["MLFLOW_TRACKING_URI"]
+        return f"MLflow at {place} failed ({words[:300]}); once it answers, {AGAIN}"
+    return None
 
 
 def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
@@ -18,7 +40,7 @@ def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
 
 def without_traceback(record: logging.LogRecord) -> bool:
     """Drops a traceback that would tell nothing from Prefect's log; the message stays."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError | StageError):
+    if record.exc_info and record.exc_info[1] and explained(record.exc_info[1]):
         record.exc_info = None
     return True
 
@@ -32,9 +54,15 @@ R = TypeVar("R")
 # DVC knows what is up to date; a second cache could only disagree with it.
 
 
+def own(flow: Any, flow_run: Any, state: Any) -> None:
+    """Notes on a flow run whose process it is: `tumorseg.server.mark_crashed` looks for it."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, str(process_tag(os.getpid()))])
+
+
 def stage(name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Decorates a function as the flow of that name; what it prints becomes the flow's log."""
-    return flow(name=name, log_prints=True, persist_result=False, **options)
+    return flow(name=name, log_prints=True, persist_result=False, on_running=[own], **options)
 
 
 def step(
@@ -65,8 +93,10 @@ def step(
 
 
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Runs a flow as a command: exit status 1 and one sentence on bad input."""
+    """Runs a flow as a command: exit status 1 and one sentence on failures that are `explained`."""
     try:
         entry(*args, **kwargs)
-    except (InputError, StageError) as error:
-        sys.exit(f"{getattr(entry, 'name', entry.__name__)}: {error}")
+    except Exception as error:
+        if (sentence := explained(error)) is None:
+            raise
+        sys.exit(f"{getattr(entry, 'name', entry.__name__)}: {sentence}")
