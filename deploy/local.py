@@ -24,7 +24,7 @@ from tumorseg import environment
 from tumorseg.cli import Clock
 from tumorseg.errors import InputError
 
-TUMORSEG = [sys.executable, "-c", "from tumorseg.cli import main; main()"]
+TUMORSEG = [sys.executable, "-m", "tumorseg.cli"]
 DVC = [sys.executable, "-m", "dvc"]
 FIGURES = (
     ("prefect", "flow runs completed", "flow_run WHERE state_type = 'COMPLETED'"),
@@ -64,8 +64,8 @@ def client_environment(servers: Profile, root: Path) -> dict[str, str]:
     return os.environ | environment.defaults(root) | servers.environment | {"PATH": path}
 
 
-def pull_elsewhere(servers: Profile, root: Path, elsewhere: Path) -> int:
-    """Pulls all that DVC tracks into an empty repository with an empty cache, and compares.
+def push_and_pull(servers: Profile, root: Path, elsewhere: Path) -> int:
+    """Pushes all that DVC tracks, pulls it into an empty repository with no cache, and compares.
 
     Returns:
         How many files came, each equal to its original.
@@ -73,6 +73,7 @@ def pull_elsewhere(servers: Profile, root: Path, elsewhere: Path) -> int:
     Raises:
         InputError: One differs.
     """
+    call([*DVC, "push", "--remote", "server"], servers, root)
     for name in ("dvc.yaml", "dvc.lock", "params.yaml", "data.dvc", ".dvcignore", ".dvc/config"):
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, elsewhere / name)
@@ -146,10 +147,8 @@ def run(changes: list[str], root: Path | None = None) -> bool:
             print(f"{name}={servers.environment[name]}", flush=True)
         call([*TUMORSEG, "run", *changes], servers, root)
         clock.lap("tumorseg run")
-        call([*DVC, "push", "--remote", "server"], servers, root)
-        clock.lap("dvc push")
-        pulled = pull_elsewhere(servers, root, folder / "elsewhere")
-        clock.lap("dvc pull elsewhere")
+        pulled = push_and_pull(servers, root, folder / "elsewhere")
+        clock.lap("dvc push and pull")
         good = report(servers, pulled, sqlite_written(root, began))
     print(f"\ntime: {clock}")
     return good

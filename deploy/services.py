@@ -21,13 +21,13 @@ from typing import Any
 import boto3
 import psycopg2
 
+from deploy.buckets import BUCKETS
 from deploy.process import PATIENCE_SECONDS, Server
 from tumorseg.environment import SILENT
 from tumorseg.errors import InputError
 from tumorseg.server import free_port
 
 DATABASES = ("prefect", "mlflow")
-BUCKETS = ("mlflow", "dvc")
 # moto takes any; those of a deployment come from its secrets.
 DUMMY_KEYS = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback-only"}
 
@@ -187,14 +187,10 @@ def profile(folder: Path) -> Iterator[Profile]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_ENDPOINT_URL_S3": urls["s3"],
-        "DVC_GLOBAL_CONFIG_DIR": str(folder / "dvc"),
+        "DVC_GLOBAL_CONFIG_DIR": str(Path(__file__).parent / "dvc"),
         "MLFLOW_TRACKING_URI": urls["mlflow"],
         "PREFECT_API_URL": f"{urls['prefect']}/api",
     }
-    (folder / "dvc").mkdir()
-    (folder / "dvc" / "config").write_text(
-        f"['remote \"server\"']\n    url = s3://dvc/cache\n    endpointurl = {urls['s3']}\n"
-    )
     # Nobody else's servers or accounts: only what is named here.
     base = {k: v for k, v in os.environ.items() if k not in environment} | SILENT
     base |= {k: v for k, v in environment.items() if k.startswith("AWS_")}
@@ -228,7 +224,6 @@ def profile(folder: Path) -> Iterator[Profile]:
             "/health",
             {
                 "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://{account}/mlflow",
-                "MLFLOW_S3_ENDPOINT_URL": urls["s3"],
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             },
         ),

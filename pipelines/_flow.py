@@ -26,10 +26,12 @@ def explained(error: BaseException) -> str | None:
         return f"{words}; make room, then {AGAIN}"
     if isinstance(error, httpx.HTTPError):
         place = os.environ.get("PREFECT_API_URL", "its own address")
-        return f"Prefect at {place} does not answer ({words}); once it does, {AGAIN}"
+        answer = getattr(error, "response", None)
+        why = f"status {answer.status_code}" if answer is not None else type(error).__name__
+        return f"Prefect at {place} does not work ({why}); once it does, {AGAIN}"
     if isinstance(error, MlflowException):
         place = os.environ["MLFLOW_TRACKING_URI"]
-        return f"MLflow at {place} failed ({words[:300]}); once it answers, {AGAIN}"
+        return f"MLflow at {place} does not work ({words[:200]}); once it does, {AGAIN}"
     return None
 
 
@@ -45,8 +47,14 @@ def without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def without_own(record: logging.LogRecord) -> bool:
+    """Drops the two lines with which Prefect frames the hook below, unless it failed."""
+    return record.levelno > logging.INFO or "ook 'own'" not in record.getMessage()
+
+
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(name).addFilter(without_traceback)
+logging.getLogger("prefect.engine").addFilter(without_own)
 
 P = ParamSpec("P")
 R = TypeVar("R")
