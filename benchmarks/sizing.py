@@ -61,9 +61,14 @@ def dvc_add(count: int) -> tuple[float, float]:
         for number in range(count):
             (root / "data" / f"slice_{number:07}.png").write_bytes(number.to_bytes(4, "big") * 1024)
         for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "-q", "init"]):
-            subprocess.run(command, cwd=root, check=True)
+            subprocess.run(command, cwd=root, check=True, capture_output=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "dvc", "-q", "add", "data"], cwd=root, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "-q", "add", "data"],
+            cwd=root,
+            check=True,
+            capture_output=True,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         (listed,) = (root / ".dvc" / "cache").rglob("*.dir")
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

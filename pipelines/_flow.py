@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
 
+from tumorseg.environment import without_password
 from tumorseg.errors import InputError, StageError
 from tumorseg.server import process_tag
 
@@ -30,7 +31,7 @@ def explained(error: BaseException) -> str | None:
         why = f"status {answer.status_code}" if answer is not None else type(error).__name__
         return f"Prefect at {place} does not work ({why}); once it does, {AGAIN}"
     if isinstance(error, MlflowException):
-        place = os.environ["MLFLOW_TRACKING_URI"]
+        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
         return f"MLflow at {place} does not work ({words[:200]}); once it does, {AGAIN}"
     return None
 

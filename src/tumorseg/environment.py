@@ -5,6 +5,7 @@ a bento store) wins.
 """
 
 import os
+import re
 import urllib.request
 from pathlib import Path
 
@@ -73,3 +74,8 @@ def answers(prefect_url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, ValueError):
         return False
+
+
+def without_password(uri: str) -> str:
+    """An address for messages and logs, without the account that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)
