@@ -1,6 +1,6 @@
 """Breaks what the chain runs on while it runs, and shows what becomes of the run and of the next.
 
-    python benchmarks/faults.py [--only NAME …]
+    python -m benchmarks.faults [--only NAME …]
 
 PostgreSQL, S3, MLflow and Prefect run on loopback (`deploy.services`) for a small phantom set in a
 temporary copy of the repository. Each fault comes in the middle of a stage; *back* says that the
@@ -278,24 +278,30 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(CASES), help="parts of the names")
     chosen = parser.parse_args()
     wanted = [name for name in CASES if any(part in name for part in chosen.only)]
-    good = 0
     with place() as here:
-        print("| fault | the run | what it told | data, champion | the next run | flows left |")
-        print("|---|---|---|---|---|--:|")
-        for number, name in enumerate(wanted, 1):
-            began = time.monotonic()
-            found = provoke(here, name, number)
-            status = {0: "came through", None: "killed"}.get(found.status, "failed")
-            status += f", {time.monotonic() - began:.0f} s in all"
-            again = {0: "complete", None: "–"}.get(found.again, f"FAILED ({found.again})")
-            again += ", training resumed" if found.resumed else ""
-            told = found.told + (" TRACEBACK" if found.traceback else "")
-            same = "as before" if found.same else "CHANGED"
-            print(f"| {name} | {status} | {told or '–'} | {same} | {again} | {found.running} |")
-            sys.stdout.flush()
-            good += found.good
+        good = table(here, wanted)
     print(f"\n{good} of {len(wanted)} as they should be")
     return 0 if good == len(wanted) else 1
+
+
+def table(here: Place, wanted: list[str]) -> int:
+    """Prints a row a fault; how many are as they should be."""
+    print("| fault | the command | what it told | data, champion | the next one | flows left |")
+    print("|---|---|---|---|---|--:|")
+    good = 0
+    for number, name in enumerate(wanted, 1):
+        began = time.monotonic()
+        found = provoke(here, name, number)
+        status = {0: "came through", None: "killed"}.get(found.status, "failed")
+        status += f" ({time.monotonic() - began:.0f} s in all)"
+        again = {0: "complete", None: "–"}.get(found.again, f"FAILED ({found.again})")
+        again += ", training resumed" if found.resumed else ""
+        told = found.told + (" TRACEBACK" if found.traceback else "")
+        same = "as before" if found.same else "CHANGED"
+        print(f"| {name} | {status} | {told or '–'} | {same} | {again} | {found.running} |")
+        sys.stdout.flush()
+        good += found.good
+    return good
 
 
 if __name__ == "__main__":

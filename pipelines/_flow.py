@@ -108,4 +108,10 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     except Exception as error:
         if (sentence := explained(error)) is None:
             raise
-        sys.exit(f"{getattr(entry, 'name', entry.__name__)}: {sentence}")
+        sentence = f"{getattr(entry, 'name', entry.__name__)}: {sentence}"
+        if isinstance(error, httpx.HTTPError):
+            # Prefect would try for minutes to deliver its log to the server that does not answer.
+            print(sentence, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(1)
+        sys.exit(sentence)

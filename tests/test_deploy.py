@@ -132,7 +132,7 @@ def test_pods_are_bounded_and_without_rights() -> None:
     for name, container in containers():
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
         assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
-    jobs = {"prepare/clone", "prepare/buckets", "retrain/retrain"}
+    jobs = {"prepare/clone", "prepare/buckets", "prepare/data", "retrain/retrain"}
     for name, container in containers():
         assert name in jobs or "livenessProbe" in container, name
         ports = {port["name"] for port in container.get("ports", [])}
@@ -171,6 +171,8 @@ def test_commands_exist_with_their_options(name, command) -> None:
     if program == "python":
         assert importlib.util.find_spec(rest[1]) is not None
         program_words, options = [sys.executable, *rest[:2]], rest[2:]
+        if rest[1] == "dvc":
+            program_words, options = [*program_words, rest[2]], rest[3:]
         if rest[1] == "deploy.buckets":
             return  # it takes none, and would begin
     else:

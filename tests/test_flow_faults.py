@@ -40,7 +40,7 @@ def answer(status: int) -> httpx.HTTPStatusError:
         (MlflowException("API request failed"), "MLflow at postgresql://db/mlflow does not work"),
     ],
 )
-def test_what_passes_by_is_one_sentence(error, told, monkeypatch) -> None:
+def test_what_passes_by_is_one_sentence(error, told, monkeypatch, capsys) -> None:
     monkeypatch.setenv("PREFECT_API_URL", PREFECT)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/mlflow")
     sentence = _flow.explained(error)
@@ -50,8 +50,10 @@ def test_what_passes_by_is_one_sentence(error, told, monkeypatch) -> None:
     def entry() -> None:
         raise error
 
-    with pytest.raises(SystemExit, match="entry: "):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
         _flow.main(entry)
+    assert f"entry: {sentence}" in (capsys.readouterr().err or str(ended.value))
 
 
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
