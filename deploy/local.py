@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.buckets import BUCKETS
 from deploy.services import Profile, profile
 from tumorseg import environment
 from tumorseg.cli import Clock
@@ -26,9 +27,10 @@ from tumorseg.errors import InputError
 
 TUMORSEG = [sys.executable, "-m", "tumorseg.cli"]
 DVC = [sys.executable, "-m", "dvc"]
+UNWANTED = "flow runs in another state"
 FIGURES = (
     ("prefect", "flow runs completed", "flow_run WHERE state_type = 'COMPLETED'"),
-    ("prefect", "flow runs in another state", "flow_run WHERE state_type <> 'COMPLETED'"),
+    ("prefect", UNWANTED, "flow_run WHERE state_type <> 'COMPLETED'"),
     ("prefect", "task runs", "task_run"),
     ("prefect", "events", "events"),
     ("mlflow", "runs", "runs"),
@@ -100,26 +102,25 @@ def sqlite_written(root: Path, since: float) -> list[str]:
 
 def report(servers: Profile, pulled: int, sqlite: list[str]) -> bool:
     """Prints what the servers hold, as a Markdown table; whether everything is where it belongs."""
-    rows: list[tuple[str, str, object]] = [
-        (
-            f"PostgreSQL: {database}",
-            what,
-            servers.query(database, f"SELECT count(*) FROM {rest}")[0][0],
-        )
-        for database, what, rest in FIGURES
-    ]
-    for bucket in ("mlflow", "dvc"):
+    rows: list[tuple[str, str, object]] = []
+    good = pulled > 0
+    for database, what, rest in FIGURES:
+        count = servers.query(database, f"SELECT count(*) FROM {rest}")[0][0]
+        rows.append((f"PostgreSQL: {database}", what, count))
+        good &= (count == 0) == (what == UNWANTED)
+    for bucket in BUCKETS:
         count, size = servers.objects(bucket)
         rows.append((f"S3: {bucket}", "objects", f"{count}, {size / 2**20:.1f} MiB"))
+        good &= count > 0
     rows.append(("DVC", "files pulled into an empty repository, equal", pulled))
     theirs = [name for name in sqlite if "mlflow" in name or name.startswith("prefect")]
     rows.append(("SQLite", "databases of Prefect or MLflow written", ", ".join(theirs) or "none"))
-    rows.append(("SQLite", "caches of this machine written", ", ".join(sqlite) or "none"))
+    caches = [name for name in sqlite if name not in theirs and not name.startswith("dvc-site")]
+    rows.append(("SQLite", "what this machine remembers", ", ".join(caches) or "nothing"))
     print("\n| where | what | |\n|---|---|--:|")
     for row in rows:
         print("| {} | {} | {} |".format(*row))
-    held = all(value != 0 for _, what, value in rows if what != "flow runs in another state")
-    return held and not theirs
+    return good and not theirs
 
 
 def check_place(root: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from benchmarks import faults
 from deploy import local
@@ -41,18 +42,20 @@ def test_everything_is_where_a_deployment_keeps_it(here, tmp_path, capsys) -> No
     sqlite = local.sqlite_written(here.root, 0)
     assert local.report(here.servers, pulled, sqlite)
     shown = capsys.readouterr().out
-    assert pulled > 40 and "| prefect | flow runs completed | 8 |" in shown.replace(
-        "PostgreSQL: ", ""
-    )
+    stages = len(yaml.safe_load((here.root / "dvc.lock").read_text())["stages"])
+    assert pulled > 40 and f"| PostgreSQL: prefect | flow runs completed | {stages} |" in shown
     assert not [name for name in sqlite if "mlflow" in name or "prefect" in name]
     assert not (here.root / ".state" / "mlflow-artifacts").exists()
     places = here.servers.query("mlflow", "SELECT DISTINCT artifact_uri FROM runs")
     assert places and all(place.startswith("mlflow-artifacts:/") for (place,) in places)
 
 
-def test_what_is_not_there_is_told(here) -> None:
+def test_what_is_not_there_is_told(here, monkeypatch) -> None:
+    assert local.report(here.servers, 1, ["scan.db", "dvc-site/x.db"])
     assert not local.report(here.servers, 0, [])
     assert not local.report(here.servers, 1, ["prefect/prefect.db"])
+    monkeypatch.setattr(type(here.servers), "objects", lambda *_: (0, 0))
+    assert not local.report(here.servers, 1, [])
 
 
 def test_two_workers_of_a_pool_train_at_once(here) -> None:
