@@ -7,10 +7,10 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run test ui serve image lint lock clean
+.PHONY: help setup run server-run test ui serve image lint lock clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp is newer than both files once their contents are installed.
 .venv/installed: requirements.lock pyproject.toml
@@ -26,6 +26,9 @@ setup: .venv/installed  ## Create .venv with the locked dependencies and this pa
 
 run: setup  ## Run the whole job on data/ and end with the comparison table
 	@tumorseg run
+
+server-run: setup  ## The same on PostgreSQL and S3, run here for it (needs PostgreSQL's programs)
+	@python -m deploy.local
 
 test: setup  ## Check everything, the end-to-end run included
 	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -1,14 +1,39 @@
 """What all flows share: a task that tries again, and an end without a traceback for bad input."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from prefect import Flow, flow, task
+import httpx
+from mlflow.exceptions import MlflowException
+from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
 
+from tumorseg.environment import without_password
 from tumorseg.errors import InputError, StageError
+from tumorseg.server import process_tag
+
+AGAIN = "type the same again: what has finished stays"
+
+
+def explained(error: BaseException) -> str | None:
+    """One sentence for a failure that needs no traceback, of the user or of what runs around us."""
+    if isinstance(error, InputError | StageError):
+        return str(error)
+    words = " ".join(str(error).split())
+    if "No space left on device" in words or "disk is full" in words or "quota exceeded" in words:
+        return f"{words}; make room, then {AGAIN}"
+    if isinstance(error, httpx.HTTPError):
+        place = os.environ.get("PREFECT_API_URL", "its own address")
+        answer = getattr(error, "response", None)
+        why = f"status {answer.status_code}" if answer is not None else type(error).__name__
+        return f"Prefect at {place} does not work ({why}); once it does, {AGAIN}"
+    if isinstance(error, MlflowException):
+        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
+        return f"MLflow at {place} does not work ({words[:200]}); once it does, {AGAIN}"
+    return None
 
 
 def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
@@ -18,13 +43,19 @@ def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
 
 def without_traceback(record: logging.LogRecord) -> bool:
     """Drops a traceback that would tell nothing from Prefect's log; the message stays."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError | StageError):
+    if record.exc_info and record.exc_info[1] and explained(record.exc_info[1]):
         record.exc_info = None
     return True
 
 
+def without_own(record: logging.LogRecord) -> bool:
+    """Drops the two lines with which Prefect frames the hook below, unless it failed."""
+    return record.levelno > logging.INFO or "ook 'own'" not in record.getMessage()
+
+
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(name).addFilter(without_traceback)
+logging.getLogger("prefect.engine").addFilter(without_own)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,9 +63,15 @@ R = TypeVar("R")
 # DVC knows what is up to date; a second cache could only disagree with it.
 
 
+def own(flow: Any, flow_run: Any, state: Any) -> None:
+    """Notes on a flow run whose process it is: `tumorseg.server.mark_crashed` looks for it."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, str(process_tag(os.getpid()))])
+
+
 def stage(name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Decorates a function as the flow of that name; what it prints becomes the flow's log."""
-    return flow(name=name, log_prints=True, persist_result=False, **options)
+    return flow(name=name, log_prints=True, persist_result=False, on_running=[own], **options)
 
 
 def step(
@@ -65,8 +102,16 @@ def step(
 
 
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Runs a flow as a command: exit status 1 and one sentence on bad input."""
+    """Runs a flow as a command: exit status 1 and one sentence on failures that are `explained`."""
     try:
         entry(*args, **kwargs)
-    except (InputError, StageError) as error:
-        sys.exit(f"{getattr(entry, 'name', entry.__name__)}: {error}")
+    except Exception as error:
+        if (sentence := explained(error)) is None:
+            raise
+        sentence = f"{getattr(entry, 'name', entry.__name__)}: {sentence}"
+        if isinstance(error, httpx.HTTPError):
+            # Prefect would try for minutes to deliver its log to the server that does not answer.
+            print(sentence, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(1)
+        sys.exit(sentence)

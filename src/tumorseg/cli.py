@@ -214,3 +214,7 @@ def env() -> None:
     """Print the environment of a run, for `eval "$(tumorseg env)"`."""
     for name in environment.defaults(Path.cwd()):
         print(f"export {name}={shlex.quote(os.environ[name])}")
+
+
+if __name__ == "__main__":
+    main()

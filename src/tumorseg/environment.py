@@ -5,6 +5,7 @@ a bento store) wins.
 """
 
 import os
+import re
 import urllib.request
 from pathlib import Path
 
@@ -35,9 +36,12 @@ def defaults(root: Path) -> dict[str, str]:
         "BENTOML_HOME": str(state / "bentoml"),
         "DVC_SITE_CACHE_DIR": str(state / "dvc-site"),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # A server that is restarted is waited for, a minute all together; so with Prefect's below.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(state / "matplotlib"),
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # what it answers while its database is away
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
@@ -72,3 +76,8 @@ def answers(prefect_url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, ValueError):
         return False
+
+
+def without_password(uri: str) -> str:
+    """An address for messages and logs, without the account that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)

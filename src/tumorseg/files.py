@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tumorseg.errors import InputError
 
 
@@ -31,6 +33,18 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def new_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
+    """A new .npy file of that shape, uint8, mapped into memory for writing.
+
+    Its room is taken at once: where the disk is full that is an OSError, and would be a SIGBUS once
+    the array is written.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def leads_out(path: Path, root: Path) -> bool:

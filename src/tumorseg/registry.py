@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from tumorseg.errors import InputError
 from tumorseg.files import write_json
-from tumorseg.tracking import client
+from tumorseg.tracking import MISSING, client
 
 CHAMPION = "champion"
 # A model folder is model.onnx with model.json; the registry keeps the latter as this tag.
@@ -31,7 +31,7 @@ def champion(name: str, experiment: str) -> ModelVersion | None:
     try:
         return store.get_model_version_by_alias(name, CHAMPION)
     except mlflow.MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in MISSING:
             return None
         raise
 

@@ -1,13 +1,16 @@
 """Local servers: one Prefect server for a whole run, and the two user interfaces."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tumorseg.environment import PREFECT_URL_FILE, STATE, answers
 from tumorseg.errors import InputError
@@ -65,6 +68,7 @@ def prefect_server() -> Iterator[str]:
                 f"PREFECT_API_URL is {url}, but no Prefect server answers there: start it, or "
                 "unset the variable to have one started here"
             )
+        mark_crashed(url)
         yield url
         return
     port = free_port(4200)
@@ -79,11 +83,56 @@ def prefect_server() -> Iterator[str]:
             time.sleep(0.3)
         os.environ["PREFECT_API_URL"] = url
         PREFECT_URL_FILE.write_text(url)
+        mark_crashed(url)
         try:
             yield url
         finally:
             PREFECT_URL_FILE.unlink(missing_ok=True)
             del os.environ["PREFECT_API_URL"]
+
+
+def process_tag(pid: int) -> str | None:
+    """Names a process of this machine, whoever has its number later; None where it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    words = status.rpartition(")")[2].split()  # the state, …, when it began, after its own name
+    return None if words[0] in "XZ" else f"process:{socket.gethostname()}:{pid}:{words[19]}"
+
+
+def has_ended(tag: str) -> bool:
+    """Whether a tag names a process of this machine that is no more."""
+    kind, host, number, *_ = [*tag.split(":"), "", "", ""]
+    ours = kind == "process" and host == socket.gethostname() and number.isdigit()
+    return ours and process_tag(int(number)) != tag
+
+
+def mark_crashed(prefect_url: str) -> None:
+    """Ends the flow runs that a process of this machine left running when it was killed.
+
+    Args:
+        prefect_url: The Prefect API, such as `http://127.0.0.1:4200/api`.
+    """
+
+    def post(path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            prefect_url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+    crashed = {"type": "CRASHED", "name": "Crashed", "message": "its process was killed"}
+    try:
+        running = post(
+            "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        )
+        for run in running:
+            if any(has_ended(tag) for tag in run["tags"]):
+                post(f"/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
+                print(f"flow run {run['name']}: marked as crashed, its process was killed")
+    except (OSError, ValueError) as error:  # tidying up is no reason not to run
+        print(f"flow runs of killed processes could not be marked as crashed: {error}")
 
 
 @contextmanager

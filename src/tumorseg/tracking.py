@@ -14,11 +14,14 @@ import yaml
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from tumorseg.environment import STATE
+from tumorseg.environment import STATE, without_password
 from tumorseg.errors import InputError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds that only a training has to spend
     from lightning.pytorch.loggers import MLFlowLogger
+
+# What MLflow answers where something is not there, or cannot be.
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def lineage() -> dict[str, str]:
@@ -62,9 +65,9 @@ def client(experiment: str) -> tuple[MlflowClient, str]:
     found = made.get_experiment_by_name(experiment)
     if found is not None:
         return made, found.experiment_id
-    # A server chooses its own place for artifacts; a database file would put them in ./mlruns.
-    local = uri.startswith("sqlite:")
-    location = (STATE / "mlflow-artifacts").resolve().as_uri() if local else None
+    # A server chooses its own place for artifacts; without one, MLflow would take ./mlruns.
+    server = uri.startswith("http")
+    location = None if server else (STATE / "mlflow-artifacts").resolve().as_uri()
     # Without the kind, MLflow shows an experiment as one of language models, without metrics.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return made, made.create_experiment(experiment, artifact_location=location, tags=kind)
@@ -98,7 +101,9 @@ def start_run(
         try:
             if store.get_run(run_id).info.lifecycle_stage != "active":
                 run_id = None  # deleted in MLflow's page meanwhile
-        except mlflow.MlflowException:
+        except mlflow.MlflowException as error:
+            if error.error_code not in MISSING:
+                raise
             run_id = None  # another MLflow than the one it began in
     logger = MLFlowLogger(
         experiment_name=experiment,
@@ -138,11 +143,13 @@ def complete_run(
     store, _ = client(experiment)
     try:
         store.get_run(run_id)
-    except mlflow.MlflowException:
+    except mlflow.MlflowException as error:
+        if error.error_code not in MISSING:  # it does not answer, which may pass
+            raise
+        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
         raise InputError(
-            f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} has no run {run_id}, in which the "
-            "network was trained: set MLFLOW_TRACKING_URI to where it is, or train again with "
-            "`dvc repro --force train`"
+            f"MLflow at {place} has no run {run_id}, in which the network was trained: set "
+            "MLFLOW_TRACKING_URI to where it is, or train again with `dvc repro --force train`"
         ) from None
     now = int(time.time() * 1000)
     store.log_batch(

@@ -17,6 +17,7 @@ from PIL import Image
 from tumorseg.data import coco
 from tumorseg.data.memory import Memory
 from tumorseg.errors import InputError
+from tumorseg.files import new_array
 from tumorseg.preprocess import Mask, mask_to_grid, to_grey, to_grid
 
 ARRAYS = Path("artifacts/augment/arrays")
@@ -73,9 +74,7 @@ def build_arrays(
         for split in coco.SPLITS:
             rows = manifest[manifest["split"] == split]
             images, masks = (
-                np.lib.format.open_memmap(
-                    unfinished / f"{split}_{kind}.npy", "w+", np.uint8, (len(rows), size, size)
-                )
+                new_array(unfinished / f"{split}_{kind}.npy", (len(rows), size, size))
                 for kind in ("images", "masks")
             )
             waiting = enumerate(rows.itertuples())

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from tumorseg.data.geometry import box_fill, oddities
 from tumorseg.data.scan import FORMATS, Facts, scan
 from tumorseg.data.similarity import SIDE
 from tumorseg.errors import InputError
-from tumorseg.files import atomic_path
+from tumorseg.files import atomic_path, new_array
 from tumorseg.params import ValidateParams
 
 MANIFEST = Path("artifacts/validate/manifest.parquet")
@@ -72,7 +71,7 @@ def build_manifest(
     found = scan(paths, data, params.max_side, memory)
     rows = []
     with atomic_path(thumbnails) as temporary:
-        small = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(listed), SIDE, SIDE))
+        small = new_array(temporary, (len(listed), SIDE, SIDE))
         progress = tqdm(
             found, "reading images", len(listed), unit="image", leave=False, disable=None
         )

@@ -1,0 +1,308 @@
+"""Breaks what the chain runs on while it runs, and shows what becomes of the run and of the next.
+
+    python -m benchmarks.faults [--only NAME …]
+
+PostgreSQL, S3, MLflow and Prefect run on loopback (`deploy.services`) for a small phantom set in a
+temporary copy of the repository. Each fault comes in the middle of a stage; *back* says that the
+server was started again after five seconds, *away* that it stayed away until the run had ended.
+Prints a Markdown table; exit status 1 where a run tells no clear sentence, the next one fails, a
+flow stays "running" for ever, or data or champion changed.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from deploy.local import DVC, TUMORSEG, client_environment, scratch
+from deploy.services import Profile, profile
+from tumorseg.data.phantom import make_phantom
+from tumorseg.server import mark_crashed
+
+REPOSITORY = Path(__file__).parents[1]
+CHAMPION = "SELECT version FROM registered_model_aliases WHERE alias = 'champion'"
+RUNNING = "SELECT count(*) FROM flow_run WHERE state_type = 'RUNNING'"
+PATIENCE_SECONDS = 600
+RUN = [*TUMORSEG, "run"]
+# Of the same flows as in `tumorseg run`, those that a fault is for: minutes are saved.
+TRAIN = [*DVC, "repro", "--single-item", "train@unet-0"]
+REGISTER = [*DVC, "repro", "--single-item", "--force", "register"]
+AUGMENT = [*DVC, "repro", "--single-item", "augment"]
+STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "package")
+MID_TRAINING = ("Beginning flow run", "epoch 5 ")
+REGISTERING = ("Beginning flow run", "complete_run")
+
+
+@dataclass
+class Place:
+    """A small repository, and the servers that it uses."""
+
+    root: Path
+    servers: Profile
+
+    @property
+    def log(self) -> Path:
+        """What the last command printed."""
+        return self.root.with_name("run.log")
+
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Starts a command in a process group of its own."""
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=client_environment(self.servers, self.root) | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, command: list[str]) -> tuple[int, str]:
+        """Runs a command: its exit status and what it printed."""
+        status = self.start(command).wait(PATIENCE_SECONDS)
+        return status, self.printed()
+
+    def printed(self) -> str:
+        """What the last command printed."""
+        return self.log.read_text(errors="replace")
+
+    def kept(self) -> tuple[str, list[tuple[object, ...]]]:
+        """What no fault may change: the data's digest, and the champion."""
+        total = hashlib.sha256()
+        for path in sorted((self.root / "data").rglob("*.*")):
+            total.update(path.read_bytes())
+        return total.hexdigest(), self.servers.query("mlflow", CHAMPION)
+
+    def change(self, key: str, value: object) -> None:
+        """Sets a key of params.yaml, so that there is something to run."""
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        *sections, last = key.split(".")
+        section = params
+        for name in sections:
+            section = section[name]
+        section[last] = value
+        path.write_text(yaml.safe_dump(params))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run with a fault, and of the next.
+
+    Attributes:
+        status: Of the run that met the fault; None where it was killed.
+        told: Its last sentence, if it failed.
+        traceback: Whether it printed one.
+        again: The next run's exit status; None where the first one came through.
+        same: Whether data and champion were as before when the first run had failed.
+        running: Flow runs that Prefect takes for running after all.
+        resumed: Whether the rerun's training went on where the first one's ended.
+    """
+
+    status: int | None
+    told: str
+    traceback: bool
+    again: int | None
+    same: bool
+    running: int
+    resumed: bool
+
+    @property
+    def good(self) -> bool:
+        """Whether it is as it should be."""
+        clear = self.status in (0, None) or bool(self.told and not self.traceback)
+        return clear and self.again in (0, None) and self.same and not self.running
+
+
+def prepare(root: Path, epochs: int = 30) -> None:
+    """Makes the small repository: sources as git knows them, small data and networks."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if not name.startswith(("remote/", "data.dvc", "tests/", "docs/")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, root / name)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["augment"]["image_size"] = 32
+    params["train"]["common"] |= {
+        "epochs": epochs,
+        "batch_size": 4,
+        "early_stopping_patience": epochs,
+    }
+    for name in ("unet", "attention_unet"):
+        params["train"][name]["channels"] = [4, 8, 16]
+    params["evaluate"]["bootstrap_samples"] = 50
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    make_phantom(root / "data", counts={"train": 12, "valid": 5, "test": 5}, size=96)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run([*DVC, "--quiet", "add", "data"], cwd=root, check=True)
+
+
+@contextmanager
+def place() -> Iterator[Place]:
+    """The servers, and a repository in which the whole job has run once.
+
+    Raises:
+        InputError: PostgreSQL is not installed.
+    """
+    with scratch() as folder, profile(folder) as servers:
+        root = folder / "repository"
+        root.mkdir()
+        os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
+        prepare(root)
+        made = Place(root, servers)
+        status, printed = made.run(RUN)
+        if status:
+            sys.exit(f"the unbroken run failed:\n{printed[-4000:]}")
+        yield made
+
+
+def wait_for(process: subprocess.Popen[bytes], here: Place, *signs: str) -> None:
+    """Waits until a command has printed all of these, one after the other."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        rest = here.printed()
+        if all((rest := rest.partition(sign)[2]) for sign in signs):
+            return
+        time.sleep(0.05)
+    sys.exit(f"no {signs} in the output:\n{here.printed()[-2000:]}")
+
+
+def outcome(here: Place, command: list[str], status: int | None, before: object) -> Outcome:
+    """Looks at what is left, and types the same again where the command failed."""
+    printed, same = here.printed(), status == 0 or here.kept() == before
+    again, more = (None, "") if status == 0 else here.run(command)
+    lines = [line.strip() for line in printed.splitlines()]
+    told = [x for x in lines if x.split(":")[0] in STAGES or "No space left" in x]
+    return Outcome(
+        status,
+        told[-1] if status and told else "",
+        "Traceback (most recent call last)" in printed,
+        again,
+        same,
+        here.servers.query("prefect", RUNNING)[0][0],
+        "going on after epoch" in more,
+    )
+
+
+def server_away(
+    here: Place, name: str, command: list[str], signs: tuple[str, ...], back: bool
+) -> Outcome:
+    """Kills a server in the middle of a stage."""
+    before, server = here.kept(), here.servers.servers[name]
+    process = here.start(command)
+    wait_for(process, here, *signs)
+    server.kill()
+    if back:
+        time.sleep(5)
+        server.start()
+    status = process.wait(PATIENCE_SECONDS)
+    if not back:
+        server.start()
+        mark_crashed(here.servers.environment["PREFECT_API_URL"])  # as `tumorseg run` begins
+    return outcome(here, command, status, before)
+
+
+def run_killed(here: Place) -> Outcome:
+    """Kills `tumorseg run` and all that it started, in the middle of a training."""
+    before = here.kept()
+    process = here.start(RUN)
+    wait_for(process, here, *MID_TRAINING)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return outcome(here, RUN, None, before)
+
+
+def disk_full(here: Place, folder: str, command: list[str]) -> Outcome:
+    """Puts a file system with little room under a folder of the repository."""
+    before, target = here.kept(), here.root / folder
+    target.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        status, _ = here.run(command)
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    return outcome(here, command, status, before)
+
+
+CASES: dict[str, Callable[[Place], Outcome]] = {
+    "PostgreSQL killed in train, back": lambda p: server_away(
+        p, "postgres", TRAIN, MID_TRAINING, True
+    ),
+    "PostgreSQL killed in train, away": lambda p: server_away(
+        p, "postgres", TRAIN, MID_TRAINING, False
+    ),
+    "S3 killed in register, back": lambda p: server_away(p, "s3", REGISTER, REGISTERING, True),
+    "S3 killed in register, away": lambda p: server_away(p, "s3", REGISTER, REGISTERING, False),
+    "MLflow killed in train, back": lambda p: server_away(p, "mlflow", TRAIN, MID_TRAINING, True),
+    "Prefect killed in train, back": lambda p: server_away(p, "prefect", TRAIN, MID_TRAINING, True),
+    "Prefect killed in train, away": lambda p: server_away(
+        p, "prefect", TRAIN, MID_TRAINING, False
+    ),
+    "tumorseg run killed in train": run_killed,
+    "disk full, artifacts/augment": lambda p: disk_full(p, "artifacts/augment", AUGMENT),
+    "disk full, artifacts/train": lambda p: disk_full(p, "artifacts/train/unet-0", TRAIN),
+    "disk full, .state/train": lambda p: disk_full(p, ".state/train", TRAIN),
+    "disk full, DVC's cache": lambda p: disk_full(p, ".state/dvc/files", TRAIN),
+}
+
+
+def provoke(here: Place, name: str, number: int) -> Outcome:
+    """Runs one case on parameters that no earlier run had."""
+    here.change("train.common.learning_rate", 0.002 + number / 10_000)
+    if "augment" in name:
+        here.change("augment.noise", 0.02 + number / 1_000)
+    return CASES[name](here)
+
+
+def main() -> int:
+    """Prints a row a fault."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=list(CASES), help="parts of the names")
+    chosen = parser.parse_args()
+    wanted = [name for name in CASES if any(part in name for part in chosen.only)]
+    with place() as here:
+        good = table(here, wanted)
+    print(f"\n{good} of {len(wanted)} as they should be")
+    return 0 if good == len(wanted) else 1
+
+
+def table(here: Place, wanted: list[str]) -> int:
+    """Prints a row a fault; how many are as they should be."""
+    print("| fault | the command | what it told | data, champion | the next one | flows left |")
+    print("|---|---|---|---|---|--:|")
+    good = 0
+    for number, name in enumerate(wanted, 1):
+        began = time.monotonic()
+        found = provoke(here, name, number)
+        status = {0: "came through", None: "killed"}.get(found.status, "failed")
+        status += f" ({time.monotonic() - began:.0f} s in all)"
+        again = {0: "complete", None: "–"}.get(found.again, f"FAILED ({found.again})")
+        again += ", training resumed" if found.resumed else ""
+        told = found.told + (" TRACEBACK" if found.traceback else "")
+        same = "as before" if found.same else "CHANGED"
+        print(f"| {name} | {status} | {told or '–'} | {same} | {again} | {found.running} |")
+        sys.stdout.flush()
+        good += found.good
+    return good
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The server profile: compose and Kubernetes manifests, and the same servers on loopback."""

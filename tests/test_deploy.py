@@ -1,0 +1,302 @@
+"""The manifests: well formed, valid by schema, in agreement with each other and with the code."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy import local, services
+from deploy.process import Server
+from tests.conftest import REPOSITORY
+from tumorseg import environment
+from tumorseg.errors import InputError
+from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE
+
+DEPLOY = REPOSITORY / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+KUSTOMIZATION = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+MANIFESTS = sorted(DEPLOY / "kubernetes" / name for name in KUSTOMIZATION["resources"])
+OBJECTS = [made for path in MANIFESTS for made in yaml.safe_load_all(path.read_text())]
+# Read by images that are not ours, and by botocore, which composes their names.
+THEIRS = {
+    *("POSTGRES_USER", "POSTGRES_PASSWORD", "PGDATA"),
+    *("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "MINIO_UPDATE", "MINIO_CALLHOME_ENABLE"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "HOME"),
+    *("AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL_S3", "REPOSITORY_URL"),
+}
+
+
+def is_read(name: str) -> bool:
+    """Whether code that is installed here, or an image of the manifests, knows the variable."""
+    import mlflow.environment_variables
+    from dvc import env
+    from mlflow.cli import server
+    from prefect import settings
+
+    if name in THEIRS | {VARIABLE, OPEN_VARIABLE} | environment.SILENT.keys():
+        return True
+    if name.startswith("PREFECT_"):
+        return hasattr(settings, name)
+    if name.startswith("DVC_"):
+        return hasattr(env, name)
+    options = {option.envvar for option in server.params}
+    return hasattr(mlflow.environment_variables, name) or name in options | {"MLFLOW_TRACKING_URI"}
+
+
+def pods() -> Iterator[tuple[str, dict, dict]]:
+    """Name, labels and specification of each pod that the manifests make."""
+    for made in OBJECTS:
+        spec = made.get("spec", {})
+        spec = spec.get("jobTemplate", {}).get("spec", spec)
+        if "template" in spec:
+            template = spec["template"]
+            yield made["metadata"]["name"], template["metadata"]["labels"], template["spec"]
+
+
+def containers() -> Iterator[tuple[str, dict]]:
+    for name, _, spec in pods():
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            yield f"{name}/{container['name']}", container
+
+
+def test_yaml_is_clean() -> None:
+    names = subprocess.run(
+        ["git", "ls-files", "*.yaml", "*.yml"], cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout.split()
+    command = [sys.executable, "-m", "yamllint", "--strict", *names]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert names and done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kubernetes_accepts_each_manifest(path) -> None:
+    import kubernetes_validate
+
+    for made in yaml.safe_load_all(path.read_text()):
+        kubernetes_validate.validate(made, "1.37", strict=True)
+
+
+def test_kustomization_names_all_that_is_there() -> None:
+    there = {path.name for path in (DEPLOY / "kubernetes").glob("*.yaml")}
+    assert there == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+    images = {container["image"].split(":")[0] for _, container in containers()}
+    assert {image["name"] for image in KUSTOMIZATION["images"]} <= images
+
+
+def test_kubernetes_names_refer_to_what_is_there() -> None:
+    names = {(made["kind"], made["metadata"]["name"]) for made in OBJECTS}
+    given = (DEPLOY / "kubernetes" / "example.secrets.env").read_text()
+    keys = set(re.findall(r"^(\w+)=$", given, re.M))
+    labels = [label for _, label, _ in pods()]
+    for made in OBJECTS:
+        spec = made.get("spec", {})
+        if made["kind"] == "Service":
+            fit = [pod for _, label, pod in pods() if spec["selector"].items() <= label.items()]
+            ports = {
+                p["containerPort"] for pod in fit for c in pod["containers"] for p in c["ports"]
+            }
+            assert {port["port"] for port in spec["ports"]} <= ports, made["metadata"]["name"]
+        if made["kind"] in ("NetworkPolicy", "PodDisruptionBudget"):
+            said = str(spec)
+            for app in re.findall(r"'app': '([\w-]+)'", said):
+                assert {"app": app} in labels
+            for some in re.findall(r"'values': \[([^\]]+)\]", said):
+                assert all({"app": app.strip(" '")} in labels for app in some.split(","))
+        if made["kind"] == "HorizontalPodAutoscaler":
+            assert (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"]) in names
+    for _, _, spec in pods():
+        for volume in spec.get("volumes", []):
+            if claim := volume.get("persistentVolumeClaim"):
+                assert ("PersistentVolumeClaim", claim["claimName"]) in names
+            if chosen := volume.get("configMap"):
+                assert ("ConfigMap", chosen["name"]) in names
+    for name, container in containers():
+        for source in container.get("envFrom", []):
+            assert ("ConfigMap", source["configMapRef"]["name"]) in names, name
+        for variable in container.get("env", []):
+            if "valueFrom" in variable:
+                chosen = variable["valueFrom"]["secretKeyRef"]
+                assert chosen["name"] == "secrets" and chosen["key"] in keys, name
+
+
+def test_pods_are_bounded_and_without_rights() -> None:
+    for name, _, spec in pods():
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["automountServiceAccountToken"] is False, name
+    for name, container in containers():
+        assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+    jobs = {"prepare/clone", "prepare/buckets", "prepare/data", "retrain/retrain"}
+    for name, container in containers():
+        assert name in jobs or "livenessProbe" in container, name
+        ports = {port["name"] for port in container.get("ports", [])}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if asked := container.get(probe, {}).get("httpGet"):
+                assert asked["port"] in ports, name
+
+
+def test_the_service_is_probed_where_it_answers() -> None:
+    (found,) = (c for name, c in containers() if name == "service/service")
+    folder = REPOSITORY / "src" / "tumorseg" / "serving"
+    text = "".join(path.read_text() for path in folder.rglob("*.py"))
+    paths = {found[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
+    assert paths == {"/readyz", "/livez"} and all(path in text for path in paths)
+    (front,) = (o for o in OBJECTS if o["kind"] == "Service" and o["metadata"]["name"] == "service")
+    assert front["spec"]["sessionAffinity"] == "ClientIP"  # what the page keeps is one process's
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for name, container in containers():
+        if command := container.get("command"):
+            yield name, command
+    for name, service in COMPOSE["services"].items():
+        if service["image"].startswith("tumorseg-worker"):
+            yield name, service["command"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "command"), commands(), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_commands_exist_with_their_options(name, command) -> None:
+    program, *rest = command
+    if program == "sh":
+        pytest.skip("a shell's line")
+    if program == "python":
+        assert importlib.util.find_spec(rest[1]) is not None
+        program_words, options = [sys.executable, *rest[:2]], rest[2:]
+        if rest[1] == "dvc":
+            program_words, options = [*program_words, rest[2]], rest[3:]
+        if rest[1] == "deploy.buckets":
+            return  # it takes none, and would begin
+    else:
+        words = rest[: next((i for i, word in enumerate(rest) if word.startswith(("-", "tcp"))), 0)]
+        program_words, options = [sys.executable, "-m", program, *words], rest[len(words) :]
+        if program == "dask":
+            program_words = [str(Path(sys.executable).with_name("dask")), *words]
+    told = subprocess.run(
+        [*program_words, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"},
+    )
+    assert told.returncode == 0, told.stderr[-2000:]
+    for option in (word for word in options if word.startswith("--")):
+        assert option in told.stdout, option
+
+
+def variables() -> set[str]:
+    found = {name for made in OBJECTS if made["kind"] == "ConfigMap" for name in made["data"]}
+    found -= {"databases.sql"}
+    found |= {entry["name"] for _, container in containers() for entry in container.get("env", [])}
+    return found.union(
+        *(service.get("environment", {}) for service in COMPOSE["services"].values())
+    )
+
+
+@pytest.mark.parametrize("name", sorted(variables()))
+def test_variables_are_ones_that_are_read(name) -> None:
+    assert is_read(name)
+
+
+def test_compose_services_refer_to_what_is_there() -> None:
+    made = COMPOSE["services"]
+    for name, service in made.items():
+        assert (
+            "image" in service
+            and {"cpus", "memory"} <= service["deploy"]["resources"]["limits"].keys()
+        )
+        assert "healthcheck" in service or service["restart"] == "no", name
+        assert service["security_opt"] == ["no-new-privileges:true"] and service["cap_drop"] == [
+            "ALL"
+        ]
+        assert set(service.get("networks", [])) <= COMPOSE["networks"].keys()
+        for needed, how in service.get("depends_on", {}).items():
+            assert needed in made
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in made[needed]
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (DEPLOY / source).exists(), volume
+        for port in service.get("ports", []):
+            assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port), f"{name} is open beyond loopback"
+    hosts = set(
+        re.findall(r"(?:http|tcp)://([a-z][\w-]*):\d+", (DEPLOY / "compose.yaml").read_text())
+    )
+    assert hosts - {"localhost"} <= made.keys()
+
+
+def test_compose_starts_nothing_without_secrets() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    given = (DEPLOY / "example.env").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text))
+    assert asked == set(re.findall(r"^(\w+)=", given, re.M))
+    assert not re.search(r"^\w+=.+", given, re.M), "a value in the example"
+    for name in asked - {"TUMORSEG_SERVICE_IMAGE"}:
+        assert not re.search(rf"\$\{{{name}(?!:\?)", text), f"{name} may be empty"
+    ignored = ["deploy/.env", "deploy/kubernetes/secrets.env"]
+    done = subprocess.run(["git", "check-ignore", *ignored], cwd=REPOSITORY, capture_output=True)
+    assert done.stdout.decode().split() == ignored
+
+
+def test_both_ways_set_what_the_local_profile_sets() -> None:
+    (client,) = (
+        made["data"]
+        for made in OBJECTS
+        if made["kind"] == "ConfigMap" and made["metadata"]["name"] == "client"
+    )
+    source = Path(services.__file__).read_text()
+    wanted = set(re.findall(r'"((?:AWS|DVC|MLFLOW|PREFECT)_\w+)": (?:"|urls|f"|str\(Path)', source))
+    wanted &= {
+        "AWS_ENDPOINT_URL_S3",
+        "DVC_GLOBAL_CONFIG_DIR",
+        "MLFLOW_TRACKING_URI",
+        "PREFECT_API_URL",
+    }
+    assert len(wanted) == 4
+    assert wanted <= client.keys() and wanted <= COMPOSE["services"]["worker"]["environment"].keys()
+    sql = (DEPLOY / "databases.sql").read_text()
+    (carried,) = (
+        made["data"]["databases.sql"] for made in OBJECTS if made["metadata"]["name"] == "databases"
+    )
+    assert sql.partition("\n")[2] == carried
+    assert all(f"CREATE DATABASE {name};" in sql for name in services.DATABASES)
+
+
+def test_the_image_takes_nothing_but_the_lock() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["*", "!requirements.lock"]
+    copied = re.findall(r"^COPY (\S+)", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert copied == ["requirements.lock"]
+    assert re.search(r"^USER 10001", (DEPLOY / "Dockerfile").read_text(), re.M)
+
+
+def test_without_postgresql_one_sentence_says_what_to_install(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(services.Path, "glob", lambda *_: iter(()))
+    with pytest.raises(InputError, match="apt-get install postgresql"):
+        services.programs()
+
+
+def test_a_server_that_does_not_start_is_named(tmp_path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no licence for this')"]
+    server = Server("oracle", command, tmp_path / "log", lambda: False, dict(os.environ))
+    with pytest.raises(InputError, match=r"oracle did not start.*no licence"):
+        server.start()
+
+
+def test_a_checkout_with_results_elsewhere_is_left_alone(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"no dvc\.yaml"):
+        local.check_place(tmp_path)
+    (tmp_path / "dvc.yaml").touch()
+    local.check_place(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    with pytest.raises(InputError, match="fresh clone"):
+        local.check_place(tmp_path)
