@@ -1,11 +1,16 @@
 """Files that are either whole or absent."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tumorseg.errors import StageError
+
+FULL = "the disk is full"
 
 
 @contextmanager
@@ -27,6 +32,21 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def told_if_full(untouched: str) -> Iterator[None]:
+    """Turns a full disk into a StageError, which names no file: it may go to an alert.
+
+    Args:
+        untouched: What is as it was nevertheless, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(f"{FULL}: make room and start again; {untouched}") from None
 
 
 def leads_out(path: Path, root: Path) -> bool:
