@@ -1,4 +1,4 @@
-"""register: figures → MLflow; the winner → ONNX → registry, and champion if it beats the last."""
+"""register: figures → MLflow; the winner → ONNX → a version in the registry, a candidate."""
 
 import json
 import tempfile
@@ -11,15 +11,15 @@ from pipelines.train import TRAINED
 from tumorseg import registry, tracking
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
+from tumorseg.data.splits import identify
 from tumorseg.errors import InputError
 from tumorseg.evaluation.comparison import load_network
 from tumorseg.export import export_onnx, parity
 from tumorseg.files import write_json
-from tumorseg.gate import Verdict, served_dice
 from tumorseg.inputs import describe
 from tumorseg.params import EvaluateParams, RegisterParams, TrainParams, load_params
 
-CHAMPION = Path("artifacts/register/champion.json")
+CANDIDATE = Path("artifacts/register/candidate.json")
 ATTACHED = (
     "metrics.json",
     "per_slice.csv",
@@ -60,9 +60,8 @@ def register() -> None:
         winner, training, TRAINED / chosen / "weights.safetensors", load_params(EvaluateParams)
     )
     images = load_slices("valid").images
-    rows = load_manifest().query("split == 'valid'")
     with tempfile.TemporaryDirectory() as scratch:
-        folder, current = Path(scratch, "newcomer"), Path(scratch, "champion")
+        folder = Path(scratch)
         step(export_onnx)(network, images.shape[-1], folder / "model.onnx")
         difference = step(parity)(network, folder / "model.onnx", images[:16])
         if not difference <= params.parity_tolerance:  # also where it is not a number
@@ -89,32 +88,17 @@ def register() -> None:
                 "validation": figures["runs"][chosen]["valid"],
                 "test": figures["runs"][chosen]["test"]
                 | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
+                # By which promote tells whether a later test set is still this one.
+                "test_set": identify(load_manifest().query("split == 'test'")),
                 "inputs": step(describe)(load_slices("train").images, images),
             },
         )
-        newcomer = step(served_dice)(folder, rows, Path("data"))
-        last = registry.champion(params.model_name, params.experiment)
-        champion, same, twin = None, True, False
-        if last is not None:
-            known = registry.fetch(params.model_name, last.version, params.experiment, current)
-            same = known.get("split") == figures["split"]
-            own = json.loads((folder / "model.json").read_text())
-            twin = all(known.get(key) == own[key] for key in ("digest", "threshold"))
-            champion = step(served_dice)(current, rows, Path("data"))
-        verdict = Verdict(newcomer, champion, params.min_gain, same, twin)
         version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
-        if verdict.promotes:
-            registry.promote(params.model_name, version, params.experiment)
         info = json.loads((folder / "model.json").read_text())
-    print(f"{chosen}, version {version}: {verdict}")
     write_json(
-        CHAMPION,
-        {
-            "registered": {key: info[key] for key in ("version", "run_id", "digest")},
-            "champion": version if verdict.promotes or last is None else str(last.version),
-            "verdict": str(verdict),
-        },
+        CANDIDATE, {key: info[key] for key in ("version", "run_id", "digest", "architecture")}
     )
+    print(f"{chosen} is version {version}, sha256 {info['digest']}")
 
 
 def run_of(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """retrain: `dvc repro` on a schedule, a task a stage.
 
 `python -m pipelines.retrain --now` runs once; `--cron "0 3 * * *"` stays and runs at 3 every night.
-The champion changes only if register finds the newcomer better on the validation split.
+The champion changes only if promote finds the challenger better on the test split.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import sys
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines._flow import main, stage, step
-from pipelines.register import CHAMPION
+from pipelines.promote import DECISION
 from tumorseg.errors import InputError, StageError
 from tumorseg.params import RetrainParams, load_params
 from tumorseg.server import prefect_server
 
-STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "package")
+STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
 
 
 def reproduce(name: str) -> None:
@@ -43,7 +43,7 @@ def retrain() -> None:
     params = load_params(RetrainParams)
     for name in STAGES:
         step(reproduce, params.retries, params.retry_delay_seconds, f"repro {name}")(name)
-    print(f"champion: {json.loads(CHAMPION.read_text())['verdict']}")
+    print(f"champion: {json.loads(DECISION.read_text())['why']}")
 
 
 def command() -> None:

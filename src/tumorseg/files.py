@@ -1,14 +1,16 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and locks on what one process at a time may do."""
 
 import errno
+import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tumorseg.errors import StageError
+from tumorseg.errors import InputError, StageError
 
 FULL = "the disk is full"
 
@@ -54,3 +56,36 @@ def leads_out(path: Path, root: Path) -> bool:
     target = Path(os.path.realpath(path))
     inside = target.is_relative_to(os.path.realpath(root))
     return not inside and target.parts[-4:-2] != ("files", "md5")
+
+
+@contextmanager
+def locked(path: Path, doing: str, patience_seconds: float) -> Iterator[None]:
+    """Holds a lock file for the context; it is free again when its holder ends, however it ends.
+
+    Args:
+        path: The lock file; it holds who has it, for people.
+        doing: What the holder does, for the message to those who wait.
+        patience_seconds: How long to wait for it.
+
+    Raises:
+        InputError: Another process kept it for that long.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_seconds
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InputError(
+                        f"{path}: is held by {file.read().strip() or 'another process'}; wait "
+                        "until it has ended, or end it, and try again"
+                    ) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} ({doing})\n")
+        file.flush()
+        yield

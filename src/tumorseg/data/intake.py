@@ -19,8 +19,8 @@ import yaml
 from tumorseg import versions
 from tumorseg.data.dataset import dvc, refuse_to_lose
 from tumorseg.data.inbox import Refusal, Unpacked, fingerprint, judge, unpack
-from tumorseg.errors import InputError, StageError
 from tumorseg.data.merging import merge, set_aside
+from tumorseg.errors import InputError, StageError
 from tumorseg.files import FULL, atomic_path, told_if_full, write_json
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams
 

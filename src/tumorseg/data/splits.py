@@ -4,7 +4,9 @@ Slices of one patient look alike. Where some are trained on and others tested on
 memory. Here every group lies on one side; what remains between sides is what the table says.
 """
 
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -177,3 +179,19 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
     """
     groups = find_groups(table, pairs, shortest, longest)
     return table.assign(official_split=table["split"], split_group=groups)
+
+
+def identify(rows: pd.DataFrame) -> dict[str, Any]:
+    """What tells one test set from another: its size, and digests of its images and labels.
+
+    Args:
+        rows: Manifest rows, with path, sha256, split_group and mask_rle.
+    """
+    images = "\n".join(sorted(rows["sha256"]))
+    labels = "\n".join(sorted(rows["sha256"] + " " + rows["mask_rle"]))
+    return {
+        "slices": len(rows),
+        "groups": int(rows["split_group"].nunique()),
+        "images": hashlib.sha256(images.encode()).hexdigest(),
+        "labels": hashlib.sha256(labels.encode()).hexdigest(),
+    }

@@ -20,7 +20,7 @@ from tumorseg.params.chain import (
     TrainParams,
     ValidateParams,
 )
-from tumorseg.params.operation import PackageParams, RegisterParams, RetrainParams
+from tumorseg.params.operation import PackageParams, PromoteParams, RegisterParams, RetrainParams
 
 __all__ = [
     "FINDINGS",
@@ -32,6 +32,7 @@ __all__ = [
     "Finding",
     "NetworkParams",
     "PackageParams",
+    "PromoteParams",
     "RegisterParams",
     "RetrainParams",
     "Section",
@@ -48,6 +49,7 @@ SECTIONS: tuple[type[Section], ...] = (
     TrainParams,
     EvaluateParams,
     RegisterParams,
+    PromoteParams,
     PackageParams,
     RetrainParams,
 )

@@ -1,21 +1,32 @@
-"""The sections of what comes after the figures: register, package, retrain."""
+"""The sections of what comes after the figures: register, promote, package, retrain."""
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from tumorseg.params.base import Fraction, Section
 from tumorseg.serving.api.settings import Settings
 
 
 class RegisterParams(Section):
-    """Where the winner goes, and by how much it must beat the champion to replace it."""
+    """Where the winner goes, and how exactly its ONNX file must answer."""
 
     section = "register"
     experiment: str = Field(min_length=1)
     model_name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
-    min_gain: float = Field(ge=0)  # of mean Dice on the validation split
     parity_tolerance: PositiveFloat  # of probabilities, ONNX against PyTorch
+
+
+class PromoteParams(Section):
+    """When a challenger replaces the champion: margins of Dice on the test split, in pairs."""
+
+    section = "promote"
+    bootstrap_samples: PositiveInt
+    seed: int = Field(ge=0)
+    min_gain: float = Fraction  # to be exceeded by the mean gain
+    max_loss: float = Fraction  # the gain's 95% interval may not begin below minus this
+    max_stratum_loss: float = Fraction  # of the mean, on the slices of any size of tumour
+    min_stratum_slices: PositiveInt  # a size with fewer slices has no say
 
 
 class PackageParams(Section):

@@ -1,0 +1,46 @@
+"""promote: challenger against champion on the test split → the alias `champion`, and why."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from prefect.artifacts import create_markdown_artifact
+
+from pipelines._flow import main, stage, step
+from pipelines.evaluate import REPORTS
+from pipelines.register import CANDIDATE
+from tumorseg import promotion
+from tumorseg.data.manifest import load_manifest
+from tumorseg.files import atomic_path, write_json
+from tumorseg.params import PromoteParams, RegisterParams, load_params
+from tumorseg.tracking import lineage
+
+DECISION = Path("artifacts/promote/decision.json")
+PAGE = REPORTS / "promotion.md"
+
+
+@stage(name="promote")
+def promote() -> None:
+    """Puts the challenger in the champion's place if it is better and nowhere much worse."""
+    params, target = load_params(PromoteParams), load_params(RegisterParams)
+    made = step(promotion.promote, retries=2)(
+        json.loads(CANDIDATE.read_text()),
+        target,
+        params,
+        load_manifest().query("split == 'test'"),
+        Path("data"),
+        {
+            "split": json.loads((REPORTS / "split.json").read_text()),
+            "data_md5": lineage()["data_md5"],
+        },
+    )
+    page = made.page()
+    with atomic_path(PAGE) as temporary:
+        temporary.write_text(page)
+    create_markdown_artifact(key="promotion", markdown=page, description=made.why)
+    write_json(DECISION, asdict(made))
+    print(f"version {made.challenger['version']}: {made.why}")
+
+
+if __name__ == "__main__":
+    main(promote)
