@@ -1,24 +1,28 @@
 """A word to whoever watches, by webhook: what failed and when, never whose scan it was."""
 
 import os
+import re
 import time
 from typing import Any
 
 import httpx
-
-from tumorseg.errors import StageError
 
 VARIABLE = "TUMORSEG_ALERT_URL"
 TIMEOUT_SECONDS = 10.0
 TRIES = 2
 
 
-def sentence(error: BaseException | None) -> str:
-    """What an alert may say about an error: of most, only its kind, since they may name files."""
-    if isinstance(error, StageError):
-        return str(error)
-    kind = "the run ended" if error is None else type(error).__name__
-    return f"{kind}; the run's log says more"
+def sentence(message: str | None) -> str:
+    """What an alert may say of a Prefect state's message, which may name files.
+
+    Only a StageError's own words are said; of another exception only its kind.
+    """
+    message = message or ""
+    if told := re.search(r"\bStageError: (.+)", message):
+        return told[1]
+    if kind := re.search(r"\b(\w+(?:Error|Exception|Warning))\b", message):
+        return f"{kind[1]}; the run's log says more"
+    return "it was ended from outside; the run's log says more"
 
 
 def alert(flow: str, stage: str, said: str, run_url: str | None) -> bool:

@@ -20,11 +20,14 @@ from tumorseg import versions
 from tumorseg.data.dataset import dvc, refuse_to_lose
 from tumorseg.data.inbox import Refusal, Unpacked, fingerprint, judge, unpack
 from tumorseg.data.merging import merge, set_aside
+from tumorseg.environment import STATE
 from tumorseg.errors import InputError, StageError
 from tumorseg.files import FULL, atomic_path, told_if_full, write_json
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams
 
 DATA = Path("data")
+# What was taken in since the last report: a run that is killed leaves it to the next one's.
+TAKEN = STATE / "retrain" / "taken.json"
 UNTOUCHED = "data/, the inbox and the champion are as they were"
 GROUPED = (
     "split.method is grouped, which deals all slices anew when data come in, so that the test "
@@ -71,6 +74,16 @@ class Taken:
 def work(data: Path = DATA) -> Path:
     """Where a take-in is staged: beside `data`, so that it can be renamed into place."""
     return data.with_name(f".{data.name}.intake")
+
+
+def taken_in(path: Path = TAKEN) -> list[Taken]:
+    """What was taken in since `forget_taken`, also by runs that failed afterwards."""
+    return [Taken(**each) for each in json.loads(path.read_text())] if path.exists() else []
+
+
+def forget_taken(path: Path = TAKEN) -> None:
+    """Begins a new list: a report has told it."""
+    path.unlink(missing_ok=True)
 
 
 def version(data: Path = DATA) -> str:
@@ -201,6 +214,8 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
         taken = Taken(**asdict(taken) | {"after": version(data)})
     with told_if_full("the new data version is recorded"):
         _clear_away(taken, retrain, place)
+        told = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
+        write_json(TAKEN, [asdict(each) for each in (*told, taken)])
     done = place.with_name(f".{data.name}.done")
     _remove(done)
     place.rename(done)
