@@ -176,6 +176,7 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
     """The steps in their order, each a task; their account is published also where one fails."""
     tried = partial(step, retries=params.retries, delay_seconds=params.retry_delay_seconds)
     try:
+        intake.tidy()
         if intake.unfinished():
             tried(record, name="record what was cut off")(params)
         ready, waiting = inbox.batches(Path(params.inbox), params.settle_seconds)

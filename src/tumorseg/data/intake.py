@@ -212,15 +212,25 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
             why = FULL if full else "it could not be recorded"
             raise StageError(f"no new data version, since {why}; {UNTOUCHED}") from None
         taken = Taken(**asdict(taken) | {"after": version(data)})
+    _remove(_done(data))
     with told_if_full("the new data version is recorded"):
         _clear_away(taken, retrain, place)
         told = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
         write_json(TAKEN, [asdict(each) for each in (*told, taken)])
-    done = place.with_name(f".{data.name}.done")
-    _remove(done)
-    place.rename(done)
-    _remove(done)
+    place.rename(_done(data))
+    tidy(data)
     return taken
+
+
+def tidy(data: Path = DATA) -> None:
+    """Removes what a take-in left that was cut off before it was decided, or after its end."""
+    _remove(_done(data))
+    if not unfinished(data):
+        _remove(work(data))
+
+
+def _done(data: Path) -> Path:
+    return data.with_name(f".{data.name}.done")
 
 
 def _record(taken: Taken, data: Path) -> None:
