@@ -15,8 +15,8 @@ from PIL import Image
 SIZE = 64
 
 
-def write_model(folder: Path, **changes: Any) -> Path:
-    """Writes `model.onnx`, the sigmoid of four times the input, and a matching `model.json`."""
+def write_model(folder: Path, gain: float = 4.0, **changes: Any) -> Path:
+    """Writes `model.onnx`, the sigmoid of `gain` times the input, and a matching `model.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = ["batch", 1, SIZE, SIZE]
     graph = helper.make_graph(
@@ -27,7 +27,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("probability", TensorProto.FLOAT, shape)],
-        [helper.make_tensor("gain", TensorProto.FLOAT, [], [4.0])],
+        [helper.make_tensor("gain", TensorProto.FLOAT, [], [gain])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, folder / "model.onnx")

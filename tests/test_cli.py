@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,12 @@ def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["predict", "a.png", "--model", "nowhere"], "nowhere/model.json cannot be read"),
         (["predict", "a.png", "--model", "m", "--url", "http://localhost:1"], "--model"),
         (["table"], "make run"),
+        (["rollback"], "make run"),
     ],
 )
 def test_a_mistake_gets_one_sentence(tmp_path, arguments: list[str], message: str) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     done = tumorseg(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("tumorseg: ") and message in done.stderr

@@ -99,6 +99,18 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     assert audit["controls"]["copy"]["micro_dice"] == pytest.approx(copy, abs=1e-5)
     assert read(workspace, "reports/split.json")["method"] == "official"
     assert read(workspace, "reports/honesty.json") == {}
+    decision = read(workspace, "artifacts/promote/decision.json")
+    assert (decision["decision"], decision["serving"], decision["champion"]) == ("first", "1", None)
+    promotion = (workspace.root / "reports" / "promotion.md").read_text()
+    assert (
+        promotion.startswith("# Promotion: first")
+        and decision["challenger"]["digest"][:12] in promotion
+    )
+    winner = figures["runs"][f"{figures['winner']}-{figures['winner_seed']}"]["test"]
+    # As served and as evaluated is the same, but for the order in which floats are added.
+    served = decision["figures"]["challenger_mean_dice"]
+    assert served == pytest.approx(winner["mean_dice"], abs=0.01)
+    assert decision["caveats"] == ["the test slices form only 5 groups: the interval says little"]
     shown = workspace.call("dvc", "metrics", "show", "--json")
     assert "micro_dice" in shown
     workspace.call("dvc", "plots", "show", "--out", "plots")
@@ -202,11 +214,13 @@ def test_a_schedule_plans_runs_also_after_it_was_stopped_once(workspace) -> None
 def test_one_network_s_key_reruns_only_what_depends_on_it(workspace) -> None:
     workspace.params["train"]["unet"]["channels"] = [2, 4, 8]
     (workspace.root / "params.yaml").write_text(yaml.safe_dump(workspace.params))
-    before = read(workspace, "artifacts/register/champion.json")
     ran = executed(workspace.call("dvc", "repro"))
-    assert ran == ["train@unet-0", "evaluate", "register"] or ran == [
-        "train@unet-0", "evaluate", "register", "package",
-    ]  # fmt: skip
-    after = read(workspace, "artifacts/register/champion.json")
-    assert before["champion"] == "1" and after["registered"]["version"] in ("1", "2")
-    assert ("stays" in after["verdict"]) == (after["champion"] == "1")
+    assert ran == ["train@unet-0", "evaluate", "register", "promote", "package"]
+    decision = read(workspace, "artifacts/promote/decision.json")
+    candidate = read(workspace, "artifacts/register/candidate.json")
+    bento = read(workspace, "artifacts/package/bento.json")
+    assert {key: decision["challenger"][key] for key in candidate} == candidate
+    assert decision["champion"]["version"] == "1" and candidate["version"] == "2"
+    assert decision["decision"] in ("promoted", "refused", "same")
+    assert decision["serving"] == ("1" if decision["decision"] == "refused" else "2")
+    assert bento["version"] == decision["serving"]

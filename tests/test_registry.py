@@ -4,15 +4,12 @@ from types import SimpleNamespace
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 
-from tests.serving_model import disc, write_model
 from tumorseg import registry, tracking
 from tumorseg.errors import InputError
 from tumorseg.export import export_onnx
 from tumorseg.files import write_json
-from tumorseg.gate import Verdict, served_dice
 from tumorseg.learning.networks import Probabilities, build_network
 from tumorseg.serving.predictor import Predictor
 
@@ -129,43 +126,17 @@ def test_an_exported_network_tells_nothing_of_the_machine(candidate) -> None:
     assert b"site-packages" not in data and b".py" not in data
 
 
-@pytest.mark.parametrize(
-    ("newcomer", "champion", "min_gain", "promotes"),
-    [
-        (0.1, None, 0.0, True),
-        (0.71, 0.7, 0.0, True),
-        (0.7, 0.7, 0.0, False),
-        (0.71, 0.7, 0.02, False),
-        (0.6, 0.7, 0.0, False),
-    ],
-)
-def test_only_a_better_newcomer_is_promoted(newcomer, champion, min_gain, promotes) -> None:
-    verdict = Verdict(newcomer, champion, min_gain)
-    assert verdict.promotes is promotes
-    assert ("stays" in str(verdict)) is not promotes
+def test_a_version_whose_registration_was_cut_short_is_named(candidate, tmp_path) -> None:
+    registry.register(candidate.folder, NAME, EXPERIMENT)
+    store, _ = tracking.client(EXPERIMENT)
+    store.delete_model_version_tag(NAME, "1", registry.INFO_TAG)
+    with pytest.raises(InputError, match=r"version 1 is incomplete: .*; none is complete"):
+        registry.fetch(NAME, "1", EXPERIMENT, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
 
 
-def test_the_champion_s_own_network_brings_its_newer_description() -> None:
-    verdict = Verdict(0.7, 0.7, 0.02, same_model=True)
-    assert verdict.promotes and "described anew" in str(verdict)
-
-
-def test_models_are_judged_as_served(tmp_path) -> None:
-    from PIL import Image
-
-    from tumorseg.data.coco import encode
-
-    (tmp_path / "valid").mkdir()
-    Image.fromarray(disc()).save(tmp_path / "valid" / "a.png")
-    folder = write_model(tmp_path / "model")
-    mask = Predictor(folder).segment(disc()).mask
-    assert mask.any()
-    rows = pd.DataFrame(
-        [
-            {"path": "valid/a.png", "split": "valid", "mask_rle": encode(truth), "split_group": 0}
-            | dict(zip(("height", "width"), mask.shape, strict=True))
-            for truth in (mask, ~mask)
-        ]
-    )
-    assert served_dice(folder, rows[:1], tmp_path) == 1.0
-    assert served_dice(folder, rows, tmp_path) == 0.5
+@pytest.mark.parametrize("version", ["2", "champion", "-1"])
+def test_an_unknown_version_is_named(candidate, version, tmp_path) -> None:
+    registry.register(candidate.folder, NAME, EXPERIMENT)
+    with pytest.raises(InputError, match=f"no version '{version}': complete are 1"):
+        registry.fetch(NAME, version, EXPERIMENT, tmp_path / "fetched")

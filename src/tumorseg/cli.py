@@ -12,14 +12,16 @@ from typing import Annotated
 
 import typer
 
-from tumorseg import cli_data, environment, experiments
+from tumorseg import cli_data, cli_registry, environment, experiments
 from tumorseg.data import dataset
+from tumorseg.environment import PACKAGED
 from tumorseg.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.add_typer(cli_data.app, name="data")
+app.command()(cli_registry.rollback)
+app.command()(cli_registry.history)
 
-PACKAGED = Path("artifacts/package/bento.json")
 METRICS = Path("reports/metrics.json")
 
 
@@ -154,14 +156,15 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
 ) -> None:
-    """Serve the packaged champion."""
+    """Serve the champion, packaged first where the bento holds another model."""
+    from tumorseg.packaging import reconcile
     from tumorseg.serving.keys import check_reach
 
     check_reach(host)
-    if not PACKAGED.exists():
+    packaged = reconcile()
+    if packaged is None:
         raise InputError(f"{PACKAGED}: is missing; type `make run` first")
-    tag = json.loads(PACKAGED.read_text())["tag"]
-    command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", host]
+    command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
@@ -192,12 +195,15 @@ def predict(
     if url and model:
         raise InputError("--model: a service has its own; leave out --model or --url")
     if not (url or model):
-        if not PACKAGED.exists():
+        from tumorseg.packaging import reconcile
+
+        _check_in_repository()
+        packaged = reconcile()
+        if packaged is None:
             raise InputError(
                 f"{PACKAGED}: is missing; type `make run` first, or give --url or --model"
             )
-        _check_in_repository()
-        model = work.packaged_model(json.loads(PACKAGED.read_text())["tag"])
+        model = work.packaged_model(packaged["tag"])
     if not work.run(files, output, work.choose(model, url, threshold), overwrite=overwrite):
         sys.exit(1)
 

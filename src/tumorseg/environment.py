@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 STATE = Path(".state")
+PACKAGED = Path("artifacts/package/bento.json")  # which bento is served
 PREFECT_URL_FILE = STATE / "prefect" / "url"
 
 # The scans are patients': no component may report to its maker or look for updates.

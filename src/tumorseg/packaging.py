@@ -1,17 +1,23 @@
 """The registry's champion as a bento: what `tumorseg serve` and the image are made of."""
 
 import json
+import os
+import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import mlflow
+from sqlalchemy.exc import SQLAlchemyError
+
 from tumorseg import bento, registry
-from tumorseg.environment import STATE
+from tumorseg.environment import PACKAGED, STATE
 from tumorseg.errors import InputError
 from tumorseg.files import locked, write_json
-from tumorseg.params import PackageParams, RegisterParams
+from tumorseg.params import PackageParams, RegisterParams, load_params
 
-PACKAGED = Path("artifacts/package/bento.json")
 LOCK = STATE / "package.lock"
 PATIENCE_SECONDS = 300
 
@@ -42,12 +48,61 @@ def package_champion(target: RegisterParams, section: PackageParams) -> dict[str
     return packaged
 
 
-def packaged() -> dict[str, Any] | None:
-    """What was packaged last, None where nothing was."""
-    if not PACKAGED.exists():
-        return None
-    found: dict[str, Any] = json.loads(PACKAGED.read_text())
-    return found
+def reconcile() -> dict[str, Any] | None:
+    """What is to be served: the registry's champion, packaged first where another one was.
+
+    Where MLflow cannot be asked, that is what was packaged last. Says on standard error what of
+    this it did.
+
+    Returns:
+        What `PACKAGED` holds; None where there is neither a champion nor a bento.
+    """
+    known: dict[str, Any] | None = None
+    if PACKAGED.exists():
+        known = json.loads(PACKAGED.read_text())
+    target = load_params(RegisterParams)
+    try:
+        champion = (
+            None
+            if (silent := _silence())
+            else registry.champion(target.model_name, target.experiment)
+        )
+    except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
+        silent = f"{type(error).__name__}"
+    if silent or champion is None:
+        reason = f"MLflow cannot be asked who is champion ({silent})"
+        if known is not None:
+            _say(f"{reason if silent else 'MLflow has no champion'}; packaged is {_named(known)}")
+        return known
+    wanted = {"version": str(champion.version), "digest": champion.tags.get("digest")}
+    if known is not None and all(known[key] == value for key, value in wanted.items()):
+        return known
+    was = "nothing" if known is None else _named(known)
+    _say(f"the champion is {_named(wanted)}, but packaged is {was}: packaging the champion first")
+    return package_champion(target, load_params(PackageParams))
+
+
+def _silence() -> str | None:
+    """Why MLflow would not answer, where that is quick to tell; it would try for minutes."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return "its database is not there"
+    if uri.startswith("http"):
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=5).close()
+        except urllib.error.HTTPError:
+            return None  # somebody is there
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def _named(model: dict[str, Any]) -> str:
+    return f"version {model['version']} (sha256 {str(model['digest'])[:12]})"
+
+
+def _say(sentence: str) -> None:
+    print(f"tumorseg: {sentence}", file=sys.stderr, flush=True)
 
 
 def pinned(names: list[str], lock: Path) -> list[str]:

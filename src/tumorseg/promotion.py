@@ -31,7 +31,7 @@ class Decision:
 
     Attributes:
         decision: first, promoted, refused, or same (the champion's own network, described anew).
-        why: In a sentence.
+        why: In a sentence, the caveats included.
         challenger: Its version, run_id, digest and architecture.
         champion: Version, digest and architecture of the champion before; None where there was
             none.
@@ -56,7 +56,9 @@ class Decision:
 
     def page(self) -> str:
         """The decision as Markdown: what was compared on what, by which margins, and why."""
-        return fill("promotion.md", asdict(self))
+        # The caveats have a list of their own there.
+        verdict = self.why.removesuffix("; ".join(["", *self.caveats]))
+        return fill("promotion.md", asdict(self) | {"verdict": verdict})
 
 
 def promote(
@@ -205,6 +207,8 @@ def _carry_out(made: Decision, target: RegisterParams) -> None:
     history.attach(target, event, asdict(made), made.page())
     if event.moves:
         move(target, event)
+    said = f"{made.when}, {made.who}: {made.why}"
+    registry.describe(target.model_name, event.version, target.experiment, said)
     history.close(target, event)
 
 
@@ -215,15 +219,18 @@ def move(target: RegisterParams, event: history.Event) -> None:
         InputError: The version is incomplete or damaged, or the alias is no longer where the event
             found it.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        registry.fetch(target.model_name, event.version, target.experiment, Path(scratch))
-    now = registry.champion(target.model_name, target.experiment)
-    if (None if now is None else str(now.version)) != event.before:
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            registry.fetch(target.model_name, event.version, target.experiment, Path(scratch))
+        now = registry.champion(target.model_name, target.experiment)
+        if (None if now is None else str(now.version)) != event.before:
+            raise InputError(
+                f"the champion changed while this was decided, from version {event.before} to "
+                f"{now and now.version}: run it again"
+            )
+    except InputError:
         history.close(target, event, carried_out=False)
-        raise InputError(
-            f"the champion changed while this was decided, from version {event.before} to "
-            f"{now and now.version}: run it again"
-        )
+        raise
     registry.promote(target.model_name, event.version, target.experiment)
 
 

@@ -76,6 +76,43 @@ def promote(name: str, version: str, experiment: str) -> None:
     client(experiment)[0].set_registered_model_alias(name, CHAMPION, version)
 
 
+def describe(name: str, version: str, experiment: str, text: str) -> None:
+    """Puts a text under a version on the registry's page."""
+    client(experiment)[0].update_model_version(name, version, text)
+
+
+def info_of(name: str, version: str, experiment: str) -> dict[str, Any]:
+    """The model.json of a version.
+
+    Raises:
+        InputError: There is no such version, or it is incomplete.
+    """
+    store, _ = client(experiment)
+    try:
+        tags = store.get_model_version(name, version).tags
+    except mlflow.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise InputError(
+                f"{name} has no version {version!r}: {named(name, experiment)}"
+            ) from None
+        raise
+    if INFO_TAG not in tags:
+        raise InputError(
+            f"{name} version {version} is incomplete: the register stage was stopped before its "
+            f"end, or did not make it; {named(name, experiment)}"
+        )
+    info: dict[str, Any] = json.loads(tags[INFO_TAG])
+    return info
+
+
+def named(name: str, experiment: str) -> str:
+    """In words, which versions are complete."""
+    store, _ = client(experiment)
+    found = store.search_model_versions(f"name = '{name}'")
+    whole = sorted((int(one.version) for one in found if INFO_TAG in one.tags), reverse=True)
+    return f"complete are {', '.join(map(str, whole))}" if whole else "none is complete"
+
+
 def fetch(name: str, version: str, experiment: str, folder: Path) -> dict[str, Any]:
     """Downloads a version as a model folder and checks its digest.
 
@@ -83,16 +120,9 @@ def fetch(name: str, version: str, experiment: str, folder: Path) -> dict[str, A
         The contents of model.json.
 
     Raises:
-        InputError: The version was not registered by this project, or its file has changed.
+        InputError: There is no such version, it is incomplete, or its file has changed.
     """
-    store, _ = client(experiment)
-    tags = store.get_model_version(name, version).tags
-    if INFO_TAG not in tags:
-        raise InputError(
-            f"{name} version {version} was not registered by the register stage: move the alias "
-            f"{CHAMPION!r} to a version that was"
-        )
-    info: dict[str, Any] = json.loads(tags[INFO_TAG])
+    info = info_of(name, version, experiment)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copyfile(_download(name, version, Path(scratch)), folder / "model.onnx")
@@ -100,8 +130,8 @@ def fetch(name: str, version: str, experiment: str, folder: Path) -> dict[str, A
     if found != info["digest"]:
         raise InputError(
             f"{name} version {version}: model.onnx has sha256 {found}, but {info['digest']} was "
-            "registered; the artifact store was tampered with or damaged: bring the file back, or "
-            f"delete the alias {CHAMPION!r} (`make ui`) so that the next model takes its place"
+            "registered; the artifact store was tampered with or damaged: bring the file back; "
+            "where it is the champion's, `tumorseg rollback` leaves it"
         )
     write_json(folder / "model.json", info)
     return info

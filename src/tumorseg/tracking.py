@@ -6,16 +6,18 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import yaml
-from lightning.pytorch.loggers import MLFlowLogger
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds that only a training has to spend
+    from lightning.pytorch.loggers import MLFlowLogger
 
 
 def lineage() -> dict[str, str]:
@@ -78,7 +80,7 @@ def page(experiment: str) -> str:
 
 def start_run(
     experiment: str, network: str, seed: int, params: dict[str, Any], run_id: str | None = None
-) -> MLFlowLogger:
+) -> "MLFlowLogger":
     """Starts a run for Lightning to log each epoch to, or goes on with one.
 
     Args:
@@ -88,6 +90,8 @@ def start_run(
         params: Nested parameters; they are logged flat, as `augment.zoom`.
         run_id: Of a training that was interrupted.
     """
+    from lightning.pytorch.loggers import MLFlowLogger
+
     store, _ = client(experiment)
     if run_id is not None:
         try:

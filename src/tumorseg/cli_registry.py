@@ -1,0 +1,74 @@
+"""The `tumorseg` commands about the champion: go back to an earlier one, tell the story."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from tumorseg.history import Event
+
+
+def rollback(
+    to: Annotated[
+        str | None,
+        typer.Option(help="The version to put back; the champion before this one if left out."),
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for the story.")] = None,
+) -> None:
+    """Put an earlier champion back and package it."""
+    from tumorseg.params import PackageParams, RegisterParams, load_params
+    from tumorseg.rollback import roll_back
+
+    start = time.monotonic()
+    event, packaged = roll_back(load_params(RegisterParams), load_params(PackageParams), to, reason)
+    print(
+        f"champion: version {event.before} (sha256 {event.before_digest}) → "
+        f"version {event.after} (sha256 {event.digest})"
+    )
+    print(f"packaged: {packaged['tag']}, sha256 {packaged['digest']}")
+    print(f"took {time.monotonic() - start:.1f} s; a service that runs serves it once restarted")
+
+
+def history() -> None:
+    """Tell who became champion, when, by whom and why."""
+    from tumorseg.history import events
+    from tumorseg.params import RegisterParams, load_params
+
+    story = events(load_params(RegisterParams))
+    if not story:
+        print("nothing has been decided yet: `make run` registers a first model")
+        return
+    print("| when (UTC) | who | what | champion | why | figures |")
+    print("|---|---|---|---|---|---|")
+    for event in story:
+        cells = [f"{event.when:%Y-%m-%d %H:%M:%S}", event.who, _what(event), _champion(event)]
+        cells += [event.why, _figures(event)]
+        plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+        print(f"| {' | '.join(plain)} |")
+
+
+def _what(event: "Event") -> str:
+    ended = {"done": "", "intended": " (not finished)", "dropped": " (never carried out)"}
+    return f"{event.what} {event.version}{ended[event.state]}"
+
+
+def _champion(event: "Event") -> str:
+    if not event.moves:
+        return f"{event.before or 'none'} stays"
+    return f"{event.before or 'none'} → {event.after}"
+
+
+def _figures(event: "Event") -> str:
+    found = event.figures
+    if "gain" in found:
+        return (
+            f"Dice {found['challenger_mean_dice']:.4f}, champion "
+            f"{found['champion_mean_dice']:.4f}, gain {found['gain']:+.4f} "
+            f"({found['gain_low']:+.4f} to {found['gain_high']:+.4f})"
+        )
+    if "challenger_mean_dice" in found:
+        return f"Dice {found['challenger_mean_dice']:.4f}"
+    told = [found.get(name) for name in ("before_test_dice", "after_test_dice")]
+    shown = ["–" if value is None else f"{value:.4f}" for value in told]
+    return f"Dice when registered {shown[0]} → {shown[1]}"
