@@ -46,7 +46,8 @@ def told_if_full(untouched: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        codes = (errno.ENOSPC, errno.EDQUOT)  # which shutil.Error has only as text
+        if error.errno not in codes and not any(os.strerror(c) in str(error) for c in codes):
             raise
         raise StageError(f"{FULL}: make room and start again; {untouched}") from None
 
