@@ -97,6 +97,15 @@ def record(params: RetrainParams) -> None:
     )
 
 
+def pull() -> None:
+    """Fetches the data version that data.dvc names, where a clone has none yet."""
+    try:
+        dataset.dvc("pull", "--quiet", "data.dvc")
+    except InputError as error:
+        print(error)
+        raise StageError("dvc pull failed; its own words are in the log") from None
+
+
 def push(places: list[str]) -> None:
     """Sends the data to DVC's remote and the commits to git's."""
     if "dvc" in places:
@@ -179,6 +188,8 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
         intake.tidy()
         if intake.unfinished():
             tried(record, name="record what was cut off")(params)
+        if not intake.DATA.exists():
+            tried(pull, name="pull data")()
         ready, waiting = inbox.batches(Path(params.inbox), params.settle_seconds)
         account.waiting = len(waiting)
         for batch in ready:

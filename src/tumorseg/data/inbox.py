@@ -82,7 +82,10 @@ def batches(inbox: Path, settle_seconds: float) -> tuple[list[Path], list[Path]]
 
 def _last_change(folder: Path) -> float:
     # The change of the inode, too: copying tools set the other to what it was at the source.
-    found = [os.lstat(path) for path in (folder, *folder.rglob("*"))]
+    try:
+        found = [os.lstat(path) for path in (folder, *folder.rglob("*"))]
+    except FileNotFoundError:  # renamed or removed between the two
+        return time.time()
     return max(max(status.st_mtime, status.st_ctime) for status in found)
 
 

@@ -81,7 +81,8 @@ def set_aside(place: Path, batch: str, refused: pd.DataFrame) -> None:
     with (aside / "quarantine.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["batch", "name", "reason", "why"])
-        writer.writerows([batch, *row] for row in refused[["name", "reason", "why"]].to_numpy())
+        for row in refused[["name", "reason", "why"]].to_numpy():
+            writer.writerow([coco.printable(text) for text in (batch, *row)])
     names = {name for name in refused["name"] if (unpacked / name).is_file()}
     if names:
         document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
