@@ -90,7 +90,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, "phantom")
         make_phantom(data, counts={"train": 12, "valid": 6, "test": 8}, size=96)
-        pages, lines = run(make_repository(Path(temporary, "repository"), data, whole=True))
+        root = Path(temporary, "repository")
+        pages, lines = run(make_repository(root, data, whole=True, epochs=60))
         os.chdir("/")
     print("\n".join(["", *lines]))
     for number, page in enumerate(pages, start=1):

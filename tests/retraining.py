@@ -16,10 +16,14 @@ from tumorseg.data.phantom import make_phantom
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 
 
-def small_params() -> dict:
+def small_params(epochs: int = 12) -> dict:
     """params.yaml for small pictures, tiny networks and no waiting."""
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    common = TINY_TRAIN["common"] | {"epochs": 12, "batch_size": 2, "early_stopping_patience": 12}
+    common = TINY_TRAIN["common"] | {
+        "epochs": epochs,
+        "batch_size": 2,
+        "early_stopping_patience": 12,
+    }
     params["train"] = TINY_TRAIN | {"common": common}
     params["validate"]["min_side"] = 16
     params["evaluate"] |= {"threshold": "validation", "bootstrap_samples": 100}
@@ -50,13 +54,14 @@ def variables(root: Path) -> dict[str, str]:
     return kept
 
 
-def make_repository(root: Path, data: Path, *, whole: bool = False) -> Path:
+def make_repository(root: Path, data: Path, *, whole: bool = False, epochs: int = 12) -> Path:
     """A git repository with DVC, params.yaml and a committed data version.
 
     Args:
         root: Is made.
         data: Goes under data/.
         whole: With sources and stages, for a real run.
+        epochs: Of each training.
     """
     root.mkdir(parents=True)
     names = [".dvcignore", ".gitignore"] + ["dvc.yaml", "requirements.lock"] * whole
@@ -68,7 +73,7 @@ def make_repository(root: Path, data: Path, *, whole: bool = False) -> Path:
     (root / ".dvc").mkdir()
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
     (root / environment.STATE).mkdir()
-    (root / "params.yaml").write_text(yaml.safe_dump(small_params()))
+    (root / "params.yaml").write_text(yaml.safe_dump(small_params(epochs)))
     shutil.copytree(data, root / "data")
     git(root, "init", "-q")
     git(root, "config", "user.name", "Somebody")

@@ -209,9 +209,9 @@ def test_masks_of_every_format_survive_the_way_in(name, data, tmp_path) -> None:
     merge(data, place, joins)
     merged = place / "data"
     for split in coco.SPLITS:  # what was there before is not the sample's
-        for name in os.listdir(data / split):
-            if name != coco.ANNOTATIONS:
-                (merged / split / name).unlink()
+        for file in os.listdir(data / split):
+            if file != coco.ANNOTATIONS:
+                (merged / split / file).unlink()
         path = merged / split / coco.ANNOTATIONS
         document = json.loads(path.read_text())
         old = len(json.loads((data / split / coco.ANNOTATIONS).read_text())["images"])

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import pytest
 import yaml
 
@@ -106,7 +107,7 @@ def test_the_steps_their_page_and_what_is_committed(repository, monkeypatch) -> 
         page = Path("reports/retrain.md").read_text()
         assert last_artifact() == page
         for part in (
-            "# Retraining: the champion stays", "a test.", "Refused: refused, mean Dice 0.4",
+            "# Retraining: the champion stays", "a test.", "Refused, mean Dice 0.4",
             "Champion now: version 1.", "| coco | 6 |", "` → `", "Ran: validate, split,",
         ):  # fmt: skip
             assert part in page, page
@@ -242,6 +243,42 @@ def test_a_killed_run_is_found_marked_and_told(repository, monkeypatch, alerts) 
     assert "| coco | 6 |" in last_artifact()  # what the killed one took in
 
 
+REAL = """
+import pipelines.retrain as module
+module.STAGES = ("validate", "split")
+module.retrain()
+"""
+
+
+def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repository) -> None:
+    decided = Path("artifacts/promote/decision.json")
+    decided.parent.mkdir(parents=True)
+    decided.write_text(json.dumps(DECISION))
+    first = subprocess.Popen([sys.executable, "-c", REAL], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    leader = None
+    while leader is None or len(lock.members(leader)) < 2:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+        if lock.LOCK.exists() and "child" in lock.LOCK.read_text():
+            leader = json.loads(lock.LOCK.read_text())["child"]["pid"]
+    first.kill()
+    first.wait()
+    assert lock.members(leader)  # `dvc repro` and the stage outlive the flow
+    again = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert lock.members(leader) == []
+    table = pd.read_parquet("artifacts/split/manifest.parquet")
+    assert table["split"].value_counts()["test"] == 5 and len(table) == 22 + 6
+    assert "Ran: validate, split." in last_artifact() and "| coco | 6 |" in last_artifact()
+    changed = git(repository, "show", "--format=", "--name-only", "HEAD").split()
+    assert changed == ["dvc.lock", "reports/audit.json", "reports/split.json"]
+    assert not git(repository, "status", "--porcelain")
+    assert subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "validate"], capture_output=True, text=True
+    ).stdout.strip().endswith("up to date.")  # fmt: skip
+
+
 def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, monkeypatch):
     import pipelines.retrain as module
 
@@ -270,7 +307,7 @@ def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, 
 
     with pytest.raises(KeyboardInterrupt):
         module.reproduce("long", interrupt)
-    assert lock._members(groups[0]) == []
+    assert lock.members(groups[0]) == []
 
 
 def test_prefect_yaml_is_the_flow_s() -> None:

@@ -140,7 +140,7 @@ def _end_orphans(told: dict[str, Any]) -> None:
     if "child" not in told:
         return
     leader = Process(**told["child"])
-    if leader.lives() is None or leader.boot != _boot() or not _members(leader.pid):
+    if leader.lives() is None or leader.boot != _boot() or not members(leader.pid):
         return
     if _began(leader.pid) not in ("", leader.began):
         return  # the number is another process's by now
@@ -154,11 +154,12 @@ def end_group(leader: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(leader, kind)
         deadline = time.monotonic() + GRACE_SECONDS
-        while _members(leader) and time.monotonic() < deadline:
+        while members(leader) and time.monotonic() < deadline:
             time.sleep(0.1)
 
 
-def _members(group: int) -> list[int]:
+def members(group: int) -> list[int]:
+    """The processes of a group that run."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
