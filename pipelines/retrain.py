@@ -87,8 +87,15 @@ def examine(batch: Path, params: RetrainParams) -> bool:
     return True
 
 
-def record(params: RetrainParams) -> None:
-    """Makes what is staged the new data version, and sets aside what is refused."""
+def record(params: RetrainParams, batch: Path | None = None) -> None:
+    """Makes what is staged the new data version, and sets aside what is refused.
+
+    Args:
+        params: The retrain section.
+        batch: To examine anew where an earlier try took all back; None if a run before began it.
+    """
+    if not intake.unfinished() and (batch is None or not examine(batch, params)):
+        return
     taken = intake.finish(params)
     outside = sum(taken.refused.values())
     print(
@@ -120,8 +127,8 @@ def push(places: list[str]) -> None:
 
 def keep(what: str) -> None:
     """Commits what the run changed of dvc.lock and reports/, and nothing else."""
-    if not versions.in_repository():
-        print("this is no git repository: dvc.lock and reports/ were not committed")
+    if not versions.has_commits():
+        print("this is no git repository with a commit: dvc.lock and reports/ were not committed")
         return
     made = versions.commit(["dvc.lock", str(REPORTS)], f"Retrained: {what}")
     print(f"dvc.lock and reports/: {'commit ' + made if made else 'nothing to commit'}")
@@ -195,7 +202,7 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
         for batch in ready:
             label = inbox.fingerprint(batch)[:8]
             if tried(examine, name=f"examine {label}")(batch, params):
-                tried(record, name=f"record {label}")(params)
+                tried(record, name=f"record {label}")(params, batch)
         for name in STAGES:
             ran = tried(reproduce, name=f"repro {name}")(name, held.child)
             account.ran += ran

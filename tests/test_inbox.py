@@ -194,6 +194,9 @@ def test_a_folder_that_cannot_be_imported_is_refused_whole(data, tmp_path, monke
     found, _, verdicts = examine(folder, data, tmp_path, monkeypatch)
     assert found == {".": ("folder", None)}
     assert "holds nothing that can be imported" in verdicts["why"][0]
+    empty = Batch(tmp_path / "inbox" / "empty")
+    found, _, verdicts = examine(empty.write(), data, tmp_path, monkeypatch)
+    assert found == {".": ("folder", None)} and verdicts["why"][0] == "it holds no slice"
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLES if not n.endswith(("coronal", "sagittal"))])

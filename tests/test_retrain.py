@@ -165,6 +165,27 @@ def test_retries_wait_longer_each_time(repository, monkeypatch, alerts) -> None:
     assert ran.count("train") == 3 and len(alerts) == 1
 
 
+def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> None:
+    from tumorseg.data import intake
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["retrain"]["retries"] = 1
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    real, tries = intake.dvc, []
+
+    def once_failing(*words: str) -> str:
+        tries.append(words)
+        if len(tries) == 1:
+            raise InputError("dvc add: the lock is held")
+        return real(*words)
+
+    monkeypatch.setattr(intake, "dvc", once_failing)
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    assert len(tries) == 2 and not alerts
+    assert "| coco | 6 |" in last_artifact() and not any(Path("inbox").iterdir())
+
+
 def test_a_full_disk_is_one_sentence(repository, monkeypatch, alerts) -> None:
     from tumorseg.data import intake
 

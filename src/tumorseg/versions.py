@@ -37,6 +37,11 @@ def in_repository() -> bool:
     return _run("rev-parse", "--is-inside-work-tree").stdout.strip() == "true"
 
 
+def has_commits() -> bool:
+    """Whether there is a git repository here, and a commit in it."""
+    return not _run("rev-parse", "--quiet", "--verify", "HEAD").returncode
+
+
 def committed(path: str) -> str | None:
     """A file's text in the last commit; None where it is not in there."""
     done = _run("show", f"HEAD:./{path}")

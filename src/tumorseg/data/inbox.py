@@ -165,6 +165,8 @@ def unpack(batch: Path, folder: Path) -> Unpacked:
                 why = "has no labels: no JSON file lists it"
                 result.refused.append(Refusal(_within(path, batch), "unreadable", why))
                 result.slices += 1
+    if not result.slices:
+        raise InputError("it holds no slice")
     document = {"categories": list(categories.values()), "images": images}
     document["annotations"] = annotations
     empty: dict[str, Any] = {"images": [], "annotations": []}

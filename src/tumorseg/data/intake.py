@@ -38,11 +38,11 @@ GROUPED = (
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of one batch; names and paths are only in `folder`, which is not for reports.
+    """What became of one batch; it names no file and no patient, but for `folder`.
 
     Attributes:
         batch: Eight digits of its fingerprint; reports call it so.
-        folder: Its name in the inbox.
+        folder: Its name in the inbox; only in the journal.
         fingerprint: As it was read.
         kind: The importer's name.
         slices: How many it held.
@@ -216,7 +216,8 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
     with told_if_full("the new data version is recorded"):
         _clear_away(taken, retrain, place)
         told = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
-        write_json(TAKEN, [asdict(each) for each in (*told, taken)])
+        nameless = [asdict(each) | {"folder": ""} for each in (*told, taken)]
+        write_json(TAKEN, nameless)
     place.rename(_done(data))
     tidy(data)
     return taken
