@@ -31,9 +31,13 @@ def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["predict", "a.png", "--model", "m", "--url", "http://localhost:1"], "--model"),
         (["table"], "make run"),
         (["rollback"], "make run"),
+        (["history"], "make run"),
     ],
 )
-def test_a_mistake_gets_one_sentence(tmp_path, arguments: list[str], message: str) -> None:
+def test_a_mistake_gets_one_sentence(
+    tmp_path, monkeypatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     done = tumorseg(*arguments, cwd=tmp_path)

@@ -45,7 +45,7 @@ def place(tmp_path_factory):
             digests[candidate["version"]] = candidate["digest"]
         packaging.package_champion(target, package)
         yield SimpleNamespace(root=root, target=target, digests=digests)
-    mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # before the patch ends, since it unsets the variable
 
 
 def tumorseg(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tumorseg.errors import InputError
+
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from tumorseg.history import Event
+    from tumorseg.params import RegisterParams
 
 
 def rollback(
@@ -17,11 +20,11 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Why, for the story.")] = None,
 ) -> None:
     """Put an earlier champion back and package it."""
-    from tumorseg.params import PackageParams, RegisterParams, load_params
+    from tumorseg.params import PackageParams, load_params
     from tumorseg.rollback import roll_back
 
     start = time.monotonic()
-    event, packaged = roll_back(load_params(RegisterParams), load_params(PackageParams), to, reason)
+    event, packaged = roll_back(_registry(), load_params(PackageParams), to, reason)
     print(
         f"champion: version {event.before} (sha256 {event.before_digest}) → "
         f"version {event.after} (sha256 {event.digest})"
@@ -33,9 +36,8 @@ def rollback(
 def history() -> None:
     """Tell who became champion, when, by whom and why."""
     from tumorseg.history import events
-    from tumorseg.params import RegisterParams, load_params
 
-    story = events(load_params(RegisterParams))
+    story = events(_registry())
     if not story:
         print("nothing has been decided yet: `make run` registers a first model")
         return
@@ -46,6 +48,20 @@ def history() -> None:
         cells += [event.why, _figures(event)]
         plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
         print(f"| {' | '.join(plain)} |")
+
+
+def _registry() -> "RegisterParams":
+    """Where the registry is, once it is clear that it answers."""
+    from tumorseg.params import RegisterParams, load_params
+    from tumorseg.tracking import silence
+
+    target = load_params(RegisterParams)
+    if reason := silence():
+        raise InputError(
+            f"MLflow cannot be asked who is champion ({reason}): type `make run` first, or set "
+            "MLFLOW_TRACKING_URI to where it is"
+        )
+    return target
 
 
 def _what(event: "Event") -> str:

@@ -10,4 +10,7 @@ class InputError(Exception):
 
 
 class StageError(Exception):
-    """A stage failed in a process of its own, whose log holds the reason; it may be tried again."""
+    """A step failed for a reason outside the input, and may be tried again.
+
+    The message is one sentence without paths or names from the data: alerts carry it.
+    """

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and locks on what one process at a time may do."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tumorseg.errors import InputError
+from tumorseg.errors import InputError, StageError
+
+FULL = "the disk is full"
 
 
 @contextmanager
@@ -45,6 +48,22 @@ def new_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np
     with path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
+
+
+@contextmanager
+def told_if_full(untouched: str) -> Iterator[None]:
+    """Turns a full disk into a StageError, which names no file: it may go to an alert.
+
+    Args:
+        untouched: What is as it was nevertheless, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        codes = (errno.ENOSPC, errno.EDQUOT)  # which shutil.Error has only as text
+        if error.errno not in codes and not any(os.strerror(c) in str(error) for c in codes):
+            raise
+        raise StageError(f"{FULL}: make room and start again; {untouched}") from None
 
 
 def leads_out(path: Path, root: Path) -> bool:

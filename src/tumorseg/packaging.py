@@ -1,11 +1,8 @@
 """The registry's champion as a bento: what `tumorseg serve` and the image are made of."""
 
 import json
-import os
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from tumorseg.environment import PACKAGED, STATE
 from tumorseg.errors import InputError
 from tumorseg.files import locked, write_json
 from tumorseg.params import PackageParams, RegisterParams, load_params
+from tumorseg.tracking import silence
 
 LOCK = STATE / "package.lock"
 PATIENCE_SECONDS = 300
@@ -64,7 +62,7 @@ def reconcile() -> dict[str, Any] | None:
     try:
         champion = (
             None
-            if (silent := _silence())
+            if (silent := silence())
             else registry.champion(target.model_name, target.experiment)
         )
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
@@ -80,21 +78,6 @@ def reconcile() -> dict[str, Any] | None:
     was = "nothing" if known is None else _named(known)
     _say(f"the champion is {_named(wanted)}, but packaged is {was}: packaging the champion first")
     return package_champion(target, load_params(PackageParams))
-
-
-def _silence() -> str | None:
-    """Why MLflow would not answer, where that is quick to tell; it would try for minutes."""
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return "its database is not there"
-    if uri.startswith("http"):
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            return None  # somebody is there
-        except OSError as error:
-            return str(error)
-    return None
 
 
 def _named(model: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,24 @@ def client(experiment: str) -> tuple[MlflowClient, str]:
     # Without the kind, MLflow shows an experiment as one of language models, without metrics.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return made, made.create_experiment(experiment, artifact_location=location, tags=kind)
+
+
+def silence() -> str | None:
+    """Why MLflow would not answer, where that is quick to tell; None if it may.
+
+    Asked all the same, it would make a database, or try for minutes.
+    """
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return "its database is not there"
+    if uri.startswith("http"):
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=5).close()
+        except urllib.error.HTTPError:
+            return None  # somebody is there
+        except OSError as error:
+            return str(error)
+    return None
 
 
 def page(experiment: str) -> str:

@@ -31,7 +31,13 @@ def read(folder: Path, options: Options) -> Source:
     new_name = Names()
     records = []
     for pair in found:
-        _check_sizes(pair.image, pair.mask)
+        try:
+            _check_sizes(pair.image, pair.mask)
+        except InputError as error:
+            if not options.lenient:
+                raise
+            skipped[pair.image] = str(error)
+            continue
         records.append(
             Record(
                 name=new_name(pair.stem, ".png", pair.group),

@@ -91,6 +91,8 @@ class Options:
         axis: One of `AXES`: across which slices are cut.
         slices: "all", "tumour" (those with a label) or "every:N".
         modality: End of the file name of the volume to read, such as "t1ce" or "0003".
+        lenient: Leave out an image whose mask does not fit or cannot be read, saying why, where
+            otherwise the folder is refused.
 
     Raises:
         InputError: `axis` or `slices` is none of these.
@@ -99,6 +101,7 @@ class Options:
     axis: str = "axial"
     slices: str = "all"
     modality: str | None = None
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if self.axis not in AXES:

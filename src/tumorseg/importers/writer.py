@@ -37,24 +37,46 @@ def write(source: Source, sides: Sequence[str], folder: Path) -> None:
     numbers = itertools.count(1)
     progress = tqdm(source.records, "writing", unit="slice", disable=None)
     for image_id, (record, side) in enumerate(zip(progress, sides, strict=True), start=1):
-        loaded = record.load()
-        path = folder / side / record.name
-        if isinstance(loaded, Copied):
-            path.write_bytes(loaded.image)
-            entry, annotations = loaded.entry | {"file_name": record.name}, loaded.annotations
-        else:
-            Image.fromarray(loaded.grey).save(path)
-            height, width = loaded.grey.shape
-            entry = {"id": image_id, "file_name": record.name, "height": height, "width": width}
-            annotations = [
-                {"id": next(numbers), "image_id": image_id, "category_id": ids[name]} | shape
-                for name, shape in _shapes(loaded)
-            ]
-        documents[side]["images"].append(entry | _known(record))
+        entry, annotations = save(record, folder / side, image_id, ids, numbers)
+        documents[side]["images"].append(entry)
         documents[side]["annotations"] += annotations
     for split, document in documents.items():
         path = folder / split / coco.ANNOTATIONS
         path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def save(
+    record: Record, folder: Path, image_id: int, ids: dict[str, Any], numbers: Iterator[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads one slice and writes its image.
+
+    Args:
+        record: The slice.
+        folder: Receives the image.
+        image_id: For the entry of a slice that has none yet.
+        ids: Category's name → id.
+        numbers: Ids for annotations that have none yet.
+
+    Returns:
+        Its entry under `images`, and those under `annotations`.
+
+    Raises:
+        InputError: The slice cannot be read.
+    """
+    loaded = record.load()
+    path = folder / record.name
+    if isinstance(loaded, Copied):
+        path.write_bytes(loaded.image)
+        entry, annotations = loaded.entry | {"file_name": record.name}, loaded.annotations
+    else:
+        Image.fromarray(loaded.grey).save(path)
+        height, width = loaded.grey.shape
+        entry = {"id": image_id, "file_name": record.name, "height": height, "width": width}
+        annotations = [
+            {"id": next(numbers), "image_id": image_id, "category_id": ids[name]} | shape
+            for name, shape in _shapes(loaded)
+        ]
+    return entry | _known(record), annotations
 
 
 def _shapes(slice_: Drawn) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -39,12 +39,33 @@ class PackageParams(Section):
     service: Settings
 
 
+# Findings about a single slice, for which a new one can be set aside.
+SliceFinding = Literal[
+    "size",
+    "tumour_fraction",
+    "unusual_mode",
+    "rotated",
+    "coloured",
+    "blank",
+    "wrong_extension",
+    "empty_label",
+    "self_intersection",
+    "out_of_frame",
+]
+
+
 class RetrainParams(Section):
-    """The retraining flow."""
+    """The retraining flow: where new data come in, what is refused, how often a step is tried."""
 
     section = "retrain"
+    inbox: str = Field(min_length=1)  # folders of newly labelled data, one a batch
+    quarantine: str = Field(min_length=1)  # receives what may not come in
+    quarantine_on: list[SliceFinding]  # besides what cannot be used or is tied to the test split
+    valid_share: float = Fraction  # of the new groups; the others are trained on
+    settle_seconds: float = Field(ge=0)  # a batch is taken once nothing in it changed for so long
+    push: list[Literal["dvc", "git"]]  # where the new versions go, after each is recorded
     retries: int = Field(ge=0, le=50)
-    retry_delay_seconds: float = Field(ge=0)
+    retry_delay_seconds: float = Field(ge=0)  # before the first retry; doubled each time
 
 
 class DriftParams(Section):

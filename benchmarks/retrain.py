@@ -1,0 +1,108 @@
+"""A schedule that fires for real: a first champion, then worse data that are refused.
+
+    PYTHONPATH=. python benchmarks/retrain.py [--output FOLDER]
+
+In a small phantom repository, `python -m pipelines.retrain --cron "* * * * *"` finds a batch of
+good slices in its inbox; once it has taken them in, a larger batch arrives whose labels lie 30
+pixels beside the tumours. Prints the artifacts of both runs as Prefect's API gives them. Exit
+status 1 unless the first made a champion and the second left it alone.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.retraining import git, make_repository, phantom_batch, variables
+from tumorseg.data.phantom import make_phantom
+from tumorseg.server import background, free_port
+
+PATIENCE_SECONDS = 3600
+
+
+def ask(url: str, what: str, body: dict[str, Any]) -> Any:
+    """A POST to Prefect's API, and what it answers; None while it does not."""
+    try:
+        return httpx.post(f"{url}/{what}", json=body, timeout=30).raise_for_status().json()
+    except httpx.HTTPError:
+        return None
+
+
+def artifacts(url: str) -> list[str]:
+    """The pages of all retrainings, oldest first."""
+    found = ask(url, "artifacts/filter", {"artifacts": {"key": {"any_": ["retrain"]}}}) or []
+    return [each["data"] for each in sorted(found, key=lambda each: each["created"])]
+
+
+def wait_for(done: Any, process: subprocess.Popen[bytes]) -> None:
+    """Waits until `done()` is true, as long as the schedule is there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit("the schedule ended or took too long; its words are above")
+        time.sleep(2)
+
+
+def run(root: Path) -> tuple[list[str], list[str]]:
+    """Two runs by schedule; returns their pages and a line a run."""
+    inbox = root / "inbox"
+    inbox.mkdir()
+    phantom_batch(inbox / "good", 24, seed=7)
+    url = f"http://127.0.0.1:{(port := free_port(0))}/api"
+    server = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    os.environ |= variables(root)
+    os.environ["PREFECT_API_URL"] = url
+    os.chdir(root)
+    with background(server, root / "server.log"):
+        while ask(url, "flow_runs/count", {}) is None:
+            time.sleep(1)
+        command = [sys.executable, "-m", "pipelines.retrain", "--cron", "* * * * *"]
+        process = subprocess.Popen(command)
+        try:
+            wait_for(lambda: len(git(root, "log", "--format=%s").splitlines()) > 1, process)
+            phantom_batch(inbox / "bad", 48, seed=8, shift=30)
+            wait_for(lambda: len(artifacts(url)) > 1, process)
+            query = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "PENDING"]}}}}
+            runs = ask(url, "flow_runs/filter", query | {"sort": "START_TIME_ASC"})
+        finally:
+            process.terminate()
+            process.wait(120)
+        return artifacts(url)[:2], [
+            f"{each['name']}: due {each['expected_start_time']}, began {each['start_time']}, "
+            f"{each['state_name']}, {each['parameters'].get('because', '')}"
+            for each in runs
+            if each["deployment_id"]
+        ]
+
+
+def main() -> int:
+    """Prints both pages; 0 if the first promoted and the second refused."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="also write the pages there")
+    chosen = parser.parse_args()
+    output = chosen.output and chosen.output.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary, "phantom")
+        make_phantom(data, counts={"train": 12, "valid": 6, "test": 8}, size=96)
+        root = Path(temporary, "repository")
+        pages, lines = run(make_repository(root, data, whole=True, epochs=60))
+        os.chdir("/")
+    print("\n".join(["", *lines]))
+    for number, page in enumerate(pages, start=1):
+        print(f"\n---- artifact {number} ----\n{page}")
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / f"retrain-{number}.md").write_text(page)
+    titles = [page.splitlines()[0] for page in pages]
+    expected = ["# Retraining: the first champion", "# Retraining: the champion stays"]
+    return 0 if titles == expected else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""The flow `retrain`: its steps with DVC's stages faked, against a real Prefect server."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pandas as pd
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tests.retraining import git, make_repository, phantom_batch, variables
+from tests.test_alerts import Receiver
+from tests.test_intake import contents
+from tumorseg import lock
+from tumorseg.alerts import VARIABLE
+from tumorseg.errors import InputError, StageError
+
+pytestmark = pytest.mark.slow
+
+DECISION = {
+    "decision": "refused",
+    "why": "refused, mean Dice 0.4 against 0.5 of the champion",
+    "challenger": {"version": "2", "architecture": "unet", "digest": "ab" * 32},
+    "champion": {"version": "1", "architecture": "unet", "digest": "cd" * 32},
+    "serving": "1",
+    "figures": {"challenger_mean_dice": 0.4, "champion_mean_dice": 0.5, "difference": None},
+}
+
+
+@pytest.fixture(scope="module")
+def template(phantom, tmp_path_factory) -> Path:
+    root = make_repository(tmp_path_factory.mktemp("flow") / "repository", phantom, whole=True)
+    phantom_batch(root / "inbox" / "Jane_Doe", 6, seed=7)
+    return root
+
+
+@pytest.fixture
+def repository(template, tmp_path, monkeypatch, prefect_url) -> Path:
+    root = tmp_path / "repository"
+    shutil.copytree(template, root, symlinks=True)
+    monkeypatch.chdir(root)
+    for name, value in (variables(root) | {"PREFECT_API_URL": prefect_url}).items():
+        monkeypatch.setenv(name, value)
+    return root
+
+
+@pytest.fixture
+def alerts(monkeypatch):
+    found = Receiver()
+    monkeypatch.setenv(VARIABLE, found.url)
+    yield found.bodies
+    found.server.shutdown()
+    found.server.server_close()
+
+
+@contextmanager
+def faked(monkeypatch, fail: Exception | None = None):
+    """The flow with stages that only note that they ran, and perhaps one that fails in train."""
+    import pipelines.retrain as module
+
+    ran = []
+
+    def reproduce(name, noted=None):
+        ran.append(name)
+        if name == "train" and fail is not None:
+            raise fail
+        if name == "promote":
+            module.DECISION.parent.mkdir(parents=True, exist_ok=True)
+            module.DECISION.write_text(json.dumps(DECISION))
+        return [name]
+
+    monkeypatch.setattr(module, "reproduce", reproduce)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        yield module.retrain, ran
+
+
+def ask(what: str, body: dict) -> list[dict]:
+    url = f"{os.environ['PREFECT_API_URL']}/{what}/filter"
+    return httpx.post(url, json=body, timeout=30).raise_for_status().json()
+
+
+def last_artifact() -> str:
+    found = ask("artifacts", {"artifacts": {"key": {"any_": ["retrain"]}}, "sort": "CREATED_DESC"})
+    return found[0]["data"]
+
+
+def test_the_steps_their_page_and_what_is_committed(repository, monkeypatch) -> None:
+    (repository / "reports").mkdir()
+    (repository / "reports" / "metrics.json").write_text("{}")
+    (repository / "reports" / "report.html").write_text("ignored")
+    (repository / "note.txt").write_text("mine")
+    git(repository, "add", "note.txt")
+    with faked(monkeypatch) as (retrain, ran):
+        retrain(because="a test")
+        assert ran == list(yaml.safe_load(Path("dvc.yaml").read_text())["stages"])
+        page = Path("reports/retrain.md").read_text()
+        assert last_artifact() == page
+        for part in (
+            "# Retraining: the champion stays", "a test.", "Refused, mean Dice 0.4",
+            "Champion now: version 1.", "| coco | 6 |", "` → `", "Ran: validate, split,",
+        ):  # fmt: skip
+            assert part in page, page
+        assert "Jane" not in page
+        log = git(repository, "log", "--format=%s").splitlines()
+        assert log[0] == "Retrained: refused" and log[1].startswith("New data: batch")
+        assert git(repository, "show", "--format=", "--name-only").split() == [
+            "reports/metrics.json"
+        ]
+        assert git(repository, "status", "--porcelain").splitlines() == ["A  note.txt"]
+        assert not any(Path("inbox").iterdir())
+        retrain(because="a test")  # nothing new, and the page says so
+        page = Path("reports/retrain.md").read_text()
+        assert "Nothing came in." in page and ", as before." in page
+    assert lock.dead_runs(lock_is_ours=True) == [] and lock.LOCK.read_text() == ""
+
+
+def test_a_failure_is_told_and_its_data_are_in_the_next_page(
+    repository, monkeypatch, alerts
+) -> None:
+    with faked(monkeypatch, StageError("stage train failed; later stages did not run")) as both:
+        retrain, ran = both
+        with pytest.raises(StageError, match="stage train failed"):
+            retrain()
+    assert ran == ["validate", "split", "augment", "train"]
+    (body,) = alerts
+    assert body["flow"] == "retrain" and body["stage"] == "repro train"
+    assert body["sentence"] == "stage train failed; later stages did not run"
+    assert "/runs/flow-run/" in body["run_url"]
+    page = last_artifact()
+    assert page.startswith("# Retraining: it failed, and the champion stays")
+    assert "stage train failed" in page and "| coco | 6 |" in page
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    assert "| coco | 6 |" in last_artifact() and len(alerts) == 1
+
+
+def test_what_may_name_a_patient_is_not_told(repository, monkeypatch, alerts) -> None:
+    with (
+        faked(monkeypatch, InputError("inbox/Jane_Doe/1.png: is broken")) as (retrain, _),
+        pytest.raises(InputError),
+    ):
+        retrain()
+    assert alerts[0]["sentence"] == "InputError; the run's log says more"
+    assert "Jane" not in json.dumps(alerts) + last_artifact()
+
+
+def test_retries_wait_longer_each_time(repository, monkeypatch, alerts) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["retrain"] |= {"retries": 2, "retry_delay_seconds": 0.2}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    blinked = OSError(errno.EIO, "the disk blinked")
+    with faked(monkeypatch, blinked) as (retrain, ran), pytest.raises(OSError, match="blinked"):
+        retrain()
+    assert ran.count("train") == 3 and len(alerts) == 1
+
+
+def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> None:
+    from tumorseg.data import intake
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["retrain"]["retries"] = 1
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    real, tries = intake.dvc, []
+
+    def once_failing(*words: str) -> str:
+        tries.append(words)
+        if len(tries) == 1:
+            raise InputError("dvc add: the lock is held")
+        return real(*words)
+
+    monkeypatch.setattr(intake, "dvc", once_failing)
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    assert len(tries) == 2 and not alerts
+    assert "| coco | 6 |" in last_artifact() and not any(Path("inbox").iterdir())
+
+
+def test_a_full_disk_is_one_sentence(repository, monkeypatch, alerts) -> None:
+    from tumorseg.data import intake
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "inbox/Jane_Doe/1.png")
+
+    monkeypatch.setattr(intake, "merge", full)
+    before = {name: contents(Path(name)) for name in ("data", "inbox")}
+    with faked(monkeypatch) as (retrain, ran), pytest.raises(StageError, match="disk is full"):
+        retrain()
+    assert not ran and {name: contents(Path(name)) for name in before} == before
+    assert alerts[0]["sentence"].startswith("the disk is full: make room")
+    assert alerts[0]["stage"].startswith("examine ")
+
+
+def test_two_at_once_are_refused_and_told(repository, monkeypatch, alerts) -> None:
+    mine = pytest.raises(StageError, match=f"process {os.getpid()} on")
+    with faked(monkeypatch) as (retrain, ran), lock.hold(), mine:
+        retrain()
+    assert not ran and "another retraining is running" in alerts[0]["sentence"]
+    assert len(git(repository, "log", "--format=%s").splitlines()) == 1
+
+
+def test_a_dry_run_changes_nothing(repository) -> None:
+    phantom_batch(repository / "inbox" / "second", 2, seed=9)
+    (copied, *_) = sorted((repository / "data" / "test").glob("*.jpg"))
+    document = json.loads((repository / "inbox/second/_annotations.coco.json").read_text())
+    document["images"].append({"id": 99, "file_name": "t.jpg", "width": 96, "height": 96})
+    (repository / "inbox/second/_annotations.coco.json").write_text(json.dumps(document))
+    shutil.copy(copied, repository / "inbox" / "second" / "t.jpg")
+
+    def everything() -> dict:
+        state = {k: v for k, v in contents(repository).items() if not k.startswith(".state/")}
+        state = {k: v for k, v in state.items() if not k.startswith((".dvc/tmp", ".git/index"))}
+        return state
+
+    before = everything()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.retrain", "--dry-run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert everything() == before
+    said = done.stdout
+    assert "inbox/Jane_Doe (coco, 6 slices): " in said and "would go to train" in said
+    assert "t.jpg: is a test slice, byte for byte" in said and "1 to quarantine/" in said
+    assert "out of date by `dvc status`: validate, split" in said
+    assert not Path(".state/retrain").exists()
+
+
+KILLED = """
+import os, signal
+import pipelines.retrain as module
+def reproduce(name, noted=None):
+    print("at", name, flush=True)
+    if name == "train":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [name]
+module.reproduce = reproduce
+module.retrain()
+"""
+
+
+def test_a_killed_run_is_found_marked_and_told(repository, monkeypatch, alerts) -> None:
+    named = {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_DESC"}
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = ask("flow_runs", named)[0]
+    assert killed["state_name"] == "Running" and not alerts
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    after, before = ask("flow_runs", named)[:2]
+    assert before["id"] == killed["id"] and before["state_name"] == "Crashed"
+    assert after["state_name"] == "Completed"
+    (body,) = alerts
+    assert body["sentence"] == "its process was killed" and killed["id"] in body["run_url"]
+    assert "| coco | 6 |" in last_artifact()  # what the killed one took in
+
+
+REAL = """
+import pipelines.retrain as module
+module.STAGES = ("validate", "split")
+module.retrain()
+"""
+
+
+def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repository) -> None:
+    decided = Path("artifacts/promote/decision.json")
+    decided.parent.mkdir(parents=True)
+    decided.write_text(json.dumps(DECISION))
+    first = subprocess.Popen([sys.executable, "-c", REAL], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    leader = None
+    while leader is None or len(lock.members(leader)) < 2:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+        if lock.LOCK.exists() and "child" in lock.LOCK.read_text():
+            leader = json.loads(lock.LOCK.read_text())["child"]["pid"]
+    first.kill()
+    first.wait()
+    assert lock.members(leader)  # `dvc repro` and the stage outlive the flow
+    again = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert lock.members(leader) == []
+    table = pd.read_parquet("artifacts/split/manifest.parquet")
+    assert table["split"].value_counts()["test"] == 5 and len(table) == 22 + 6
+    assert "Ran: validate, split." in last_artifact() and "| coco | 6 |" in last_artifact()
+    changed = git(repository, "show", "--format=", "--name-only", "HEAD").split()
+    assert changed == ["dvc.lock", "reports/audit.json", "reports/split.json"]
+    assert not git(repository, "status", "--porcelain")
+    assert subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "validate"], capture_output=True, text=True
+    ).stdout.strip().endswith("up to date.")  # fmt: skip
+
+
+def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, monkeypatch):
+    import pipelines.retrain as module
+
+    (tmp_path / "dvc.py").write_text(
+        "import subprocess, sys, time\n"
+        "print(\"Running stage 'train@unet-0':\", flush=True)\n"
+        "if sys.argv[-1] == 'full':\n"
+        "    print('OSError: [Errno 28] No space left on device')\n"
+        "    sys.exit(1)\n"
+        "if sys.argv[-1] == 'fine':\n"
+        "    sys.exit(0)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert module.reproduce("fine") == ["train@unet-0"]
+    with pytest.raises(StageError, match="stage full failed, since the disk is full"):
+        module.reproduce("full")
+    groups = []
+
+    def interrupt(pid: int) -> None:
+        groups.append(pid)
+        time.sleep(1.5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module.reproduce("long", interrupt)
+    assert lock.members(groups[0]) == []
+
+
+def test_prefect_yaml_is_the_flow_s() -> None:
+    wanted = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    assert [each["entrypoint"] for each in wanted] == ["pipelines/retrain.py:retrain"]
+    assert wanted[0]["concurrency_limit"] == 1
