@@ -15,9 +15,12 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import pipelines.drift
+from pipelines.register import looks
 from tests.conftest import REPOSITORY
 from tests.test_familiarity import SIDE
 from tumorseg import tracking
+from tumorseg.data.arrays import load_slices
+from tumorseg.data.manifest import save_manifest
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.drift.check import COLUMNS, DRIFT, NONE, TOO_FEW, judge
 from tumorseg.drift.reference import AREA, FILE, design_effect, load, reference, taken_of
@@ -170,6 +173,31 @@ def test_a_reference_of_other_statistics_is_refused(known) -> None:
     for damaged in ({}, known | {"method": "else"}, known | {"columns": {}}):
         with pytest.raises(InputError, match="dvc repro --force register"):
             load(damaged)
+
+
+def test_register_describes_training_and_validation_slices(
+    workplace, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest, arrays = workplace["manifest"], workplace["folder"] / "arrays"
+    Path("artifacts/augment").mkdir(parents=True)
+    Path("artifacts/augment/arrays").symlink_to(arrays)
+    save_manifest(manifest, Path("artifacts/split/manifest.parquet"))
+    valid = manifest[manifest["split"] == "valid"]
+    rows = {"split": "valid", "path": valid["path"], "group": valid["split_group"]}
+    rows |= {"tp": range(len(valid)), "fp": 5, "fn": 1, "tn": 94 - np.arange(len(valid))}
+    runs = [("unet", 0), ("unet", 1), ("attention_unet", 0)]
+    table = pd.concat([pd.DataFrame(rows | {"method": m, "seed": s}) for m, s in runs])
+    table.loc[table["seed"] == 1, "fp"] = 50
+    Path("reports").mkdir()
+    table.to_csv("reports/per_slice.csv", index=False)
+    columns = load(looks("unet", 0, SIDE))
+    assert columns["brightness"]["slices"] == 12 + 5 and columns[AREA]["slices"] == 5
+    assert columns[AREA]["quantiles"][0] == pytest.approx(0.05)
+    assert columns[AREA]["quantiles"][-1] == pytest.approx(0.09)
+    greys = [grey for split in ("train", "valid") for grey in load_slices(split, arrays).images]
+    lowest = min(taken_of(grey, SIDE)[COLUMNS.index("brightness")] for grey in greys)
+    assert columns["brightness"]["quantiles"][0] == pytest.approx(lowest)
 
 
 def record(path: Path, table: pd.DataFrame, digest: str = DIGEST) -> None:

@@ -16,7 +16,7 @@ from tests.serving_process import status
 from tests.web import dicom_bytes, dicom_series, pixels, serving, swapped
 from tumorseg.server import free_port
 from tumorseg.serving import tracing
-from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.familiarity import Familiarity, Look
 from tumorseg.serving.formats.decode import MAX_BYTES
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.web import flask_app, shield
@@ -305,7 +305,7 @@ def test_unknown_routes_answer_json(client):
 
 
 def test_the_answer_says_what_answered_and_what_is_strange(client, predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["It is unlike MRI."])
+    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["It is unlike MRI."]))
     sent = {"file": (io.BytesIO(DISC), "photo.png")}
     answer = client.post("/upload", data=sent, headers={"X-Request-ID": "visit-7"})
     assert answer.json["model_digest"] == predictor.info.digest

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.browser import NARROW, chromium, opened
 from tests.serving_model import disc, encode, write_model
 from tests.web import dicom_bytes, dicom_series, nifti_volume, pixels, zipped
-from tumorseg.serving.familiarity import Familiarity
+from tumorseg.serving.familiarity import Familiarity, Look
 from tumorseg.serving.formats.decode import decode
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.web.flask_app import create_app
@@ -219,7 +219,7 @@ def test_a_file_can_be_dropped(browser, predictor):
 
 
 def test_warnings_stand_beside_the_slice(browser, predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "warnings", lambda *_: ["The slice is <b>unlike</b> MRI."])
+    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["The slice is <b>unlike</b> MRI."]))
     with opened(browser, create_app(predictor)) as page:
         page.choose(("scan.jpg", JPEG))
         assert "warning" in page.ready("scan.jpg").inner_text()
