@@ -35,7 +35,6 @@ class Run(NamedTuple):
     seconds: float  # of the whole command
     rate: float  # slices a second, from the first mask to the last
     digests: dict[str, str]  # mask → SHA-256
-    log: str
 
 
 def masks(output: Path) -> list[Path]:
@@ -74,7 +73,6 @@ def run(data: Path, model: Path, output: Path, kill_at: int | None = None) -> Ru
             path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in found
         },
-        log.read_text(),
     )
 
 
@@ -85,7 +83,7 @@ def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> No
             for child in psutil.Process(process.pid).children(recursive=True):
                 if any(file.path.endswith(".jsonl") for file in child.open_files()):
                     os.kill(child.pid, signal.SIGKILL)
-                    print(f"killed worker {child.pid} at {len(masks(output))} masks\n", flush=True)
+                    print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
                     return
         time.sleep(0.2)
     sys.exit(f"the command ended before a worker could be killed:\n{Path('log').read_text()}")
@@ -125,19 +123,18 @@ def compare(data: Path, model: Path, root: Path, count: int) -> int:
         "two": ("2 workers, 1 thread each", 2, 1),
         "killed": ("the same, one killed midway", 2, 1),
     }
-    print(f"{count} pictures, {cores} cores\n", flush=True)
-    for name, (_, workers, threads) in names.items():
-        configure(workers, threads)
-        runs[name] = run(data, model, root / name, count // 2 if name == "killed" else None)
-    expected = runs["one"].digests
+    print(f"{count} pictures, {cores} cores\n")
     print("| run | command (s) | slices a second | the same, without start and end | masks |")
-    print("|---|--:|--:|--:|---|")
-    for name, (title, *_) in names.items():
-        one = runs[name]
-        same = "identical" if one.digests == expected else "DIFFERENT"
+    print("|---|--:|--:|--:|---|", flush=True)
+    for name, (title, workers, threads) in names.items():
+        configure(workers, threads)
+        one = run(data, model, root / name, count // 2 if name == "killed" else None)
+        runs[name] = one
+        same = "identical" if one.digests == runs["one"].digests else "DIFFERENT"
         print(
             f"| {title} | {one.seconds:.1f} | {count / one.seconds:.1f} | {one.rate:.1f} | "
-            f"{len(one.digests)}, {same} |"
+            f"{len(one.digests)}, {same} |",
+            flush=True,
         )
     two = runs["two"]
     for name in ("one", "all"):
@@ -146,6 +143,7 @@ def compare(data: Path, model: Path, root: Path, count: int) -> int:
             f"\n2 workers are {other.seconds / two.seconds:.2f} times as fast as {names[name][0]} "
             f"({two.rate / other.rate:.2f} without start and end)"
         )
+    expected = runs["one"].digests
     whole = all(len(one.digests) == count and one.digests == expected for one in runs.values())
     return 0 if whole else 1
 
