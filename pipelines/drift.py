@@ -64,11 +64,11 @@ def drift() -> str:
     create_markdown_artifact(page, key="drift", description=result["sentence"])
     print(result["sentence"])
     if result["verdict"] == DRIFT and params.retrain:
-        retrain_once(now, timedelta(hours=params.cooldown_hours))
+        retrain_once(now, timedelta(hours=params.cooldown_hours), result["sentence"])
     return str(result["verdict"])
 
 
-def retrain_once(now: datetime, cooldown: timedelta) -> None:
+def retrain_once(now: datetime, cooldown: timedelta, because: str) -> None:
     """Starts `retrain`, unless drift did so less than a cooldown ago."""
     last = json.loads(STARTED.read_text())["started"] if STARTED.exists() else None
     if last and now - datetime.fromisoformat(last) < cooldown:
@@ -76,7 +76,7 @@ def retrain_once(now: datetime, cooldown: timedelta) -> None:
         return
     # Before it runs: one that fails shall not be tried again at every look.
     write_json(STARTED, {"started": now.isoformat(timespec="seconds")})
-    retrain()
+    retrain(because=because)
 
 
 def command() -> None:

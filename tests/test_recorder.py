@@ -21,7 +21,6 @@ from tests.made_volumes import COUNT, dicom_bytes, series, series_zip
 from tests.serving_model import encode, write_model
 from tests.serving_process import SOURCE, in_process, ready, start, stop
 from tests.test_familiarity import SIDE, phantoms
-from tumorseg.files import write_json
 from tumorseg.inputs import describe
 from tumorseg.serving import familiarity
 from tumorseg.serving.api import recorder
@@ -307,7 +306,8 @@ def test_tumorseg_serve_keeps_a_record_unless_told_where(tmp_path, monkeypatch) 
     from tumorseg import cli
 
     monkeypatch.chdir(tmp_path)
-    write_json(cli.PACKAGED, {"tag": "tumorseg-service:1"})
+    packaged = {"tag": "tumorseg-service:1"}
+    monkeypatch.setattr("tumorseg.packaging.reconcile", lambda: packaged)
     seen: list[str] = []
     monkeypatch.setattr(os, "execv", lambda *_: seen.append(os.environ[recorder.VARIABLE]))
     monkeypatch.setenv(recorder.VARIABLE, "elsewhere.db")
