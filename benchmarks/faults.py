@@ -233,7 +233,7 @@ def disk_full(here: Place, folder: str, command: list[str]) -> Outcome:
     """Puts a file system with little room under a folder of the repository."""
     before, target = here.kept(), here.root / folder
     target.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(target)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
         status, _ = here.run(command)

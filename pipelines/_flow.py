@@ -18,6 +18,13 @@ from tumorseg.server import process_tag
 AGAIN = "type the same again: what has finished stays"
 
 
+def is_prefect_away(error: BaseException) -> bool:
+    """Whether Prefect's server failed; where it was never reached, its client says so in words."""
+    return isinstance(error, httpx.HTTPError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
+    )
+
+
 def explained(error: BaseException) -> str | None:
     """One sentence for a failure that needs no traceback, of the user or of what runs around us."""
     if isinstance(error, InputError | StageError):
@@ -25,7 +32,7 @@ def explained(error: BaseException) -> str | None:
     words = " ".join(str(error).split())
     if "No space left on device" in words or "disk is full" in words or "quota exceeded" in words:
         return f"{words}; make room, then {AGAIN}"
-    if isinstance(error, httpx.HTTPError):
+    if is_prefect_away(error):
         place = os.environ.get("PREFECT_API_URL", "its own address")
         answer = getattr(error, "response", None)
         why = f"status {answer.status_code}" if answer is not None else type(error).__name__
@@ -109,7 +116,7 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
         if (sentence := explained(error)) is None:
             raise
         sentence = f"{getattr(entry, 'name', entry.__name__)}: {sentence}"
-        if isinstance(error, httpx.HTTPError):
+        if is_prefect_away(error):
             # Prefect would try for minutes to deliver its log to the server that does not answer.
             print(sentence, file=sys.stderr, flush=True)
             sys.stdout.flush()

@@ -36,6 +36,7 @@ def answer(status: int) -> httpx.HTTPStatusError:
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "arrays.npy"), "make room, then type"),
         (sqlite3.OperationalError("database or disk is full"), "make room, then type"),
         (httpx.ConnectError("refused"), f"Prefect at {PREFECT} does not work (ConnectError)"),
+        (RuntimeError(f"Failed to reach API at {PREFECT}"), "does not work (RuntimeError)"),
         (answer(500), f"Prefect at {PREFECT} does not work (status 500)"),
         (MlflowException("API request failed"), "MLflow at postgresql://db/mlflow does not work"),
     ],
