@@ -1,6 +1,6 @@
 """Kills a promotion and a rollback at each of their steps, starts the service, asks what it serves.
 
-    python benchmarks/promotion.py
+    python benchmarks/promotion.py [--only TEXT]
 
 Works on toy networks in a temporary repository, with MLflow on SQLite, Prefect, and real bentos. A
 process that does what the stages register, promote and package do (or `tumorseg rollback`) is ended
@@ -212,6 +212,7 @@ def timed_rollback(before: Path, log: Path) -> bool:
 def main() -> int:
     """Prints a row a step, then the timed rollback."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="part of a row, such as 'rollback: the alias'")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.job:
@@ -239,6 +240,7 @@ def main() -> int:
             good = [
                 killed(number, one if step[0] == "promote" else two, log)
                 for number, step in enumerate(STEPS)
+                if chosen.only in f"{step[0]}: {step[1]}"
             ]
             good.append(timed_rollback(two, log))
     print(f"\n{sum(good)} of {len(good)} as they should be")
