@@ -29,14 +29,13 @@ from tumorseg import lock, rehearsal, versions
 from tumorseg.alerts import sentence
 from tumorseg.data import dataset, inbox, intake
 from tumorseg.errors import InputError, StageError
-from tumorseg.files import FULL, atomic_path, told_if_full
+from tumorseg.files import FULL, atomic_path, says_full, told_if_full
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.reporting.retraining import page
 from tumorseg.server import prefect_server
 
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
 PAGE = REPORTS / "retrain.md"
-NO_ROOM = re.compile("No space left on device|disk is full|Disk quota exceeded")
 
 
 def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> list[str]:
@@ -67,7 +66,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
             assert process.stdout is not None
             for line in process.stdout:
                 print(line.rstrip())
-                full = full or bool(NO_ROOM.search(line))
+                full = full or says_full(line)
                 if match := re.match(r"Running stage '(.+)'", line):
                     ran.append(match[1])
         except BaseException:

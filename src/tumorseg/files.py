@@ -1,9 +1,10 @@
 """Files that are either whole or absent, and locks on what one process at a time may do."""
 
-import errno
 import fcntl
 import json
 import os
+import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ import numpy as np
 from tumorseg.errors import InputError, StageError
 
 FULL = "the disk is full"
+# The last is NumPy's.
+_FULL = re.compile(
+    r"No space left on device|disk is full|quota exceeded|\d requested and \d+ written", re.I
+)
 
 
 @contextmanager
@@ -59,11 +64,15 @@ def told_if_full(untouched: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        codes = (errno.ENOSPC, errno.EDQUOT)  # which shutil.Error has only as text
-        if error.errno not in codes and not any(os.strerror(c) in str(error) for c in codes):
+    except (OSError, sqlite3.Error, InputError) as error:
+        if not says_full(str(error)):
             raise
         raise StageError(f"{FULL}: make room and start again; {untouched}") from None
+
+
+def says_full(words: str) -> bool:
+    """Whether a message is about a full disk; libraries, DVC and git say it in words alone."""
+    return bool(_FULL.search(words))
 
 
 def leads_out(path: Path, root: Path) -> bool:

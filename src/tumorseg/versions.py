@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 
 from tumorseg.errors import InputError, StageError
+from tumorseg.files import FULL, says_full
 
 # Used where git knows nobody, such as in a container.
 NOBODY = {"user.name": "tumorseg", "user.email": "tumorseg@localhost"}
@@ -26,9 +27,11 @@ def git(*arguments: str) -> str:
     """
     done = _run(*arguments)
     if done.returncode:
-        print(done.stderr.strip() or done.stdout.strip())
+        words = done.stderr.strip() or done.stdout.strip()
+        print(words)
         command = next(word for word in arguments if not word.startswith(("-", "user.")))
-        raise StageError(f"git {command} failed; its own words are in the log")
+        why = f", since {FULL}" if says_full(words) else "; its own words are in the log"
+        raise StageError(f"git {command} failed{why}")
     return done.stdout
 
 

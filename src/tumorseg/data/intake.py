@@ -22,7 +22,7 @@ from tumorseg.data.inbox import Refusal, Unpacked, fingerprint, judge, unpack
 from tumorseg.data.merging import merge, set_aside
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError, StageError
-from tumorseg.files import FULL, atomic_path, told_if_full, write_json
+from tumorseg.files import FULL, says_full, told_if_full, write_json
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams
 
 DATA = Path("data")
@@ -141,9 +141,10 @@ def stage(
         InputError: data/ or data.dvc holds changes that are not recorded.
         StageError: The disk is full.
     """
-    versions.refuse_changed(f"{data.name}.dvc")
-    refuse_to_lose(data)
     place = work(data)
+    with told_if_full(UNTOUCHED):
+        versions.refuse_changed(f"{data.name}.dvc")
+        refuse_to_lose(data)
     _remove(place)
     mark, now = fingerprint(batch), time.gmtime()
     try:
@@ -178,8 +179,8 @@ def stage(
                 after=before,
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
             )
-            record = data.with_name(f"{data.name}.dvc").read_text()
-            write_json(place / "journal.json", asdict(taken) | {"record": record})
+            shutil.copyfile(data.with_name(f"{data.name}.dvc"), place / "record")
+            write_json(place / "journal.json", asdict(taken))
     except Exception:
         _remove(place)
         raise
@@ -198,18 +199,15 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
         StageError: The new version cannot be recorded; data/ is as before, the batch still there.
     """
     place = work(data)
-    journal = json.loads((place / "journal.json").read_text())
-    record = journal.pop("record")
-    taken = Taken(**journal)
+    taken = Taken(**json.loads((place / "journal.json").read_text()))
     if taken.train or taken.valid:
         try:
             _record(taken, data)
         except (InputError, StageError, OSError) as error:
             if isinstance(error, InputError):
                 print(error)  # DVC's own words
-            _take_back(record, data)
-            full = FULL in str(error) or "No space left" in str(error)
-            why = FULL if full else "it could not be recorded"
+            _take_back(data)
+            why = FULL if says_full(str(error)) else "it could not be recorded"
             raise StageError(f"no new data version, since {why}; {UNTOUCHED}") from None
         taken = Taken(**asdict(taken) | {"after": version(data)})
     _remove(_done(data))
@@ -243,23 +241,22 @@ def _record(taken: Taken, data: Path) -> None:
                 shutil.rmtree(before)
             data.rename(before)
         (place / "data").rename(data)
-    dvc("add", "--quiet", data.name)
+    dvc("add", data.name)
     added = f"{taken.train} slices for training, {taken.valid} for validation"
     versions.commit([f"{data.name}.dvc"], f"New data: batch {taken.batch}, {added}")
 
 
-def _take_back(record: str, data: Path) -> None:
+def _take_back(data: Path) -> None:
     """Undoes a version that was not committed."""
     path, before = data.with_name(f"{data.name}.dvc"), work(data) / "before"
-    if versions.committed(path.name) != record:
+    kept = work(data) / "record"
+    if versions.committed(path.name) != kept.read_text():
         return  # recorded by an earlier try: it stands
     if before.exists():
         if data.exists():
             data.rename(work(data) / "failed")
         before.rename(data)
-    if path.read_text() != record:
-        with atomic_path(path) as temporary:
-            temporary.write_text(record)
+    kept.replace(path)  # which takes no room on a disk that is full
     _remove(work(data))
 
 
