@@ -7,7 +7,7 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run server-run test ui serve image lint lock clean
+.PHONY: help setup run server-run test test-long ui serve image lint lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,11 @@ run: setup  ## Run the whole job on data/ and end with the comparison table
 server-run: setup  ## The same on PostgreSQL and S3, run here for it (needs PostgreSQL's programs)
 	@python -m deploy.local
 
-test: setup  ## Check everything, the end-to-end run included
-	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: setup  ## Check the code, the end-to-end run included
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not long"
+
+test-long: setup  ## Kill servers, workers and runs, and check that nothing is lost
+	@python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile -m long
 
 ui: setup  ## Open MLflow on port 5000 and Prefect on port 4200
 	@tumorseg ui

@@ -207,12 +207,16 @@ def server_away(
     """Kills a server in the middle of a stage."""
     before, server = here.kept(), here.servers.servers[name]
     process = here.start(command)
-    wait_for(process, here, *signs)
-    server.kill()
-    if back:
-        time.sleep(5)
-        server.start()
-    status = process.wait(PATIENCE_SECONDS)
+    try:
+        wait_for(process, here, *signs)
+        server.kill()
+        if back:
+            time.sleep(5)
+            server.start()
+        status = process.wait(PATIENCE_SECONDS)
+    finally:
+        if process.poll() is None:  # or it would hold up all later cases
+            os.killpg(process.pid, signal.SIGKILL)
     if not back:
         server.start()
         mark_crashed(here.servers.environment["PREFECT_API_URL"])  # as `tumorseg run` begins

@@ -4,6 +4,7 @@ They hold what a deployment holds, behind the variables that a deployment sets, 
 tests and faults: each can be killed and started again with what it held.
 """
 
+import json
 import os
 import pwd
 import secrets
@@ -25,6 +26,7 @@ from deploy.buckets import BUCKETS
 from deploy.process import PATIENCE_SECONDS, Server
 from tumorseg.environment import SILENT
 from tumorseg.errors import InputError
+from tumorseg.files import atomic_path
 from tumorseg.server import free_port
 
 DATABASES = ("prefect", "mlflow")
@@ -150,7 +152,10 @@ class MotoServer(Server):
 
     def start(self) -> None:
         """Starts it, and repeats what an earlier one was asked to keep."""
-        known = Path(self.environment["MOTO_RECORDER_FILEPATH"]).exists()
+        recording = Path(self.environment["MOTO_RECORDER_FILEPATH"])
+        known = recording.exists()
+        if known:
+            _drop_torn(recording)
         super().start()
         url = f"http://127.0.0.1:{self.environment['MOTO_PORT']}"
         if known:
@@ -159,6 +164,24 @@ class MotoServer(Server):
         else:
             for bucket in BUCKETS:
                 s3_client(url).create_bucket(Bucket=bucket)
+
+
+def _drop_torn(recording: Path) -> None:
+    """Leaves out requests that a kill cut off in moto's recording: they were never answered."""
+
+    def whole(line: str) -> bool:
+        try:
+            json.loads(line)
+        except ValueError:
+            return False
+        return True
+
+    with (
+        atomic_path(recording) as temporary,
+        recording.open() as lines,
+        temporary.open("w") as kept,
+    ):
+        kept.writelines(filter(whole, lines))
 
 
 def answers(url: str) -> bool:

@@ -71,7 +71,7 @@ def test_a_fold_holds_the_slices_that_its_table_names(workplace) -> None:
         assert np.array_equal(filled, slices["tumour_fraction"].to_numpy()[rows] > 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fold_is_trained_once(workplace, train_params, tmp_path) -> None:
     (fold, _) = divide(pool(workplace["manifest"]), 2, seed=0)
     folder = workplace["folder"]

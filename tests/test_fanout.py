@@ -148,7 +148,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_and_two_workers_write_the_same_masks(place) -> None:
     place.configure(workers=1, threads=2)
     one = segmented(place, "one")
@@ -166,7 +166,7 @@ def test_one_and_two_workers_write_the_same_masks(place) -> None:
         assert kept.status_code == 200 and len(kept.json()) and SECRET not in kept.text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_loses_nothing(place) -> None:
     whole = segmented(place, "undisturbed")
     process = place.start("disturbed")
@@ -185,7 +185,7 @@ def test_a_killed_worker_loses_nothing(place) -> None:
     assert not list((place.root / "disturbed").rglob(".[0-9]*_mask.png"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_flow_goes_on_where_it_was(place) -> None:
     process = place.start("out")
     wait_for(lambda: len(masks(place.root / "out")) > 30 and workers_of(process), process)
@@ -201,7 +201,7 @@ def test_a_killed_flow_goes_on_where_it_was(place) -> None:
     assert len(again) <= 2  # written, but not noted yet, by each of two workers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_scheduler_that_is_there_already_is_used(place) -> None:
     with LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
@@ -214,7 +214,7 @@ def test_a_scheduler_that_is_there_already_is_used(place) -> None:
     assert segmented(place, "there") == found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
     import pandas as pd
 

@@ -24,7 +24,7 @@ from tumorseg import lock
 from tumorseg.alerts import VARIABLE
 from tumorseg.errors import InputError, StageError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 DECISION = {
     "decision": "refused",

@@ -21,7 +21,7 @@ from tumorseg import environment, packaging, promotion, registry
 from tumorseg.data.manifest import load_manifest
 from tumorseg.server import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 COMMAND = [sys.executable, "-c", "from tumorseg.cli import main; main()"]
 
 

@@ -13,7 +13,7 @@ from deploy import local
 from deploy.services import programs
 from tumorseg.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 # Two flow runs through the pool, as `prefect.yaml` or a person would start them.
 ENQUEUE = """
 import sys
