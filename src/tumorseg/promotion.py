@@ -16,6 +16,7 @@ from tumorseg import gate, history, registry
 from tumorseg.data.splits import identify
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError
+from tumorseg.evaluation.paired import p_words
 from tumorseg.files import locked
 from tumorseg.params import PromoteParams, RegisterParams
 from tumorseg.reporting.wording import fill
@@ -178,7 +179,7 @@ def _verdict(
     compared = (
         f"{scored} against {figures['champion_mean_dice']:.4f} of the champion, version "
         f"{champion['version']} ({gap['mean']:+.4f}, 95% CI {gap['low']:+.4f} to "
-        f"{gap['high']:+.4f}, p = {gap['p_value']:.3f}, {gap['groups']} groups)"
+        f"{gap['high']:+.4f}, {p_words(gap['p_value'])}, {gap['groups']} groups)"
     )
     against = gate.objections(figures)
     if against:

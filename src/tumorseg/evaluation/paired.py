@@ -53,8 +53,8 @@ class Difference:
             counted += ", too few to tell"
         seeds = "one seed" if self.p_seeds is None else f"{len(self.by_seed)} seeds"
         if self.p_seeds is not None:
-            seeds += f" ({_p(self.p_seeds)} over them)"
-        return f"{self.mean:+.3f} mean Dice, {between}, {_p(self.p_value)}, {counted}, {seeds}"
+            seeds += f" ({p_words(self.p_seeds)} over them)"
+        return f"{self.mean:+.3f} mean Dice, {between}, {p_words(self.p_value)}, {counted}, {seeds}"
 
 
 def difference(
@@ -114,7 +114,8 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """A p-value as it stands in a sentence."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
