@@ -174,4 +174,6 @@ def test_a_full_disk_at_the_very_end_is_named_too(
         patched.setattr("tumorseg.learning.training.save_file", full)
         with pytest.raises(InputError, match=r"No space left on device.*goes on from the last"):
             fit(workplace, "unet", train_params, tmp_path)
+    (tmp_path / "history.csv").unlink()  # it lay on the full disk, too
     assert fit(workplace, "unet", train_params, tmp_path)["epochs"] == 2
+    assert len(pd.read_csv(tmp_path / "history.csv")) == 2

@@ -60,6 +60,10 @@ class History(callbacks.Callback):
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         self.rows = [r for r in self.rows if r["epoch"] < row["epoch"]] + [row]
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        self.write()
+
+    def write(self) -> None:
+        """Writes the CSV, whole or not at all."""
         with atomic_path(self.path) as temporary:
             pd.DataFrame(self.rows).to_csv(temporary, index=False)
 
@@ -153,6 +157,7 @@ def train(
         )
         if not trainer.is_global_zero:
             return {}
+        history.write()  # no epoch did, where all were in the checkpoint
         with atomic_path(folder / "weights.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in module.best["weights"].items()}, temporary)
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
