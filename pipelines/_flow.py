@@ -10,9 +10,11 @@ import httpx
 from mlflow.exceptions import MlflowException
 from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from tumorseg.environment import without_password
 from tumorseg.errors import InputError, StageError
+from tumorseg.files import says_full
 from tumorseg.server import process_tag
 
 AGAIN = "type the same again: what has finished stays"
@@ -30,7 +32,7 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, InputError | StageError):
         return str(error)
     words = " ".join(str(error).split())
-    if "No space left on device" in words or "disk is full" in words or "quota exceeded" in words:
+    if says_full(words):
         return f"{words}; make room, then {AGAIN}"
     if is_prefect_away(error):
         place = os.environ.get("PREFECT_API_URL", "its own address")
@@ -106,6 +108,19 @@ def step(
         retry_condition_fn=is_worth_retrying,
     )(function)
     return cast(Callable[P, R], made)
+
+
+def on_schedule(made: Flow[..., Any], cron: str, parameters: dict[str, Any] | None = None) -> None:
+    """Runs a flow at the times of a cron line until it is stopped, one run at a time.
+
+    Raises:
+        InputError: It is no cron line.
+    """
+    try:
+        # An earlier process paused the schedule when it stopped; this one takes it up again.
+        made.serve("scheduled", cron=cron, global_limit=1, paused=False, parameters=parameters)
+    except ValidationError:
+        raise InputError(f"--cron {cron!r}: is no cron line, such as '0 3 * * *'") from None
 
 
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import main, on_schedule, stage, step
 from pipelines.retrain import retrain
 from tumorseg import tracking
 from tumorseg.data.data_docs import settle
@@ -91,10 +91,7 @@ def command() -> None:
         if chosen.now:
             drift()
             return
-        try:
-            drift.serve(name="scheduled", cron=chosen.cron, global_limit=1, paused=False)
-        except ValueError as error:
-            raise InputError(f"--cron {chosen.cron!r}: {error}") from None
+        on_schedule(drift, chosen.cron)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from prefect import runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import main, on_schedule, stage, step
 from pipelines._runs import bury, tell
 from pipelines.evaluate import REPORTS
 from pipelines.promote import DECISION
@@ -238,15 +238,7 @@ def command() -> None:
             retrain()
             return
         bury(lock_is_ours=False)  # a run that is only called running would hold up all others
-        try:
-            # One at a time: two runs would fight over the workspace.
-            # An earlier one paused its schedule when it stopped; this one takes it up again.
-            because = {"because": f"due by the schedule {chosen.cron}"}
-            retrain.serve(
-                "scheduled", cron=chosen.cron, global_limit=1, paused=False, parameters=because
-            )
-        except ValueError as error:
-            raise InputError(f"--cron {chosen.cron!r}: {error}") from None
+        on_schedule(retrain, chosen.cron, {"because": f"due by the schedule {chosen.cron}"})
 
 
 if __name__ == "__main__":
