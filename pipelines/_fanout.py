@@ -9,14 +9,12 @@ from typing import Any, TypeVar
 
 from dask import config
 from distributed import Client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask import DaskTaskRunner
 
-from pipelines._flow import step
+from pipelines._flow import prefect_api, step
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError
 from tumorseg.params import FannedOutParams
-from tumorseg.server import prefect_server
 
 PATIENCE_SECONDS = 10
 # It would name a dashboard that is not there.
@@ -36,7 +34,7 @@ def workers(params: FannedOutParams) -> Iterator[DaskTaskRunner]:
     """
     if params.scheduler is not None:
         _check(params.section, params.scheduler)
-    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with prefect_api():
         if params.scheduler is not None:
             yield DaskTaskRunner(address=params.scheduler)
             return

@@ -3,19 +3,22 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 from mlflow.exceptions import MlflowException
 from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 from tumorseg.environment import without_password
 from tumorseg.errors import InputError, StageError
 from tumorseg.files import says_full
-from tumorseg.server import process_tag
+from tumorseg.server import prefect_server, process_tag
 
 AGAIN = "type the same again: what has finished stays"
 
@@ -108,6 +111,17 @@ def step(
         retry_condition_fn=is_worth_retrying,
     )(function)
     return cast(Callable[P, R], made)
+
+
+@contextmanager
+def prefect_api() -> Iterator[None]:
+    """Has the flows of a command talk to one Prefect server, started for it if none is there."""
+    # Prefect read its settings when it was imported, before this server had an address.
+    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()  # or the last lines find no server any more
 
 
 def on_schedule(made: Flow[..., Any], cron: str, parameters: dict[str, Any] | None = None) -> None:

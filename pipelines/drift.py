@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipelines._flow import main, on_schedule, stage, step
+from pipelines._flow import main, on_schedule, prefect_api, stage, step
 from pipelines.retrain import retrain
 from tumorseg import tracking
 from tumorseg.data.data_docs import settle
@@ -27,7 +26,6 @@ from tumorseg.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, write_json
 from tumorseg.params import DriftParams, RegisterParams, load_params
-from tumorseg.server import prefect_server
 from tumorseg.serving.api.recorder import VARIABLE
 
 REPORT = Path("reports/drift.json")
@@ -86,8 +84,7 @@ def command() -> None:
     when.add_argument("--now", action="store_true", help="look once, and end")
     when.add_argument("--cron", help="stay, and look at these times, such as '0 6 * * *'")
     chosen = parser.parse_args()
-    # Prefect read its settings when it was imported, before this server had an address.
-    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with prefect_api():
         if chosen.now:
             drift()
             return

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pipelines._flow import main, on_schedule, stage, step
+from pipelines._flow import main, on_schedule, prefect_api, stage, step
 from pipelines._runs import bury, tell
 from pipelines.evaluate import REPORTS
 from pipelines.promote import DECISION
@@ -32,7 +31,6 @@ from tumorseg.errors import InputError, StageError
 from tumorseg.files import FULL, atomic_path, says_full, told_if_full
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.reporting.retraining import page
-from tumorseg.server import prefect_server
 
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
 PAGE = REPORTS / "retrain.md"
@@ -232,8 +230,7 @@ def command() -> None:
     if chosen.dry_run:
         print(rehearsal.rehearse(STAGES))
         return
-    # Prefect read its settings when it was imported, before this server had an address.
-    with prefect_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with prefect_api():
         if chosen.now:
             retrain()
             return
