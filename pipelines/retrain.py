@@ -28,7 +28,7 @@ from tumorseg import lock, rehearsal, versions
 from tumorseg.alerts import sentence
 from tumorseg.data import dataset, inbox, intake
 from tumorseg.errors import InputError, StageError
-from tumorseg.files import FULL, atomic_path, says_full, told_if_full
+from tumorseg.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.reporting.retraining import page
 
@@ -51,14 +51,17 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     ran, full = [], False
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:
+    with (
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process,
+        ended_if_full(process) as without_room,
+    ):
         try:
             noted(process.pid)
             assert process.stdout is not None
@@ -71,6 +74,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
             lock.end_group(process.pid)
             raise
     if process.returncode:
+        full = full or without_room.is_set()
         why = f"failed, since {FULL}: make room and start again" if full else "failed"
         raise StageError(f"stage {name} {why}; later stages did not run")
     return ran

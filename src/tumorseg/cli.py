@@ -16,6 +16,7 @@ from tumorseg import cli_data, cli_registry, environment, experiments
 from tumorseg.data import dataset
 from tumorseg.environment import PACKAGED
 from tumorseg.errors import InputError
+from tumorseg.files import FULL, ended_if_full
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.add_typer(cli_data.app, name="data")
@@ -82,12 +83,15 @@ def run(
 
 def reproduce(clock: "Clock", command: list[str]) -> int:
     """Runs a `dvc` command, a lap a stage, and returns its exit status."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", *command],
-        stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "dvc", *command],
+            stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process,
+        ended_if_full(process) as full,
+    ):
         assert process.stdout is not None
         current = "dvc"
         for line in process.stdout:
@@ -96,6 +100,8 @@ def reproduce(clock: "Clock", command: list[str]) -> int:
                 clock.lap(current)
                 current = match[1]
         clock.lap(current)
+    if full.is_set():
+        raise InputError(f"{FULL}: make room, then type the same again: what has finished stays")
     return process.returncode
 
 

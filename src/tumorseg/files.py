@@ -4,7 +4,10 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import sqlite3
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ import numpy as np
 from tumorseg.errors import InputError, StageError
 
 FULL = "the disk is full"
+_ROOM = 2**20  # bytes below which nothing of ours can be written
 # The last is NumPy's.
 _FULL = re.compile(
     r"No space left on device|disk is full|quota exceeded|\d requested and \d+ written", re.I
@@ -73,6 +77,48 @@ def told_if_full(untouched: str) -> Iterator[None]:
 def says_full(words: str) -> bool:
     """Whether a message is about a full disk; libraries, DVC and git say it in words alone."""
     return bool(_FULL.search(words))
+
+
+@contextmanager
+def ended_if_full(
+    process: subprocess.Popen[Any], folder: Path = Path(), seconds: float = 60.0
+) -> Iterator[threading.Event]:
+    """Ends a DVC process that goes on by itself where nothing can be written.
+
+    Its table of known files tries for ever to begin a transaction on a full disk. While it waits
+    for a stage, that one meets the disk and says so.
+
+    Args:
+        process: The child.
+        folder: On the disk in question.
+        seconds: For how long there must have been no room.
+
+    Yields:
+        Set once it was ended so.
+    """
+    full, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        without = 0.0
+        while not over.wait(seconds / 20):
+            stuck = shutil.disk_usage(folder).free < _ROOM and not _has_children(process.pid)
+            without = without + seconds / 20 if stuck else 0.0
+            if without >= seconds and process.poll() is None:
+                full.set()
+                process.kill()
+                return
+
+    thread = threading.Thread(target=watch, name="room", daemon=True)
+    thread.start()
+    try:
+        yield full
+    finally:
+        over.set()
+        thread.join()
+
+
+def _has_children(pid: int) -> bool:
+    return any(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
 
 
 def leads_out(path: Path, root: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tumorseg.errors import InputError
+from tumorseg.files import FULL, ended_if_full
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
     from tumorseg.importers import Options, Summary
@@ -20,12 +21,20 @@ def dvc(*arguments: str) -> str:
     Raises:
         InputError: It failed; the message is DVC's own.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"dvc {arguments[0]}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "dvc", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        ended_if_full(process) as full,
+    ):
+        printed, told = process.communicate()
+    if process.returncode:
+        why = FULL if full.is_set() else told.strip() or printed.strip()
+        raise InputError(f"dvc {arguments[0]}: {why}")
+    return printed
 
 
 def use(
