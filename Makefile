@@ -1,7 +1,6 @@
 # `make` alone lists the targets. Everything happens in .venv and .state, inside this folder.
 PYTHON ?= python3.11
 BIN := .venv/bin
-BENTO := artifacts/package/bento.json
 # One place for every cache, pip's included; point PIP_CACHE_DIR at a shared one to save downloads.
 export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -45,9 +44,7 @@ serve: setup  ## Serve the packaged champion on port 3000
 image: setup  ## Make a container image of the packaged champion (needs Docker or Podman)
 	@engine=$$(command -v docker || command -v podman) || \
 	  { echo "image: neither docker nor podman is on PATH: install one of them" >&2; exit 1; }; \
-	test -f $(BENTO) || { echo "image: $(BENTO) is missing: type \`make run\` first" >&2; exit 1; }; \
-	eval "$$(tumorseg env)" && engine=$${engine##*/} && \
-	tag=$$(python -c "import json; print(json.load(open('$(BENTO)'))['tag'])") && \
+	eval "$$(tumorseg env)" && engine=$${engine##*/} && tag=$$(tumorseg package) && \
 	bentoml containerize --backend $$engine $$tag && \
 	echo "run it: $$engine run -p 3000:3000 -e TUMORSEG_API_KEY=... --stop-timeout 150 $$tag" && \
 	echo "        (a stop waits for the answers to all that was accepted)"

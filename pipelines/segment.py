@@ -5,7 +5,6 @@ below FOLDER; typed again, it goes on where it was interrupted.
 """
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from pipelines._flow import main, stage
 from tumorseg.archive import Work, chunks, opened, segment_some
 from tumorseg.archive_rows import Row, summarise
 from tumorseg.errors import InputError
+from tumorseg.packaging import reconcile
 from tumorseg.params import SegmentParams, load_params
 from tumorseg.predict import packaged_model
-
-PACKAGED = Path("artifacts/package/bento.json")
 
 
 def segment() -> None:
@@ -33,7 +31,8 @@ def segment() -> None:
     parser.add_argument("--model", type=Path, help="a model folder, in place of the champion")
     chosen = parser.parse_args()
     params = load_params(SegmentParams)
-    work = Work.of(chosen.folder, chosen.output, chosen.model or packaged(), params)
+    model = chosen.model or packaged_model(reconcile(", or give --model FOLDER")["tag"])
+    work = Work.of(chosen.folder, chosen.output, model, params)
     with opened(work) as (jobs, known), workers(params) as runner:
         rows = dict(known)
 
@@ -65,17 +64,6 @@ def segment() -> None:
 
 def _slices(rows: dict[str, Row]) -> int:
     return sum(row.slices or 0 for row in rows.values())
-
-
-def packaged() -> Path:
-    """The packaged champion's folder.
-
-    Raises:
-        InputError: There is none.
-    """
-    if not PACKAGED.exists():
-        raise InputError(f"{PACKAGED}: is missing; type `make run` first, or give --model FOLDER")
-    return packaged_model(json.loads(PACKAGED.read_text())["tag"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`make image` with stand-ins for the container engines and for BentoML."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,15 +8,19 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+TAG = 'if [ "$1" = package ]; then echo tumorseg-service:abc; fi'
+NONE = f"{TAG}; [ $1 = env ] || exit 1".replace("echo tumorseg-service:abc", "echo no bento >&2")
 
-def make_image(root: Path, engines: list[str]) -> subprocess.CompletedProcess[str]:
+
+def make_image(
+    root: Path, engines: list[str], answer: str = TAG
+) -> subprocess.CompletedProcess[str]:
     programs = root / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name in engines:
         script(programs / name, "exit 1")
-    script(programs / "tumorseg", "true")
+    script(programs / "tumorseg", answer)
     script(programs / "bentoml", 'echo "bentoml $*"')
-    script(programs / "python", "echo tumorseg-service:abc")
     return subprocess.run(
         [shutil.which("make"), "-f", REPOSITORY / "Makefile", "-o", "setup", "image"],
         cwd=root,
@@ -32,32 +35,24 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.fixture
-def packaged(tmp_path) -> Path:
-    (tmp_path / "artifacts/package").mkdir(parents=True)
-    bento = tmp_path / "artifacts/package/bento.json"
-    bento.write_text(json.dumps({"tag": "tumorseg-service:abc"}))
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     ("engines", "chosen"),
     [(["docker"], "docker"), (["podman"], "podman"), (["podman", "docker"], "docker")],
 )
-def test_the_engine_that_is_there_makes_it(packaged, engines, chosen) -> None:
-    done = make_image(packaged, engines)
+def test_the_engine_that_is_there_makes_it(tmp_path, engines, chosen) -> None:
+    done = make_image(tmp_path, engines)
     assert done.returncode == 0, done.stderr
     assert f"bentoml containerize --backend {chosen} tumorseg-service:abc\n" in done.stdout
     assert f"run it: {chosen} run" in done.stdout
 
 
-def test_without_an_engine_it_says_so(packaged) -> None:
-    done = make_image(packaged, [])
+def test_without_an_engine_it_says_so(tmp_path) -> None:
+    done = make_image(tmp_path, [])
     assert done.returncode != 0 and "bentoml" not in done.stdout
     assert "neither docker nor podman is on PATH" in done.stderr
 
 
 def test_without_a_package_it_says_so(tmp_path) -> None:
-    done = make_image(tmp_path, ["podman"])
+    done = make_image(tmp_path, ["podman"], NONE)
     assert done.returncode != 0 and "bentoml" not in done.stdout
-    assert "type `make run` first" in done.stderr
+    assert "no bento" in done.stderr

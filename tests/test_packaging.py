@@ -6,6 +6,7 @@ import pytest
 
 from tests.toy_registry import GOOD
 from tumorseg import packaging
+from tumorseg.errors import InputError
 
 pytest_plugins = ["tests.champions"]
 
@@ -40,7 +41,8 @@ def test_without_mlflow_what_is_packaged_is_served_and_said_to_be(
     place, built, capsys, monkeypatch, uri
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert packaging.reconcile() is None
+    with pytest.raises(InputError, match=r"bento\.json: is missing; type `make run` first, or"):
+        packaging.reconcile(", or else")
     path = place.root / packaging.PACKAGED
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"tag": "t", "version": "7", "digest": "0" * 64}))

@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich
 app.add_typer(cli_data.app, name="data")
 app.command()(cli_registry.rollback)
 app.command()(cli_registry.history)
+app.command()(cli_registry.package)
 
 METRICS = Path("reports/metrics.json")
 
@@ -168,8 +169,6 @@ def serve(
 
     check_reach(host)
     packaged = reconcile()
-    if packaged is None:
-        raise InputError(f"{PACKAGED}: is missing; type `make run` first")
     os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
@@ -205,12 +204,7 @@ def predict(
         from tumorseg.packaging import reconcile
 
         _check_in_repository()
-        packaged = reconcile()
-        if packaged is None:
-            raise InputError(
-                f"{PACKAGED}: is missing; type `make run` first, or give --url or --model"
-            )
-        model = work.packaged_model(packaged["tag"])
+        model = work.packaged_model(reconcile(", or give --url or --model")["tag"])
     if not work.run(files, output, work.choose(model, url, threshold), overwrite=overwrite):
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""The `tumorseg` commands about the champion: go back to an earlier one, tell the story."""
+"""The `tumorseg` commands about the champion: package it, put an earlier one back, its story."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +31,13 @@ def rollback(
     )
     print(f"packaged: {packaged['tag']}, sha256 {packaged['digest']}")
     print(f"took {time.monotonic() - start:.1f} s; a service that runs serves it once restarted")
+
+
+def package() -> None:
+    """Package the champion, where the bento holds another model, and print the bento's tag."""
+    from tumorseg.packaging import reconcile
+
+    print(reconcile()["tag"])
 
 
 def history() -> None:

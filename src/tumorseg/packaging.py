@@ -46,14 +46,20 @@ def package_champion(target: RegisterParams, section: PackageParams) -> dict[str
     return packaged
 
 
-def reconcile() -> dict[str, Any] | None:
+def reconcile(instead: str = "") -> dict[str, Any]:
     """What is to be served: the registry's champion, packaged first where another one was.
 
     Where MLflow cannot be asked, that is what was packaged last. Says on standard error what of
     this it did.
 
+    Args:
+        instead: What else its caller could take, for the message.
+
     Returns:
-        What `PACKAGED` holds; None where there is neither a champion nor a bento.
+        What `PACKAGED` holds.
+
+    Raises:
+        InputError: There is neither a champion nor a bento.
     """
     known: dict[str, Any] | None = None
     if PACKAGED.exists():
@@ -69,8 +75,9 @@ def reconcile() -> dict[str, Any] | None:
         silent = f"{type(error).__name__}"
     if silent or champion is None:
         reason = f"MLflow cannot be asked who is champion ({silent})"
-        if known is not None:
-            _say(f"{reason if silent else 'MLflow has no champion'}; packaged is {_named(known)}")
+        if known is None:
+            raise InputError(f"{PACKAGED}: is missing; type `make run` first{instead}")
+        _say(f"{reason if silent else 'MLflow has no champion'}; packaged is {_named(known)}")
         return known
     wanted = {"version": str(champion.version), "digest": champion.tags.get("digest")}
     if known is not None and all(known[key] == value for key, value in wanted.items()):
