@@ -28,7 +28,7 @@ THEIRS = {
     *("POSTGRES_USER", "POSTGRES_PASSWORD", "PGDATA"),
     *("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "MINIO_UPDATE", "MINIO_CALLHOME_ENABLE"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "HOME"),
-    *("AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL_S3", "REPOSITORY_URL"),
+    *("AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL_S3", "REPOSITORY_URL", "TUMORSEG_HOME"),
 }
 
 
@@ -132,7 +132,7 @@ def test_pods_are_bounded_and_without_rights() -> None:
     for name, container in containers():
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys(), name
         assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
-    jobs = {"prepare/clone", "prepare/buckets", "prepare/data", "retrain/retrain"}
+    jobs = {f"prepare/{step}" for step in ("clone", "buckets", "data", "schedules")}
     for name, container in containers():
         assert name in jobs or "livenessProbe" in container, name
         ports = {port["name"] for port in container.get("ports", [])}

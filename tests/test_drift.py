@@ -223,6 +223,10 @@ def test_the_window_holds_one_model_s_slices_of_some_hours(others, tmp_path, mon
     assert len(found) == 20 and set(found["hour"]) == {"2026-03-01T12", "2026-03-01T09"}
     assert set(COLUMNS) <= set(found.columns)
     assert len(read_window(path, DIGEST, now, 48)) == 30
+    record(path.with_name("other.db"), table[:5], DIGEST)  # of a second service on this disk
+    assert len(read_window(path.parent, DIGEST, datetime.now(UTC), 24)) == 5
+    both = read_window(path.parent, DIGEST, datetime.now(UTC), 24 * 365 * 99)
+    assert len(both) == 35 and both["hour"].nunique() == 4
     path.write_bytes(b"no database" * 100)
     with pytest.raises(InputError, match=r"statistics\.db: cannot be read"):
         read_window(path, DIGEST, now, 24)

@@ -1,6 +1,7 @@
 """The flow `retrain`: its steps with DVC's stages faked, against a real Prefect server."""
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -209,6 +210,35 @@ def test_two_at_once_are_refused_and_told(repository, monkeypatch, alerts) -> No
     assert len(git(repository, "log", "--format=%s").splitlines()) == 1
 
 
+def test_a_clone_pulls_what_was_pushed(repository, monkeypatch, tmp_path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["retrain"]["push"] = ["dvc", "git"]
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    remote = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "shared"]
+    subprocess.run([*remote, str(tmp_path / "remote")], check=True)
+    git(repository, "commit", "-q", "-m", "A remote", "params.yaml", ".dvc/config")
+    git(tmp_path, "clone", "-q", "--bare", str(repository), "origin")
+    git(repository, "remote", "add", "origin", str(tmp_path / "origin"))
+    git(repository, "fetch", "-q")
+    git(repository, "branch", "-q", "--set-upstream-to", f"origin/{branch(repository)}")
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    assert not git(repository, "log", "--format=%s", "@{upstream}..")
+    git(tmp_path, "clone", "-q", str(tmp_path / "origin"), "clone")
+    monkeypatch.chdir(tmp_path / "clone")
+    for name, value in variables(Path.cwd()).items():
+        monkeypatch.setenv(name, value)
+    assert not Path("data").exists()
+    with faked(monkeypatch) as (retrain, _):
+        retrain()
+    assert contents(Path("data")) == contents(repository / "data")
+    assert "Nothing came in." in last_artifact()
+
+
+def branch(root: Path) -> str:
+    return git(root, "branch", "--show-current").strip()
+
+
 def test_a_dry_run_changes_nothing(repository) -> None:
     phantom_batch(repository / "inbox" / "second", 2, seed=9)
     (copied, *_) = sorted((repository / "data" / "test").glob("*.jpg"))
@@ -331,7 +361,12 @@ def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, 
     assert lock.members(groups[0]) == []
 
 
-def test_prefect_yaml_is_the_flow_s() -> None:
+def test_prefect_yaml_has_flows_that_are_there() -> None:
     wanted = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
-    assert [each["entrypoint"] for each in wanted] == ["pipelines/retrain.py:retrain"]
-    assert wanted[0]["concurrency_limit"] == 1
+    places = [each["entrypoint"] for each in wanted]
+    assert places == ["pipelines/retrain.py:retrain", "pipelines/drift.py:drift"]
+    for each, place in zip(wanted, places, strict=True):
+        module, name = place.removesuffix(".py").replace("/", ".").replace(".py:", " ").split()
+        flow = getattr(importlib.import_module(module), name)
+        assert flow.name == name and each["concurrency_limit"] == 1
+        assert each.get("parameters", {}).keys() <= flow.parameters.properties.keys()

@@ -11,14 +11,15 @@ from tumorseg.drift.reference import COLUMNS
 from tumorseg.errors import InputError
 from tumorseg.serving.api.recorder import TABLE, hour_of
 
-ABOUT = ("hour", "request", "confidence", "warned")
+READ = ["hour", "request", "confidence", "warned", *COLUMNS]
 
 
 def read_window(path: Path, digest: str, now: datetime, hours: int) -> pd.DataFrame:
     """Reads the rows of one model.
 
     Args:
-        path: The file that the service writes; where there is none yet, no row was written.
+        path: The file that the service writes, or a folder of such files, one a service; where
+            there is none yet, no row was written.
         digest: The model's; slices that another one answered are left out.
         now: The end of the window, with its time zone.
         hours: Its length.
@@ -27,21 +28,24 @@ def read_window(path: Path, digest: str, now: datetime, hours: int) -> pd.DataFr
         A row a slice: the columns of the reference, `hour`, `request`, `confidence`, `warned`.
 
     Raises:
-        InputError: The file is no record of the service.
+        InputError: A file is no record of the service.
     """
-    columns = [*ABOUT, *COLUMNS]
-    if not path.exists():
-        return pd.DataFrame(columns=columns)
+    files = sorted(path.glob("*.db")) if path.is_dir() else [path]
+    rows = [_rows(file, digest, now - timedelta(hours=hours)) for file in files if file.exists()]
+    filled = [table for table in rows if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=READ)
+
+
+def _rows(path: Path, digest: str, since: datetime) -> pd.DataFrame:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
             found = file.execute("SELECT name FROM sqlite_master WHERE name = ?", [TABLE])
             if found.fetchone() is None:
-                return pd.DataFrame(columns=columns)
-            query = f"SELECT {', '.join(columns)} FROM {TABLE} WHERE digest = ? AND hour > ?"
-            since = hour_of(now - timedelta(hours=hours))
-            return pd.read_sql_query(query, file, params=(digest, since))
+                return pd.DataFrame(columns=READ)
+            query = f"SELECT {', '.join(READ)} FROM {TABLE} WHERE digest = ? AND hour > ?"
+            return pd.read_sql_query(query, file, params=(digest, hour_of(since)))
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise InputError(
             f"{path}: cannot be read as the service's statistics ({error}); remove it, or set "
-            "TUMORSEG_STATISTICS to the file that the service writes"
+            "TUMORSEG_STATISTICS to what the service writes"
         ) from None
