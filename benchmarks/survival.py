@@ -100,7 +100,7 @@ def main() -> int:
         (root / environment.STATE).mkdir()
         os.environ |= environment.defaults(root)
         os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
-        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # dvc's `python`
+        os.environ["PATH"] = environment.search_path()
         prepare(root, chosen.epochs)
         with prefect_server():
             return compare(root, chosen.kills, random.Random(chosen.seed))

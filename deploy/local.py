@@ -62,8 +62,8 @@ def call(command: list[str], servers: Profile, root: Path) -> None:
 
 def client_environment(servers: Profile, root: Path) -> dict[str, str]:
     """This process's environment, as a client of the servers in a repository."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # dvc's `python`
-    return os.environ | environment.defaults(root) | servers.environment | {"PATH": path}
+    path = {"PATH": environment.search_path()}
+    return os.environ | environment.defaults(root) | servers.environment | path
 
 
 def push_and_pull(servers: Profile, root: Path, elsewhere: Path) -> int:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
@@ -144,7 +145,11 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     except Exception as error:
         if (sentence := explained(error)) is None:
             raise
-        sentence = f"{getattr(entry, 'name', entry.__name__)}: {sentence}"
+        # A flow has its stage's name; a command has its module's, as it was typed.
+        name = (
+            getattr(entry, "name", None) or Path(sys.modules[entry.__module__].__file__ or "").stem
+        )
+        sentence = f"{name}: {sentence}"
         if is_prefect_away(error):
             # Prefect would try for minutes to deliver its log to the server that does not answer.
             print(sentence, file=sys.stderr, flush=True)

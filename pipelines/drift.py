@@ -62,7 +62,8 @@ def drift() -> str:
     create_markdown_artifact(page, key="drift", description=result["sentence"])
     print(result["sentence"])
     if result["verdict"] == DRIFT and params.retrain:
-        retrain_once(now, timedelta(hours=params.cooldown_hours), result["sentence"])
+        said = result["sentence"].rstrip(".")
+        retrain_once(now, timedelta(hours=params.cooldown_hours), said[0].lower() + said[1:])
     return str(result["verdict"])
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from tests.serving_model import disc, encode, write_model
 
+ENV = "import sys; from tumorseg.cli import main; sys.argv = ['tumorseg', 'env']; main()"
+
 
 def tumorseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; from tumorseg.cli import main; sys.argv[0] = 'tumorseg'; main()"
@@ -69,6 +71,21 @@ def test_env_prints_what_a_shell_can_take_over(tmp_path) -> None:
     script = f"{printed}\necho $GX_ANALYTICS_ENABLED $MLFLOW_TRACKING_URI"
     shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.split()
     assert shown == ["false", os.environ["MLFLOW_TRACKING_URI"]]
+
+
+def test_python_is_this_one_whether_or_not_the_environment_is_activated(tmp_path) -> None:
+    """What dvc.yaml calls `python`, also where `.venv/bin/tumorseg run` is typed anywhere."""
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    bare = os.environ | {"PATH": "/usr/bin:/bin"}
+    for code in ("import pipelines, os; print(os.environ['PATH'])", ENV):
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=bare | {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"},
+        ).stdout
+        assert f"{Path(sys.executable).parent}:/usr/bin:/bin" in printed
 
 
 def test_a_pipeline_ends_without_a_traceback(tmp_path) -> None:

@@ -54,7 +54,7 @@ def test_what_passes_by_is_one_sentence(error, told, monkeypatch, capsys) -> Non
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         _flow.main(entry)
-    assert f"entry: {sentence}" in (capsys.readouterr().err or str(ended.value))
+    assert f"test_flow_faults: {sentence}" in (capsys.readouterr().err or str(ended.value))
 
 
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:

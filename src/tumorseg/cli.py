@@ -212,7 +212,7 @@ def predict(
 @app.command()
 def env() -> None:
     """Print the environment of a run, for `eval "$(tumorseg env)"`."""
-    for name in environment.defaults(Path.cwd()):
+    for name in ("PATH", *environment.defaults(Path.cwd())):
         print(f"export {name}={shlex.quote(os.environ[name])}")
 
 

@@ -6,6 +6,7 @@ a bento store) wins.
 
 import os
 import re
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def defaults(root: Path) -> dict[str, str]:
     }
 
 
+def search_path() -> str:
+    """PATH with this interpreter's folder first: `python` in dvc.yaml is the one that runs this."""
+    own, known = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    return known if known.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{known}"
+
+
 def set_up(root: Path | None = None) -> None:
     """Puts the defaults into this process's environment, for it and its children.
 
@@ -56,6 +63,7 @@ def set_up(root: Path | None = None) -> None:
         root: The repository; by default the current directory.
     """
     root = root or Path.cwd()
+    os.environ["PATH"] = search_path()
     for name, value in defaults(root).items():
         os.environ.setdefault(name, value)
     if (root / "dvc.yaml").exists():
