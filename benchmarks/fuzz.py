@@ -10,7 +10,7 @@ request that the OpenAPI forbids and the service takes.
 
 Two of its checks cannot pass and are not asked for. `positive_data_acceptance`: no schema tells
 bytes that are a picture from bytes that are none. `negative_data_rejection` of `/upload`: the
-seed's clients look for "No file part" in an answer with status 200.
+superseded app's clients look for "No file part" in an answer with status 200.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One picture over HTTP beside the bare network, and requests a second beside the seed's shape."""
+"""One picture over HTTP beside the bare network, and a rate beside the superseded app's shape."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def weights_of(model: Path) -> Path:
 
 
 def check_weights(predictor: Predictor, weights: Path) -> None:
-    """Checks that the app of the seed's shape will run the same network as the service.
+    """Checks that the app of the superseded shape will run the same network as the service.
 
     Raises:
         InputError: The weights cannot be read, or are another network's.
@@ -100,13 +100,13 @@ def check_weights(predictor: Predictor, weights: Path) -> None:
 
 
 @contextmanager
-def seed_shaped(model: Path, weights: Path, folder: Path) -> Iterator[str]:
-    """Runs the app of the seed's shape and yields its address."""
+def superseded(model: Path, weights: Path, folder: Path) -> Iterator[str]:
+    """Runs the app of the superseded shape and yields its address."""
     port = free_port(0)
-    script = Path(__file__).with_name("seed_shape.py")
+    script = Path(__file__).with_name("superseded.py")
     command = [sys.executable, str(script), str(port), str(model), str(weights), str(folder)]
     source = str(Path(__file__).resolve().parents[1] / "src")
-    with (folder / "seed.log").open("wb") as log:
+    with (folder / "superseded.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": source}
         )
@@ -118,8 +118,10 @@ def seed_shaped(model: Path, weights: Path, folder: Path) -> Iterator[str]:
                 break
             except httpx.HTTPError:
                 if process.poll() is not None or time.monotonic() > end:
-                    said = (folder / "seed.log").read_text()[-500:]
-                    raise InputError(f"the seed-shaped app did not start: {said}") from None
+                    said = (folder / "superseded.log").read_text()[-500:]
+                    raise InputError(
+                        f"the app of the superseded shape did not start: {said}"
+                    ) from None
                 time.sleep(0.2)
         yield url
     finally:
@@ -180,7 +182,7 @@ def measure(
 
     Returns:
         Whether HTTP costs at most `GOAL` times the bare network, and the service answers more
-        requests a second than the app of the seed's shape.
+        requests a second than the app of the superseded shape.
 
     Raises:
         InputError: The model or its weights are missing, broken or do not belong together.
@@ -192,12 +194,12 @@ def measure(
     check_weights(predictor, weights)
     sent = picture(predictor, 1, side=SIDE)
     parts = steps(predictor, model, sent.data)
-    seconds: dict[str, list[float]] = {name: [] for name in ("HTTP", "seed", *parts)}
-    rates: dict[str, list[tuple[float, int]]] = {"ours": [], "seed": []}
-    with serve(model, tag) as server, seed_shaped(model, weights, scratch) as seed:
+    seconds: dict[str, list[float]] = {name: [] for name in ("HTTP", "superseded", *parts)}
+    rates: dict[str, list[tuple[float, int]]] = {"ours": [], "superseded": []}
+    with serve(model, tag) as server, superseded(model, weights, scratch) as other:
         with (
             httpx.Client(base_url=server.url, timeout=120, trust_env=False) as ours,
-            httpx.Client(base_url=seed, timeout=120, trust_env=False) as theirs,
+            httpx.Client(base_url=other, timeout=120, trust_env=False) as theirs,
         ):
 
             def post(http: httpx.Client, path: str) -> httpx.Response:
@@ -207,7 +209,7 @@ def measure(
             answer = post(ours, "/segment").json()
             turns = {
                 "HTTP": lambda: post(ours, "/segment"),
-                "seed": lambda: post(theirs, "/upload"),
+                "superseded": lambda: post(theirs, "/upload"),
             }
             for number in range(-3, count):  # the first turns warm up
                 for name, step in (turns | parts).items():
@@ -217,7 +219,7 @@ def measure(
                         seconds[name].append(time.perf_counter() - begun)
         for _ in range(max(1, count // 20)):
             rates["ours"].append(rate(server.url, "/segment", sent.data))
-            rates["seed"].append(rate(seed, "/upload", sent.data))
+            rates["superseded"].append(rate(other, "/upload", sent.data))
     middle = {name: 1e3 * quantile(values, 0.5) for name, values in seconds.items()}
     bare, whole = min(middle[BARE], middle[PLAIN]), middle["HTTP"]
     size = predictor.info.image_size
@@ -230,17 +232,18 @@ def measure(
     rest = whole - sum(middle[name] for name in parts if name != PLAIN)
     print(f"| HTTP, queue and the rest | {rest:.2f} | {rest / bare:.2f} |")
     print(f"| **over HTTP, all together** | **{whole:.2f}** | **{whole / bare:.2f}** |")
-    print(f"| seed's shape over HTTP | {middle['seed']:.2f} | {middle['seed'] / bare:.2f} |")
+    old = middle["superseded"]
+    print(f"| superseded shape over HTTP | {old:.2f} | {old / bare:.2f} |")
     print(
         f"\n| {AT_ONCE} clients at once, turns of {TURN_SECONDS:g} s | answers a second | failed |"
     )
     print("|---|--:|--:|")
     pace = {name: float(np.median([turn for turn, _ in found])) for name, found in rates.items()}
     failed = {name: sum(number for _, number in found) for name, found in rates.items()}
-    for name, title in (("ours", "the service"), ("seed", "seed's shape, same weights")):
+    for name, title in (("ours", "the service"), ("superseded", "superseded shape, same weights")):
         print(f"| {title} | {pace[name]:.2f} | {failed[name]} |")
     right = sent.is_answered_by(answer["mask_png"]) and not failed["ours"]
     print(
         f"\ngoal: at most {GOAL} × the faster bare; {'met' if whole <= GOAL * bare else 'missed'}"
     )
-    return right and pace["ours"] > pace["seed"] and whole <= GOAL * bare
+    return right and pace["ours"] > pace["superseded"] and whole <= GOAL * bare

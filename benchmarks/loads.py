@@ -137,7 +137,7 @@ class Mix:
             self.check(one, result, tally)
 
     async def upload(self, client: httpx.AsyncClient, number: int, tally: Tally) -> None:
-        """One picture to `/upload`, and its mask fetched, as the seed's page does."""
+        """One picture to `/upload`, and its mask fetched, as the superseded app's page does."""
         own = self.pictures[number % len(self.pictures)]
         sent = {"files": {"file": ("x.png", own.data)}}
         async with _browser(client) as browser:

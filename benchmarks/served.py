@@ -24,6 +24,7 @@ from tumorseg.environment import SILENT
 from tumorseg.errors import InputError
 from tumorseg.preprocess import Mask
 from tumorseg.server import free_port
+from tumorseg.serving.api.recorder import VARIABLE
 from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.render import mask_png
 
@@ -81,6 +82,7 @@ def serve(model: Path, tag: str | None = None) -> Iterator[Server]:
         command += ["--host", "127.0.0.1", "--port", str(port)]
         source = str(Path(__file__).resolve().parents[1] / "src")
         own = {} if tag else {"TUMORSEG_MODEL": str(model.resolve()), "PYTHONPATH": source}
+        own |= {VARIABLE: str(Path(folder, "statistics.db"))}  # as `tumorseg serve` has it
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, env=os.environ | SILENT | own, cwd=folder, stdout=output, stderr=output

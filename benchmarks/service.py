@@ -4,7 +4,7 @@
 malformed, and checks each answer against its own picture or volume. `sigterm` ends the service
 under load, while some uploads break off.
 `sessions` has two browsers upload at once, 200 rounds. `latency` compares one picture over HTTP
-with the bare network, and the service with an app of the seed's shape. Each starts the service
+with the bare network, and the service with an app of the superseded shape. Each starts the service
 itself: the packaged champion, a model folder (`--model`), or a toy network (`--phantom`). The exit
 status is 1 where a promise is broken.
 

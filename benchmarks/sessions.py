@@ -1,4 +1,4 @@
-"""Two sessions at once on the routes of the seed's Flask app."""
+"""Two sessions at once on the routes of the superseded Flask app."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ SECONDS = 120.0
 
 
 def sessions(server: Server, pictures: Sequence[Picture], rounds: int = 200) -> tuple[str, bool]:
-    """Two sessions upload different scans at once, and look at what the seed's names show."""
+    """Two sessions upload different scans at once, and look at what the old names show."""
     counts: Counter[str] = Counter()
     together = threading.Barrier(2, timeout=SECONDS)
 

@@ -45,7 +45,7 @@ def upload(client: FlaskClient, data: bytes = DISC, name: str = "scan.png") -> d
     return answer.json
 
 
-def test_the_seed_apps_contract(client, predictor):
+def test_the_superseded_apps_contract(client, predictor):
     reply = upload(client)
     segmented = client.get(f"/segmented/{reply['segmented_img']}?1700000000")
     mask = client.get(f"/segmented/{reply['mask_img']}")
@@ -98,7 +98,7 @@ def test_the_original_of_a_dicom_file_is_a_picture(client):
     ],
     ids=["nothing", "text", "another field", "no name"],
 )
-def test_the_seed_apps_two_errors_come_with_status_200(client, form, error):
+def test_the_superseded_apps_two_errors_come_with_status_200(client, form, error):
     answer = client.post("/upload", data=form, content_type="multipart/form-data")
     assert (answer.status_code, answer.json) == (200, {"error": error})
 
@@ -196,7 +196,7 @@ def test_too_much_at_once_is_refused_for_a_while(predictor, monkeypatch):
         upload(client)
 
 
-def test_a_volume_is_not_for_the_seeds_route(client, monkeypatch):
+def test_a_volume_is_not_for_the_superseded_route(client, monkeypatch):
     two = flask_app.decode(DISC)
     two.slices.append(two.slices[0])
     monkeypatch.setattr(flask_app, "decode", lambda _: two)

@@ -79,7 +79,7 @@ def nifti_volume(count: int = 7) -> Any:
 
 
 class _Browser:
-    """What the seed's page does: it uploads, and then shows two pictures."""
+    """What the superseded app's page does: it uploads, and then shows two pictures."""
 
     def __init__(self, url: str) -> None:
         self.client = httpx.Client(base_url=url, timeout=60)
@@ -99,7 +99,7 @@ def swapped(url: str, predictor: Predictor, rounds: int, sessions: int = 2) -> l
     """Uploads different scans from several sessions at once, again and again.
 
     Args:
-        url: Of a service with the seed's routes.
+        url: Of a service with the superseded app's routes.
         predictor: The model that it serves.
         rounds: How often each session uploads.
         sessions: How many there are.

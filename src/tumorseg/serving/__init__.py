@@ -1,1 +1,1 @@
-"""The service: a checked model behind BentoML, with the seed app's pages and routes."""
+"""The service: a checked model behind BentoML, with the superseded app's pages and routes."""

@@ -60,7 +60,8 @@ _LIMITS = {
     "/segment/volume": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES, "file"),
     "/studies": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES),
 }
-# Flask judges its forms itself: the seed's clients look for its answers to those that lack a file.
+# Flask judges its forms itself: clients of the superseded app look for its answers to those that
+# lack a file.
 _ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
 
 

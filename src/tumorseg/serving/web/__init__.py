@@ -1,1 +1,1 @@
-"""The page for people and the seed's routes."""
+"""The page for people and the superseded app's routes."""

@@ -1,4 +1,4 @@
-"""The web page and the seed app's routes, as a Flask app that any WSGI server can run.
+"""The web page and the superseded app's routes, as a Flask app that any WSGI server can run.
 
 Alone, with one process (what it keeps lies in the memory of that process) and more threads than
 the two that volumes may take:
@@ -46,7 +46,7 @@ from tumorseg.serving.web.studies import add_studies
 
 # What a multipart form may add to the file itself: boundaries, headers, other fields.
 FORM_OVERHEAD = 64 * 1024
-# The one name that the seed's page asks for; here it means "the last upload of this session".
+# The one name that the superseded page asks for; here it is "the last upload of this session".
 _LAST_UPLOAD = "uploaded_image.jpg"
 _HERE = Path(__file__).parent
 _PARTS = ("page.css", "measures.js", "viewer.js", "chart.js", "sending.js", "studies.js", "page.js")
@@ -155,7 +155,7 @@ def _add_upload(
 
     @app.post("/upload")
     def upload() -> dict[str, Any]:
-        # The seed's clients look for these two errors in an answer with status 200.
+        # The superseded app's clients look for these two errors in an answer with status 200.
         file = flask.request.files.get("file")
         if file is None:
             return {"error": "No file part"}
@@ -181,7 +181,7 @@ def _add_upload(
         reply = {
             "segmented_img": keep("segmented", to_png(overlay(grey, found.mask))),
             "mask_img": keep("segmented", mask_png(found.mask)),
-            # From here on more than the seed's contract has; its clients look past it.
+            # From here on more than the superseded app's contract has; its clients look past it.
             "uploaded_img": keep("uploads", original),
             "width": grey.shape[1],
             "height": grey.shape[0],

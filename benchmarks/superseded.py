@@ -1,7 +1,7 @@
-"""An app of the seed's shape: upload to one file name, eager PyTorch, an overlay on the disk.
+"""An app of the superseded shape: upload to one file name, eager PyTorch, an overlay on the disk.
 
 It is what the service is compared with, and no example to follow: two clients at once see each
-other's scan. `python benchmarks/seed_shape.py PORT MODEL WEIGHTS FOLDER`, in the repository's root.
+other's scan. `python benchmarks/superseded.py PORT MODEL WEIGHTS FOLDER`, in the repository's root.
 """
 
 import json
