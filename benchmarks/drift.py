@@ -1,8 +1,8 @@
 """How often the drift check is wrong, and what it notices.
 
-`python benchmarks/drift.py` draws phantom slices and deals them out anew for each window: so many
-to the reference, others to the window, as they are (false alarms) or shifted. The tumours' area is
-that of the true masks, as a perfect network would find them.
+`python benchmarks/drift.py` draws phantom slices anew for each window and for its reference; those
+of the window are as they are (false alarms) or shifted. The tumours' area is that of the true
+masks, as a perfect network would find them.
 
 `--data FOLDER` takes the train side of a COCO folder instead: neighbouring slices, which are alike,
 form groups; half of the groups are the reference and windows come from the other half, so that no
@@ -17,6 +17,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import count, islice
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ from tumorseg.params import DriftParams, SplitParams, ValidateParams, load_param
 from tumorseg.preprocess import Grey, to_grid
 from tumorseg.serving.familiarity import NAMES
 
-DRAWN, SPOILT = 4000, 1200  # phantom slices; those of them that are also shifted
 REFERENCE = 600
 WINDOWS = 50  # unshifted ones
 SHIFTED = 20  # windows a shift
@@ -158,27 +158,31 @@ def share(found: list[str]) -> str:
 
 def on_phantoms(pool: Any, params: DriftParams, side: int, sizes: list[int]) -> None:
     """Prints the table of the phantom."""
-    spoilt = pool.map(partial(drawn, side=side, shifts=True), range(SPOILT), 20)
-    plain = pool.map(partial(drawn, side=side, shifts=False), range(SPOILT, DRAWN), 20)
-    others = range(DRAWN, DRAWN + SPOILT)
-    more = pool.map(partial(with_more_tumours, side=side), others, 20)
-    whole = table_of([*spoilt, *plain], AS_THEY_ARE)
-    served = {AS_THEY_ARE: whole} | {name: table_of(spoilt, name) for name in SHIFTS}
-    served[MORE] = table_of(more, MORE)
+    longest, numbers = max(sizes), count()
+
+    def fresh(slices: int, draw: Callable[[int], Any]) -> list[Any]:
+        return list(pool.map(draw, list(islice(numbers, slices)), 20))
+
+    plain = partial(drawn, side=side, shifts=False)
+    references = [
+        known(table_of(fresh(REFERENCE, plain), AS_THEY_ARE), np.arange(REFERENCE))
+        for _ in range(WINDOWS)
+    ]
+    served = {AS_THEY_ARE: table_of(fresh(WINDOWS * longest, plain), AS_THEY_ARE)}
+    rows = fresh(SHIFTED * longest, partial(drawn, side=side, shifts=True))
+    served |= {name: table_of(rows, name) for name in SHIFTS}
+    rows = fresh(SHIFTED * longest, partial(with_more_tumours, side=side))
+    served[MORE] = table_of(rows, MORE)
     heads = [f"drift found, {size} slices" for size in sizes]
     print(f"\n| phantom, {REFERENCE} training slices of {side}² | {' | '.join(heads)} |")
     print("|---" + "|--:" * len(sizes) + "|")
     for name, table in served.items():
         cells = []
         for size in sizes:
-            rng, cases = np.random.default_rng(3), []
-            for _ in range(WINDOWS if name == AS_THEY_ARE else SHIFTED):
-                # Shifted slices are never in the reference as they were.
-                order = rng.permutation(DRAWN if name == AS_THEY_ARE else SPOILT)
-                window = came(table.iloc[order[:size]], np.arange(size))
-                free = order[size:] if name == AS_THEY_ARE else np.arange(SPOILT, DRAWN)
-                training = whole.iloc[rng.permutation(free)[:REFERENCE]]
-                cases.append((window, known(training, np.arange(REFERENCE))))
+            cases = [
+                (came(table.iloc[k * longest : k * longest + size], np.arange(size)), references[k])
+                for k in range(WINDOWS if name == AS_THEY_ARE else SHIFTED)
+            ]
             cells.append(share(verdicts(pool, cases, params)))
         print(
             f"| {'**none**' if name == AS_THEY_ARE else name} | {' | '.join(cells)} |", flush=True
@@ -220,10 +224,10 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
             cells = []
             for name in names:
                 rng = np.random.default_rng(5)  # the same windows for each shift
-                count = WINDOWS if name == AS_THEY_ARE else SHIFTED
+                windows = WINDOWS if name == AS_THEY_ARE else SHIFTED
                 cases = [
                     _case(rng, tables[AS_THEY_ARE], tables[name], groups, studies, how, size)
-                    for _ in range(count)
+                    for _ in range(windows)
                 ]
                 cells.append(share(verdicts(pool, cases, params)))
             print(f"| {how} | {size} | {' | '.join(cells)} |", flush=True)
