@@ -75,12 +75,13 @@ def push_and_pull(servers: Profile, root: Path, elsewhere: Path) -> int:
     Raises:
         InputError: One differs.
     """
-    call([*DVC, "push", "--remote", "server"], servers, root)
+    remote = ["--remote", servers.environment["TUMORSEG_DVC_REMOTE"]]
+    call([*DVC, "push", *remote], servers, root)
     for name in ("dvc.yaml", "dvc.lock", "params.yaml", "data.dvc", ".dvcignore", ".dvc/config"):
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / name, elsewhere / name)
     subprocess.run(["git", "init", "--quiet"], cwd=elsewhere, check=True)
-    call([*DVC, "pull", "--quiet", "--remote", "server"], servers, elsewhere)
+    call([*DVC, "pull", "--quiet", *remote], servers, elsewhere)
     came = [
         path.relative_to(elsewhere)
         for top in ("data", "artifacts", "reports")

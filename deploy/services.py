@@ -213,6 +213,7 @@ def profile(folder: Path) -> Iterator[Profile]:
         "DVC_GLOBAL_CONFIG_DIR": str(Path(__file__).parent / "dvc"),
         "MLFLOW_TRACKING_URI": urls["mlflow"],
         "PREFECT_API_URL": f"{urls['prefect']}/api",
+        "TUMORSEG_DVC_REMOTE": "server",
     }
     # Nobody else's servers or accounts: only what is named here.
     base = {k: v for k, v in os.environ.items() if k not in environment} | SILENT

@@ -108,7 +108,7 @@ def record(params: RetrainParams, batch: Path | None = None) -> None:
 def pull() -> None:
     """Fetches the data version that data.dvc names, where a clone has none yet."""
     try:
-        dataset.dvc("pull", "--quiet", "data.dvc")
+        dataset.pull()
     except InputError as error:
         print(error)
         raise StageError("dvc pull failed; its own words are in the log") from None
@@ -118,7 +118,7 @@ def push(places: list[str]) -> None:
     """Sends the data to DVC's remote and the commits to git's."""
     if "dvc" in places:
         try:
-            dataset.dvc("push", "--quiet", "data.dvc")
+            dataset.push()
         except InputError as error:
             print(error)
             raise StageError("dvc push failed; its own words are in the log") from None

@@ -15,6 +15,7 @@ from deploy import local, services
 from deploy.process import Server
 from tests.conftest import REPOSITORY
 from tumorseg import environment
+from tumorseg.data import dataset
 from tumorseg.errors import InputError
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE
 
@@ -28,7 +29,13 @@ THEIRS = {
     *("POSTGRES_USER", "POSTGRES_PASSWORD", "PGDATA"),
     *("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "MINIO_UPDATE", "MINIO_CALLHOME_ENABLE"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "HOME"),
-    *("AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL_S3", "REPOSITORY_URL", "TUMORSEG_HOME"),
+    *(
+        "AWS_EC2_METADATA_DISABLED",
+        "AWS_ENDPOINT_URL_S3",
+        "REPOSITORY_URL",
+        "TUMORSEG_HOME",
+        dataset.REMOTE,
+    ),
 }
 
 
@@ -253,14 +260,17 @@ def test_both_ways_set_what_the_local_profile_sets() -> None:
         if made["kind"] == "ConfigMap" and made["metadata"]["name"] == "client"
     )
     source = Path(services.__file__).read_text()
-    wanted = set(re.findall(r'"((?:AWS|DVC|MLFLOW|PREFECT)_\w+)": (?:"|urls|f"|str\(Path)', source))
+    wanted = set(
+        re.findall(r'"((?:AWS|DVC|MLFLOW|PREFECT|TUMORSEG)_\w+)": (?:"|urls|f"|str\(Path)', source)
+    )
     wanted &= {
+        dataset.REMOTE,
         "AWS_ENDPOINT_URL_S3",
         "DVC_GLOBAL_CONFIG_DIR",
         "MLFLOW_TRACKING_URI",
         "PREFECT_API_URL",
     }
-    assert len(wanted) == 4
+    assert len(wanted) == 5
     assert wanted <= client.keys() and wanted <= COMPOSE["services"]["worker"]["environment"].keys()
     sql = (DEPLOY / "databases.sql").read_text()
     (carried,) = (

@@ -23,6 +23,7 @@ from tests.test_alerts import Receiver
 from tests.test_intake import contents
 from tumorseg import lock
 from tumorseg.alerts import VARIABLE
+from tumorseg.data import dataset
 from tumorseg.errors import InputError, StageError
 
 pytestmark = pytest.mark.long
@@ -214,8 +215,9 @@ def test_a_clone_pulls_what_was_pushed(repository, monkeypatch, tmp_path) -> Non
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["retrain"]["push"] = ["dvc", "git"]
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    remote = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--default", "shared"]
+    remote = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "shared"]
     subprocess.run([*remote, str(tmp_path / "remote")], check=True)
+    monkeypatch.setenv(dataset.REMOTE, "shared")
     git(repository, "commit", "-q", "-m", "A remote", "params.yaml", ".dvc/config")
     git(tmp_path, "clone", "-q", "--bare", str(repository), "origin")
     git(repository, "remote", "add", "origin", str(tmp_path / "origin"))

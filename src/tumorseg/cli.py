@@ -67,7 +67,7 @@ def run(
         clock.lap("start Prefect")
         print(f"Prefect: {url.removesuffix('/api')}", flush=True)
         if not Path("data").exists():
-            dataset.dvc("pull", "data.dvc")
+            dataset.pull()
             clock.lap("dvc pull")
         code = reproduce(clock, command)
     if code:

@@ -72,6 +72,12 @@ def phantom(
     _from_scratch(lambda folder: make_phantom(folder, seed=seed))
 
 
+@app.command("pull")
+def pull() -> None:
+    """Fetch the data version that data.dvc names from DVC's remote."""
+    dataset.pull()
+
+
 @app.command("kaggle")
 def kaggle() -> None:
     """Download the published brain-tumour set from Kaggle and put it under data/."""

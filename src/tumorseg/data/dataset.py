@@ -1,5 +1,6 @@
 """What lies under data/: put there, recorded by DVC, and never lost on the way."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tumorseg.files import FULL, ended_if_full
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
     from tumorseg.importers import Options, Summary
 
+REMOTE = "TUMORSEG_DVC_REMOTE"  # a deployment's name for where its data lie
 KAGGLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"
 
 
@@ -35,6 +37,36 @@ def dvc(*arguments: str) -> str:
         why = FULL if full.is_set() else told.strip() or printed.strip()
         raise InputError(f"dvc {arguments[0]}: {why}")
     return printed
+
+
+def pull() -> None:
+    """Fetches the data version that data.dvc names, from the remote in `REMOTE`, then from DVC's.
+
+    Raises:
+        InputError: Neither has it; the message is DVC's own.
+    """
+    named = _named_remote()
+    if named:
+        try:
+            dvc("pull", "--quiet", *named, "data.dvc")
+            return
+        except InputError as error:  # before the first push, only the repository's own has it
+            print(error)
+    dvc("pull", "--quiet", "data.dvc")
+
+
+def push() -> None:
+    """Sends the data version to the remote in `REMOTE`, where it is set, else to DVC's default.
+
+    Raises:
+        InputError: It failed; the message is DVC's own.
+    """
+    dvc("push", "--quiet", *_named_remote(), "data.dvc")
+
+
+def _named_remote() -> list[str]:
+    name = os.environ.get(REMOTE)
+    return ["--remote", name] if name else []
 
 
 def use(
