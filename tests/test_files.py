@@ -41,6 +41,25 @@ def test_with_room_or_a_child_or_soon_over_it_is_left_alone(monkeypatch, code, f
     assert not full
 
 
+def test_a_folder_goes_whatever_its_modes(tmp_path, monkeypatch) -> None:
+    deep = tmp_path / "dvd" / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "x.png").write_bytes(b"x")
+    for path in (deep, deep.parent, deep.parent.parent):
+        path.chmod(0o500)
+    real = files.shutil.rmtree
+
+    def as_for_others(folder):  # root may do what others may not
+        if any(p.is_dir() and not p.stat().st_mode & 0o200 for p in (folder, *folder.rglob("*"))):
+            raise PermissionError
+        real(folder)
+
+    monkeypatch.setattr(files.shutil, "rmtree", as_for_others)
+    files.remove_folder(tmp_path / "dvd")
+    assert not (tmp_path / "dvd").exists()
+    files.remove_folder(tmp_path / "dvd")
+
+
 def test_dvc_without_room_is_one_sentence(monkeypatch, tmp_path) -> None:
     (tmp_path / "dvc.py").write_text(STUCK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

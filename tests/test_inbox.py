@@ -171,6 +171,20 @@ def test_what_fails_a_check_or_is_there_already_stays_out(data, batch, tmp_path,
     assert "annotation 12" in why["bad-label.png"] or "three points" in why["bad-label.png"]
 
 
+def test_a_picture_without_labels_is_seen_beside_a_namesake_with(data, tmp_path, monkeypatch):
+    """In another folder; and a JSON file that is none of COCO's says nothing about labels."""
+    labelled = Batch(tmp_path / "inbox" / "two" / "train")
+    labelled.add("a001.png", picture(130))
+    (labelled.folder / coco.ANNOTATIONS).write_text(json.dumps(labelled.document))
+    (labelled.folder / "dataset_description.json").write_text('{"Name": "of BIDS"}')
+    other = tmp_path / "inbox" / "two" / "valid" / "a001.png"
+    other.parent.mkdir()
+    Image.fromarray(picture(131)).save(other)
+    found, unpacked, _ = examine(tmp_path / "inbox" / "two", data, tmp_path, monkeypatch)
+    assert found["a001.png"][0] is None and found["valid/a001.png"] == ("unreadable", None)
+    assert unpacked.slices == 2
+
+
 def test_a_pair_that_does_not_fit_leaves_the_others_alone(data, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "inbox" / "pairs"
     folder.mkdir(parents=True)

@@ -269,6 +269,43 @@ def test_what_dvc_or_git_refuse_is_taken_back(repository, template, monkeypatch,
     check_taken(repository, template)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_while_it_is_taken_back_it_never_happened(
+    template, tmp_path, monkeypatch, quick, after
+) -> None:
+    def refused(*_: object) -> None:
+        raise InputError("git commit: not on a Friday")
+
+    kills = 0
+    for at in range(1, 100):
+        root = tmp_path / str(at)
+        shutil.copytree(template, root, symlinks=True)
+        monkeypatch.chdir(root)
+        with monkeypatch.context() as patched:
+            patched.setattr(versions, "commit", refused)
+            countdown = Countdown(patched, Killed(), at, after=after)
+            try:
+                take_all(root)
+            except Killed:
+                kills += 1
+            except StageError:
+                if countdown.calls < at:
+                    break
+        take_all(root)
+        check_taken(root, template)
+        shutil.rmtree(root)
+    assert kills > 20 and countdown.calls < at
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove what nobody may write")
+def test_a_batch_that_nobody_may_write_is_taken_in(repository, template, quick) -> None:
+    batch = Path("inbox/monday")
+    batch.chmod(0o555)
+    take_all(repository)
+    check_taken(repository, template)
+
+
 def test_what_comes_late_stays_in_the_inbox(repository, quick) -> None:
     parts, batch = sections(repository), Path("inbox/monday")
     assert intake.stage(batch, *parts)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import subprocess
 import threading
 import time
@@ -57,6 +58,37 @@ def new_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np
     with path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, and all in it, also where its modes forbid that.
+
+    What was copied from a medium that cannot be written has such modes.
+    """
+    if not folder.exists():
+        return
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:
+        os.chmod(folder, stat.S_IRWXU)
+        for parent, names, _ in os.walk(folder):
+            for path in (Path(parent, name) for name in names):
+                if not path.is_symlink():
+                    path.chmod(stat.S_IRWXU)
+        shutil.rmtree(folder)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Moves a folder, across file systems too; may be repeated after it was cut off."""
+    if target.exists() or not source.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    remove_folder(partial)
+    try:
+        source.rename(target)
+    except OSError:
+        shutil.copytree(source, partial, symlinks=True)
+        partial.rename(target)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def unpack(batch: Path, folder: Path) -> Unpacked:
         InputError: The batch cannot be imported at all.
     """
     from tumorseg.importers import IMPORTERS, Options, detect  # NIfTI and DICOM take seconds
+    from tumorseg.importers.coco_folder import coco_files, place_of
     from tumorseg.importers.coco_json import read_document
     from tumorseg.importers.reading import refuse_links_out, visible_files
     from tumorseg.importers.writer import save
@@ -124,14 +125,14 @@ def unpack(batch: Path, folder: Path) -> Unpacked:
     annotations: list[dict[str, Any]] = []
     numbers = itertools.count(1)
     (folder / "train").mkdir(parents=True)
-    listed: set[str] = set()
+    listed: set[Path] = set()
     taken: set[str] = set()
     for root in sides or [batch]:
         source = IMPORTERS[result.kind].read(root, Options(lenient=result.kind == "masks"))
         result.slices += len(source.records) + len(source.skipped)
         for path, why in source.skipped.items():
             result.refused.append(Refusal(_within(path, batch), "unreadable", why))
-            listed.add(path.name)
+            listed.add(path)
         for each in source.categories:
             name = str(each.get("name"))
             categories.setdefault(name, dict(each) | {"id": len(categories) + 1, "name": name})
@@ -155,13 +156,13 @@ def unpack(batch: Path, folder: Path) -> Unpacked:
                 place = {"image_id": len(images), "category_id": known["id"]}
                 annotations.append(annotation | {"id": len(annotations) + 1} | place)
         if result.kind == "coco":
-            for path in [path for path in root.glob("*.json") if path.is_file()]:
-                document = read_document(path)
-                listed |= {Path(str(entry["file_name"])).name for entry in document["images"]}
+            for path in coco_files(root):
+                names_in = [str(entry["file_name"]) for entry in read_document(path)["images"]]
+                listed |= {place_of(root, name) for name in names_in}
     if result.kind == "coco":
         pictures = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
         for path in visible_files(batch):
-            if path.suffix.lower() in pictures and path.name not in listed:
+            if path.suffix.lower() in pictures and path not in listed:
                 why = "has no labels: no JSON file lists it"
                 result.refused.append(Refusal(_within(path, batch), "unreadable", why))
                 result.slices += 1

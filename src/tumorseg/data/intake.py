@@ -22,10 +22,11 @@ from tumorseg.data.inbox import Refusal, Unpacked, fingerprint, judge, unpack
 from tumorseg.data.merging import merge, set_aside
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError, StageError
-from tumorseg.files import FULL, says_full, told_if_full, write_json
+from tumorseg.files import FULL, move_folder, remove_folder, says_full, told_if_full, write_json
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams
 
 DATA = Path("data")
+UNDO = "undo.json"  # the journal of a take-in that is being taken back
 # What was taken in since the last report: a run that is killed leaves it to the next one's.
 TAKEN = STATE / "retrain" / "taken.json"
 UNTOUCHED = "data/, the inbox and the champion are as they were"
@@ -143,16 +144,17 @@ def stage(
     """
     place = work(data)
     with told_if_full(UNTOUCHED):
+        tidy(data)
         versions.refuse_changed(f"{data.name}.dvc")
         refuse_to_lose(data)
-    _remove(place)
+    remove_folder(place)
     mark, now = fingerprint(batch), time.gmtime()
     try:
         with told_if_full(UNTOUCHED):
             place.mkdir(parents=True)
             unpacked, verdicts = examine(batch, place, validate, split, retrain, data)
             if fingerprint(batch) != mark:
-                _remove(place)
+                remove_folder(place)
                 return False
             joins = verdicts[verdicts["reason"].isna()]
             refused = verdicts[verdicts["reason"].notna()]
@@ -182,7 +184,7 @@ def stage(
             shutil.copyfile(data.with_name(f"{data.name}.dvc"), place / "record")
             write_json(place / "journal.json", asdict(taken))
     except Exception:
-        _remove(place)
+        remove_folder(place)
         raise
     return True
 
@@ -210,7 +212,7 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
             why = FULL if says_full(str(error)) else "it could not be recorded"
             raise StageError(f"no new data version, since {why}; {UNTOUCHED}") from None
         taken = Taken(**asdict(taken) | {"after": version(data)})
-    _remove(_done(data))
+    remove_folder(_done(data))
     with told_if_full("the new data version is recorded"):
         _clear_away(taken, retrain, place)
         told = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
@@ -222,10 +224,15 @@ def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
 
 
 def tidy(data: Path = DATA) -> None:
-    """Removes what a take-in left that was cut off before it was decided, or after its end."""
-    _remove(_done(data))
-    if not unfinished(data):
-        _remove(work(data))
+    """Removes what a take-in left that was cut off before it was decided, or after its end.
+
+    One that was cut off while it was taken back is taken back.
+    """
+    remove_folder(_done(data))
+    if (work(data) / UNDO).exists():
+        _undo(data)
+    elif not unfinished(data):
+        remove_folder(work(data))
 
 
 def _done(data: Path) -> Path:
@@ -248,16 +255,24 @@ def _record(taken: Taken, data: Path) -> None:
 
 def _take_back(data: Path) -> None:
     """Undoes a version that was not committed."""
-    path, before = data.with_name(f"{data.name}.dvc"), work(data) / "before"
-    kept = work(data) / "record"
-    if versions.committed(path.name) != kept.read_text():
+    place = work(data)
+    if versions.committed(f"{data.name}.dvc") != (place / "record").read_text():
         return  # recorded by an earlier try: it stands
+    (place / "journal.json").rename(place / UNDO)  # from here on it never happened
+    _undo(data)
+
+
+def _undo(data: Path) -> None:
+    """Puts data/ and its record back; may be repeated. Renaming takes no room on a full disk."""
+    place = work(data)
+    before, kept = place / "before", place / "record"
     if before.exists():
         if data.exists():
-            data.rename(work(data) / "failed")
+            data.rename(place / "failed")
         before.rename(data)
-    kept.replace(path)  # which takes no room on a disk that is full
-    _remove(work(data))
+    if kept.exists():
+        kept.rename(data.with_name(f"{data.name}.dvc"))
+    remove_folder(place)
 
 
 def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
@@ -269,26 +284,11 @@ def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
         growing, complete = (quarantine / f"{dot}{taken.quarantine}" for dot in (".", ""))
         if not complete.exists():
             quarantine.mkdir(parents=True, exist_ok=True)
-            _move(place / "quarantine", growing)
+            move_folder(place / "quarantine", growing)
             if taken.keep:
-                _move(hidden, growing / "original")
+                move_folder(hidden, growing / "original")
             growing.rename(complete)
-    _remove(hidden)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Moves a folder, across file systems too; may be repeated after it was cut off."""
-    if target.exists() or not source.exists():
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
     try:
-        source.rename(target)
-    except OSError:
-        shutil.copytree(source, partial, symlinks=True)
-        partial.rename(target)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+        remove_folder(hidden)
+    except PermissionError as error:  # nothing looks at hidden folders, and the next batch waits
+        print(f"{hidden}: is taken in and cannot be removed ({error.strerror}); remove it by hand")

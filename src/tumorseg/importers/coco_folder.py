@@ -25,7 +25,7 @@ def is_layout(folder: Path) -> bool:
 def fits(folder: Path) -> bool:
     """Whether a split or the folder itself has COCO annotations."""
     beside = any((folder / split / ANNOTATIONS).is_file() for split in SPLITS)
-    return beside or bool(_coco_files(folder))
+    return beside or bool(coco_files(folder))
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -35,7 +35,7 @@ def read(folder: Path, options: Options) -> Source:
         InputError: A JSON file is missing or unusable, there are several, or most images that it
             lists are missing; of a folder of splits, all.
     """
-    found = _coco_files(folder)
+    found = coco_files(folder)
     if any((folder / split).is_dir() for split in SPLITS) and not found:
         return _splits(folder)
     if len(found) != 1:
@@ -80,8 +80,15 @@ def _splits(folder: Path) -> Source:
     return Source(records, list(categories.values()), doubts=doubts, layout=folder)
 
 
-def _coco_files(folder: Path) -> list[Path]:
+def coco_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder that are COCO."""
     return [path for path in sorted(folder.glob("*.json")) if is_coco(path)]
+
+
+def place_of(folder: Path, name: str) -> Path:
+    """Where an image lies that a folder's JSON lists: beside it, or in `images/`."""
+    found = (folder / name, folder / "images" / name)
+    return next((path for path in found if os.path.isfile(path)), found[0])
 
 
 def _records(
@@ -98,10 +105,8 @@ def _records(
         if listed.is_absolute() or ".." in listed.parts:
             name = printable(str(listed))
             raise InputError(f"{folder}: image {name} lies outside it; move the image inside")
-        path = next(
-            (p for p in (folder / listed, folder / "images" / listed) if os.path.isfile(p)), None
-        )
-        if path is None:
+        path = place_of(folder, str(listed))
+        if not os.path.isfile(path):
             missing[folder / listed] = "is listed but missing"
             if split is None:
                 continue
@@ -115,7 +120,7 @@ def _records(
                 split=split,
                 spacing=_spacing(spacing),
                 categories=partial(_present, own, labels),
-                load=partial(_load, path or folder / listed, entry, own),
+                load=partial(_load, path, entry, own),
             )
         )
     return records, missing
