@@ -117,6 +117,22 @@ def test_what_is_out_of_date_is_done_again(work, monkeypatch, what) -> None:
     assert set(seen) == again and len(seen) == len(again)
 
 
+def test_a_file_that_comes_back_has_its_own_mask(work) -> None:
+    """Its mask's name was another file's meanwhile."""
+    jpg, png = work.archive / "scan.jpg", work.archive / "scan.png"
+    jpg.write_bytes(encode(Image.fromarray(disc()), "JPEG"))
+    do_all(work)
+    expected = masks(work.output)["scan_mask.png"]
+    jpg.rename(work.archive.parent / "aside.jpg")
+    png.write_bytes(encode(Image.fromarray(np.roll(disc(), 40, axis=0))))
+    do_all(work)
+    assert masks(work.output)["scan_mask.png"] != expected
+    png.unlink()
+    (work.archive.parent / "aside.jpg").rename(jpg)
+    do_all(work)
+    assert masks(work.output)["scan_mask.png"] == expected
+
+
 def test_a_chunk_goes_on_after_what_a_dead_worker_did(work, monkeypatch) -> None:
     with opened(work) as (jobs, _):
         expected = segment_some(work, jobs, 0)

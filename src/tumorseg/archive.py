@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from tumorseg.archive_rows import RECORD, Row, read, take
+from tumorseg.archive_rows import RECORD, Row, keep, read, take
 from tumorseg.errors import InputError
 from tumorseg.params import SegmentParams
 from tumorseg.predict import Local, predict
@@ -85,19 +85,17 @@ def opened(work: Work) -> Iterator[tuple[list[Job], dict[str, Row]]]:
     """
     jobs = plan([work.archive], work.output)
     try:
-        lock, known = take(work.output)
+        lock, rows = take(work.output)
+        named = {work.name(job): job for job in jobs}
+        known = {
+            name: rows[name] for name, job in named.items() if work.is_done(job, rows.get(name))
+        }
+        keep(work.output, known.values())
     except OSError as error:
         place = error.filename or work.output
         raise InputError(f"{place}: cannot be written ({error.strerror or error})") from None
     with lock:
-        yield (
-            jobs,
-            {
-                name: known[name]
-                for name, job in ((work.name(job), job) for job in jobs)
-                if work.is_done(job, known.get(name))
-            },
-        )
+        yield jobs, known
 
 
 def chunks(jobs: Iterable[Job], slices: int) -> list[list[Job]]:

@@ -22,6 +22,7 @@ from tumorseg.predict_files import ENDINGS
 
 SUMMARY = "summary.csv"
 RECORD = ".segment"
+DONE = "done.jsonl"
 _UNFINISHED = re.compile(r"\.\d+\..+(" + "|".join(map(re.escape, ENDINGS)) + ")")
 
 
@@ -120,14 +121,25 @@ def read(record: Path) -> tuple[Counter[str], dict[str, Row]]:
 
 
 def _gathered(record: Path) -> dict[str, Row]:
-    """Brings the lines of earlier runs into one file, and returns the rows by path."""
-    everything = record / "done.jsonl"
-    parts = sorted(record.glob("[0-9]*.jsonl"))
+    """The rows of earlier runs, by path."""
     rows: dict[str, Row] = {}
-    for part in (everything, *parts):
+    for part in (record / DONE, *_parts(record)):
         rows |= read(part)[1]
-    with atomic_path(everything) as temporary:
-        temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows.values()))
-    for part in parts:
-        part.unlink()
     return rows
+
+
+def keep(output: Path, rows: Iterable[Row]) -> None:
+    """Brings what counts of earlier runs into one file, and forgets the rest.
+
+    A row of a file that is no longer there would call it done when it comes back, though another
+    file may have taken its mask's name meanwhile.
+    """
+    record = output / RECORD
+    with atomic_path(record / DONE) as temporary:
+        temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    for part in _parts(record):
+        part.unlink()
+
+
+def _parts(record: Path) -> list[Path]:
+    return sorted(record.glob("[0-9]*.jsonl"))
