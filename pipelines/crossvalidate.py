@@ -11,7 +11,7 @@ from pipelines._flow import main, stage
 from pipelines.augment import POLICY
 from pipelines.train import unfinished
 from tumorseg.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
-from tumorseg.data.arrays import ARRAYS, load_slices
+from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.environment import STATE
 from tumorseg.errors import InputError, StageError
@@ -33,7 +33,9 @@ def crossvalidate() -> None:
     # A worker trains alone, in a process that must have no children.
     alone = whole.common.model_copy(update={"devices": 1, "nodes": 1, "workers": 0})
     training = whole.model_copy(update={"common": alone})
-    table = pool(load_manifest())
+    manifest = load_manifest()
+    check_made_of(manifest)
+    table = pool(manifest)
     folds = divide(table, params.folds, params.seed)
     tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
     # The name of that folder is a digest of arrays, policy, parameters and code.

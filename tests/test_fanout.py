@@ -23,6 +23,7 @@ from tests.conftest import REPOSITORY, TINY_TRAIN
 from tests.serving_model import disc, encode, write_model
 from tests.test_archive import masks
 from tumorseg import environment
+from tumorseg.data.arrays import check_made_of
 from tumorseg.errors import InputError
 from tumorseg.params import SegmentParams, load_params
 from tumorseg.server import free_port
@@ -239,6 +240,9 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
         return done.stdout + done.stderr
 
     run()
+    before = workplace["manifest"].iloc[::-1]  # arrays of another order, as after a new split
+    with pytest.raises(InputError, match="dvc repro augment"):
+        check_made_of(before, root / "artifacts" / "augment" / "arrays")
     table = pd.read_csv(root / "reports" / "crossvalidation.csv")
     assert list(zip(table["fold"], table["network"], strict=True)) == [
         (1, "unet"),
@@ -251,6 +255,7 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
         (folder,) = (root / ".state" / "crossvalidate" / f"{row.network}-{row.fold}").iterdir()
         assert sorted(p.name for p in folder.iterdir()) == [
             "history.csv",
+            "lock",
             "run.json",
             "weights.safetensors",
         ]

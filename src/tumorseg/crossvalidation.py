@@ -19,13 +19,14 @@ from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.splits import assign_sides, strata
 from tumorseg.errors import InputError
-from tumorseg.files import write_json
+from tumorseg.files import locked, write_json
 from tumorseg.learning.augmentation import load_policy
 from tumorseg.learning.training import train
 from tumorseg.params import FannedOutParams, TrainParams
 
 SIDES = ("train", "valid")  # whose slices are divided anew
 DONE = "run.json"
+PATIENCE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,22 @@ def train_fold(
         As `tumorseg.learning.training.train`.
 
     Raises:
-        InputError: As `tumorseg.learning.training.train`.
+        InputError: As `tumorseg.learning.training.train`; or another process trains this fold.
     """
     done = place.folder / DONE
-    if not done.exists():
-        for other in place.folder.parent.glob("*"):
-            if other != place.folder:  # of other data or parameters
-                shutil.rmtree(other)
-        torch.set_num_threads(workers.threads_here())
-        unfinished = place.folder / "unfinished"
-        slices = fold_slices(fold, place.arrays)
-        policy = load_policy(place.policy)
-        summary = train(network, seed, params, slices, policy, place.folder, unfinished)
-        write_json(done, summary)
-        shutil.rmtree(unfinished)
+    # A worker of an earlier run may still be at it.
+    with locked(place.folder / "lock", "training of a fold", PATIENCE_SECONDS):
+        if not done.exists():
+            for other in place.folder.parent.glob("*"):
+                if other != place.folder:  # of other data or parameters
+                    shutil.rmtree(other)
+            torch.set_num_threads(workers.threads_here())
+            unfinished = place.folder / "unfinished"
+            slices = fold_slices(fold, place.arrays)
+            policy = load_policy(place.policy)
+            summary = train(network, seed, params, slices, policy, place.folder, unfinished)
+            write_json(done, summary)
+            shutil.rmtree(unfinished)
     found: dict[str, Any] = json.loads(done.read_text())
     return found
 

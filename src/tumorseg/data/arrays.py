@@ -21,6 +21,7 @@ from tumorseg.files import new_array
 from tumorseg.preprocess import Mask, mask_to_grid, to_grey, to_grid
 
 ARRAYS = Path("artifacts/augment/arrays")
+MADE_OF = "manifest.sha256"  # in the same folder
 MEMORY = Path(".state/grids.db")
 AT_ONCE = 64  # slices in flight
 VERSION = 1  # of the preprocessing; another number forgets what was remembered
@@ -86,8 +87,30 @@ def build_arrays(
                     masks[index] = np.frombuffer(mask, np.uint8).reshape(size, size)
             images.flush()
             masks.flush()
+    (unfinished / MADE_OF).write_text(_digest(manifest))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def check_made_of(manifest: pd.DataFrame, folder: Path = ARRAYS) -> None:
+    """Whoever takes rows of a manifest for rows of the arrays asks this first.
+
+    Raises:
+        InputError: The arrays are of other slices, labels, sides or of another order.
+    """
+    try:
+        known = (folder / MADE_OF).read_text()
+    except OSError:
+        known = ""
+    if known != _digest(manifest):
+        raise InputError(f"{folder}: is of another manifest; run `dvc repro augment`")
+
+
+def _digest(manifest: pd.DataFrame) -> str:
+    """Of what decides which slice and label is where."""
+    columns = manifest[["split", "sha256", "height", "width", "mask_rle"]]
+    told = columns.to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _image_grid(row: Any, data: Path, size: int, store: Memory) -> bytes:
