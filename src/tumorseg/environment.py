@@ -70,11 +70,17 @@ def set_up(root: Path | None = None) -> None:
         (root / STATE).mkdir(exist_ok=True)
     # A server that `tumorseg run` or `tumorseg ui` started; without one Prefect starts its own for
     # each flow, which works but costs seconds.
-    url_file = root / PREFECT_URL_FILE
-    if "PREFECT_API_URL" not in os.environ and url_file.exists():
-        url = url_file.read_text().strip()
-        if answers(url):
-            os.environ["PREFECT_API_URL"] = url
+    if "PREFECT_API_URL" not in os.environ and (url := own_prefect(root)):
+        os.environ["PREFECT_API_URL"] = url
+
+
+def own_prefect(root: Path = Path()) -> str | None:
+    """The address of the server that a command started in the repository `root`, if it answers."""
+    try:
+        url = (root / PREFECT_URL_FILE).read_text().strip()
+    except FileNotFoundError:
+        return None
+    return url if answers(url) else None
 
 
 def answers(prefect_url: str) -> bool:

@@ -1,21 +1,27 @@
 """Local servers: one Prefect server for a whole run, and the two user interfaces."""
 
+import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tumorseg.environment import PREFECT_URL_FILE, STATE, answers
+from tumorseg.environment import PREFECT_URL_FILE, STATE, answers, own_prefect
 from tumorseg.errors import InputError
+from tumorseg.files import atomic_path, locked
 
 PATIENCE_SECONDS = 120
+FOLDER = PREFECT_URL_FILE.parent
+_SERVER = FOLDER / "process"  # which process the server is
 
 
 def free_port(preferred: int) -> int:
@@ -31,18 +37,23 @@ def free_port(preferred: int) -> int:
     raise InputError("no port is free on the loopback interface")
 
 
-@contextmanager
-def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m command…` until the context ends, its output in a log file."""
+def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts `python -m command…`, its output in a log file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches us first; we stop it in order
         )
+
+
+@contextmanager
+def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `python -m command…` until the context ends, its output in a log file."""
+    process = started(command, log)
     try:
         yield process
     finally:
@@ -56,13 +67,15 @@ def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """Yields the address of a Prefect API: the one that answers, or one started for the context.
+    """Yields the address of a Prefect API: PREFECT_API_URL's, or that of this checkout's server.
+
+    The latter is started by the first process that needs it, and ended by the last one.
 
     Raises:
         InputError: PREFECT_API_URL is set, but nothing answers there; or the server does not start.
     """
     url = os.environ.get("PREFECT_API_URL")
-    if url:
+    if url and url != own_prefect():
         if not answers(url):
             raise InputError(
                 f"PREFECT_API_URL is {url}, but no Prefect server answers there: start it, or "
@@ -71,24 +84,57 @@ def prefect_server() -> Iterator[str]:
         mark_crashed(url)
         yield url
         return
-    port = free_port(4200)
-    url = f"http://127.0.0.1:{port}/api"
-    log = STATE / "prefect" / "server.log"
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with background(command, log) as process:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"the Prefect server did not start; its last words are in {log}")
-            time.sleep(0.3)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    change = partial(locked, FOLDER / "start.lock", "start or end of Prefect", PATIENCE_SECONDS)
+    with (FOLDER / "users").open("a") as users:  # all that use the server share its lock
+        with change():
+            fcntl.flock(users, fcntl.LOCK_SH)
+            url = own_prefect() or _start_prefect()
         os.environ["PREFECT_API_URL"] = url
-        PREFECT_URL_FILE.write_text(url)
         mark_crashed(url)
         try:
             yield url
         finally:
-            PREFECT_URL_FILE.unlink(missing_ok=True)
             del os.environ["PREFECT_API_URL"]
+            with change():
+                fcntl.flock(users, fcntl.LOCK_UN)
+                with suppress(BlockingIOError):  # somebody else uses it
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _end_prefect()
+
+
+def _start_prefect() -> str:
+    port = free_port(4200)
+    url = f"http://127.0.0.1:{port}/api"
+    log = FOLDER / "server.log"
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = started(command, log)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise InputError(f"the Prefect server did not start; its last words are in {log}")
+        time.sleep(0.3)
+    with atomic_path(_SERVER) as temporary:
+        temporary.write_text(str(process_tag(process.pid)))
+    PREFECT_URL_FILE.write_text(url)
+    return url
+
+
+def _end_prefect() -> None:
+    PREFECT_URL_FILE.unlink(missing_ok=True)
+    try:
+        tag = _SERVER.read_text()
+    except FileNotFoundError:  # `make clean` took it: nobody knows the process any more
+        return
+    pid = int(tag.split(":")[2])
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 20
+        while process_tag(pid) == tag and time.monotonic() < deadline:
+            with suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            time.sleep(0.5)
+    _SERVER.unlink()
 
 
 def process_tag(pid: int) -> str | None:
