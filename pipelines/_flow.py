@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
 from tumorseg.environment import without_password
-from tumorseg.errors import InputError, StageError
+from tumorseg.errors import MISTAKE, InputError, StageError
 from tumorseg.files import says_full
 from tumorseg.server import prefect_server, process_tag
 
@@ -51,7 +51,8 @@ def explained(error: BaseException) -> str | None:
 
 def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
     """Whether a failure may pass by itself: a mistake in the input will not."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
+    failure = state.result(raise_on_failure=False)
+    return not isinstance(failure, InputError) and getattr(failure, "again", True)
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
@@ -139,7 +140,10 @@ def on_schedule(made: Flow[..., Any], cron: str, parameters: dict[str, Any] | No
 
 
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Runs a flow as a command: exit status 1 and one sentence on failures that are `explained`."""
+    """Runs a flow as a command; failures that are `explained` end it with one sentence.
+
+    Its exit status is then 1, or `MISTAKE` where trying again will not help.
+    """
     try:
         entry(*args, **kwargs)
     except Exception as error:
@@ -155,4 +159,5 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
             print(sentence, file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(1)
-        sys.exit(sentence)
+        print(sentence, file=sys.stderr)
+        sys.exit(MISTAKE if isinstance(error, InputError) else 1)

@@ -27,7 +27,7 @@ from pipelines.promote import DECISION
 from tumorseg import lock, rehearsal, versions
 from tumorseg.alerts import sentence
 from tumorseg.data import dataset, inbox, intake
-from tumorseg.errors import InputError, StageError
+from tumorseg.errors import MISTAKE, InputError, StageError
 from tumorseg.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.reporting.retraining import page
@@ -50,7 +50,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
         StageError: The stage failed; its own message is in the log above.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
-    ran, full = [], False
+    ran, full, again = [], False, True
     with (
         subprocess.Popen(
             command,
@@ -68,6 +68,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
             for line in process.stdout:
                 print(line.rstrip())
                 full = full or says_full(line)
+                again = again and f"exited with {MISTAKE}" not in line
                 if match := re.match(r"Running stage '(.+)'", line):
                     ran.append(match[1])
         except BaseException:
@@ -76,7 +77,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
     if process.returncode:
         full = full or without_room.is_set()
         why = f"failed, since {FULL}: make room and start again" if full else "failed"
-        raise StageError(f"stage {name} {why}; later stages did not run")
+        raise StageError(f"stage {name} {why}; later stages did not run", again=again)
     return ran
 
 
@@ -151,8 +152,11 @@ def retrain(because: str = "asked for by hand") -> None:
         because: Who or what asked for it; the page says so.
     """
     run = str(runtime.flow_run.id)
-    untouched = "the champion and the inbox are as they were"
-    with told_if_full(untouched), lock.noted(run) as note, lock.hold(run=run) as held:
+    with (
+        told_if_full("what has finished stays"),
+        lock.noted(run) as note,
+        lock.hold(run=run) as held,
+    ):
         lock.note_held(note)
         bury(lock_is_ours=True)
         _steps(Account(because), load_params(RetrainParams), held)
@@ -198,6 +202,7 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
             tried(record, name="record what was cut off")(params)
         if not intake.DATA.exists():
             tried(pull, name="pull data")()
+        dataset.refuse_to_lose(intake.DATA)  # or a model would name a version it was not made of
         ready, waiting = inbox.batches(Path(params.inbox), params.settle_seconds)
         account.waiting = len(waiting)
         for batch in ready:

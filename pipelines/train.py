@@ -14,7 +14,7 @@ from pipelines.augment import POLICY
 from tumorseg import tracking
 from tumorseg.data.arrays import ARRAYS, load_slices
 from tumorseg.environment import STATE
-from tumorseg.errors import InputError
+from tumorseg.errors import MISTAKE, InputError
 from tumorseg.files import atomic_path, write_json
 from tumorseg.learning import devices
 from tumorseg.learning.augmentation import load_policy
@@ -99,7 +99,7 @@ def run(network: str, seed: int) -> int:
             return 0
     except InputError as error:
         print(f"train: {error}", file=sys.stderr)
-        return 1
+        return MISTAKE
     main(train, network, seed)
     return 0
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tests.serving_model import disc, encode, write_model
+from tumorseg.errors import MISTAKE
 
 ENV = "import sys; from tumorseg.cli import main; sys.argv = ['tumorseg', 'env']; main()"
 
@@ -99,7 +100,7 @@ def test_a_pipeline_ends_without_a_traceback(tmp_path) -> None:
         text=True,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
-    assert done.returncode == 1
+    assert done.returncode == MISTAKE
     assert re.search(
         r"^train: params\.yaml: .*train\.common\.bach_size: unknown key", done.stderr, re.M
     )

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from tests.conftest import REPOSITORY
 from tumorseg.environment import SILENT
+from tumorseg.errors import MISTAKE
 from tumorseg.server import background, free_port
 
 
@@ -72,7 +73,9 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     )
     log = done.stdout + done.stderr
     assert "tries 2" in log and "wrong tries 1" in log
-    assert done.returncode == 1 and "probe: a.jpg: is broken; remove it" in log.splitlines()[-1]
+    assert (
+        done.returncode == MISTAKE and "probe: a.jpg: is broken; remove it" in log.splitlines()[-1]
+    )
     assert (
         "InputError" in log and "Traceback" not in log.split("wrong tries")[0].split("tries 2")[1]
     )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from threading import Thread
 
 import httpx
 import pytest
@@ -76,6 +78,15 @@ def test_an_mlflow_that_is_away_is_not_taken_for_one_without_the_run(monkeypatch
         tracking.complete_run("tumorseg", "0" * 32, {}, {}, [])
     with pytest.raises(MlflowException, match="does not answer"):
         tracking.start_run("tumorseg", "unet", 0, {}, run_id="0" * 32)
+
+
+def test_an_mlflow_behind_an_account_is_not_called_silent(monkeypatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:  # a 404 is an answer
+        Thread(target=server.handle_request, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{place}")
+        assert tracking.silence() is None
+    assert tracking.silence() == "ConnectionError"
 
 
 def test_addresses_are_shown_without_passwords() -> None:

@@ -37,12 +37,12 @@ def rehearse(stages: Sequence[str], data: Path = intake.DATA) -> str:
         comes = comes or joins
     if not (ready or waiting):
         lines.append(f"{params.inbox}/: nothing there")
-    if ready:
-        try:
+    try:
+        if ready:
             versions.refuse_changed(f"{data.name}.dvc")
-            dataset.refuse_to_lose(data)
-        except InputError as error:
-            lines.append(f"nothing would come in: {error}")
+        dataset.refuse_to_lose(data)
+    except InputError as error:
+        lines.append(f"nothing would come in or run: {error}")
     changed: dict[str, Any] = json.loads(dataset.dvc("status", "--json").strip() or "{}")
     stale = [name for name in stages if any(key.split("@")[0] == name for key in changed)]
     lines.append(f"out of date by `dvc status`: {', '.join(stale) or 'no stage'}")

@@ -6,12 +6,11 @@ import os
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import requests
 import yaml
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
@@ -85,11 +84,9 @@ def silence() -> str | None:
         return "its database is not there"
     if uri.startswith("http"):
         try:
-            urllib.request.urlopen(f"{uri}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            return None  # somebody is there
-        except OSError as error:
-            return str(error)
+            requests.get(f"{uri}/health", timeout=5)  # as MLflow's client does, accounts and all
+        except requests.RequestException as error:
+            return type(error).__name__
     return None
 
 
@@ -187,16 +184,22 @@ def attached(experiment: str, run_id: str, name: str) -> Any:
     Raises:
         InputError: The run or the file is not in this MLflow.
     """
-    client(experiment)
+    store, _ = client(experiment)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            found = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=name, dst_path=scratch
-            )
-            return json.loads(Path(found).read_text())
-    except (mlflow.MlflowException, OSError):
+        there = any(each.path == name for each in store.list_artifacts(run_id))
+    except mlflow.MlflowException as error:
+        if error.error_code not in MISSING:  # it does not answer, which may pass
+            raise
+        there = False
+    if not there:
+        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
         raise InputError(
-            f"MLflow at {os.environ['MLFLOW_TRACKING_URI']} has no {name} in run {run_id}: set "
-            "MLFLOW_TRACKING_URI to where the model was registered; if it was by an earlier "
-            "version, run `dvc repro --force register`, then `dvc repro`"
-        ) from None
+            f"MLflow at {place} has no {name} in run {run_id}: set MLFLOW_TRACKING_URI to where "
+            "the model was registered; if it was by an earlier version, run `dvc repro --force "
+            "register`, then `dvc repro`"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        found = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=name, dst_path=scratch
+        )
+        return json.loads(Path(found).read_text())

@@ -44,11 +44,12 @@ def page(
     refused: Counter[str] = Counter()
     for each in taken:
         refused.update(each.refused)
-    decided = decision is not None and "promote" in ran and failure is None
-    if failure:
-        title = "it failed, and the champion stays"
-    elif decision is not None and decided:
+    decided = decision is not None and "promote" in ran
+    if decision is not None and decided:
         title = TITLES.get(decision["decision"], decision["decision"])
+        title += ", but it failed after that" if failure else ""
+    elif failure:
+        title = "it failed, and the champion stays"
     else:
         title = "nothing to decide"
     return fill(
