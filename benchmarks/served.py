@@ -20,7 +20,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from tumorseg.environment import SILENT
+from tumorseg.environment import SERVING, SILENT
 from tumorseg.errors import InputError
 from tumorseg.preprocess import Mask
 from tumorseg.server import free_port
@@ -82,7 +82,7 @@ def serve(model: Path, tag: str | None = None) -> Iterator[Server]:
         command += ["--host", "127.0.0.1", "--port", str(port)]
         source = str(Path(__file__).resolve().parents[1] / "src")
         own = {} if tag else {"TUMORSEG_MODEL": str(model.resolve()), "PYTHONPATH": source}
-        own |= {VARIABLE: str(Path(folder, "statistics.db"))}  # as `tumorseg serve` has it
+        own |= SERVING | {VARIABLE: str(Path(folder, "statistics.db"))}  # as `tumorseg serve`
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, env=os.environ | SILENT | own, cwd=folder, stdout=output, stderr=output

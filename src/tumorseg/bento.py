@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import tumorseg
+from tumorseg.environment import SERVING
 from tumorseg.errors import InputError
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.predictor import ModelInfo, read_model
@@ -102,7 +103,7 @@ def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:
         "docker": {
             "distro": "debian",
             "dockerfile_template": "Dockerfile.template",
-            "env": {"BENTOML_HOST": "0.0.0.0", "BENTOML_DO_NOT_TRACK": "True"},
+            "env": {"BENTOML_HOST": "0.0.0.0", "BENTOML_DO_NOT_TRACK": "True"} | SERVING,
         },
     }
 

@@ -169,6 +169,8 @@ def serve(
 
     check_reach(host)
     packaged = reconcile()
+    for name, value in environment.SERVING.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
