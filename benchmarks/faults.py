@@ -38,7 +38,7 @@ RUN = [*TUMORSEG, "run"]
 TRAIN = [*DVC, "repro", "--single-item", "train@unet-0"]
 REGISTER = [*DVC, "repro", "--single-item", "--force", "register"]
 AUGMENT = [*DVC, "repro", "--single-item", "augment"]
-STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "package")
+STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
 MID_TRAINING = ("Beginning flow run", "epoch 5 ")
 REGISTERING = ("Beginning flow run", "complete_run")
 
