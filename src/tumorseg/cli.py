@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -149,6 +150,7 @@ def ui() -> None:
         print(
             f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both."
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or both would live on
         try:
             while True:
                 time.sleep(3600)

@@ -43,6 +43,7 @@ def defaults(root: Path) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         # A server that is restarted is waited for, a minute all together; so with Prefect's below.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes, for language models
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(state / "matplotlib"),
