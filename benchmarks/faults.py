@@ -188,6 +188,8 @@ def outcome(here: Place, command: list[str], status: int | None, before: object)
     """Looks at what is left, and types the same again where the command failed."""
     printed, same = here.printed(), status == 0 or here.kept() == before
     again, more = (None, "") if status == 0 else here.run(command)
+    if again:
+        print(f"the next one failed:\n{more[-4000:]}", file=sys.stderr)
     lines = [line.strip() for line in printed.splitlines()]
     told = [x for x in lines if x.split(":")[0] in STAGES or "No space left" in x]
     return Outcome(

@@ -45,7 +45,8 @@ def explained(error: BaseException) -> str | None:
         return f"Prefect at {place} does not work ({why}); once it does, {AGAIN}"
     if isinstance(error, MlflowException):
         place = without_password(os.environ["MLFLOW_TRACKING_URI"])
-        return f"MLflow at {place} does not work ({words[:200]}); once it does, {AGAIN}"
+        why = words.partition(" with exception ")[0]  # what follows is the client's own Python
+        return f"MLflow at {place} does not work ({why[:200]}); once it does, {AGAIN}"
     return None
 
 

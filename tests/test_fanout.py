@@ -24,7 +24,7 @@ from tests.serving_model import disc, encode, write_model
 from tests.test_archive import masks
 from tumorseg import environment
 from tumorseg.data.arrays import check_made_of
-from tumorseg.errors import InputError
+from tumorseg.errors import MISTAKE, InputError
 from tumorseg.params import SegmentParams, load_params
 from tumorseg.server import free_port
 
@@ -123,7 +123,7 @@ def place(tmp_path, prefect_url) -> SimpleNamespace:
 
 def segmented(place, output: str) -> dict[str, bytes]:
     """Segments the archive; one file of it is bad."""
-    assert place.start(output).wait(300) == 1, (place.root / "log").read_text()
+    assert place.start(output).wait(300) == MISTAKE, (place.root / "log").read_text()
     found = masks(place.root / output)
     assert len(found) == 96, (place.root / "log").read_text()
     return found
@@ -176,7 +176,7 @@ def test_a_killed_worker_loses_nothing(place) -> None:
     os.kill(victim.pid, signal.SIGKILL)
     at = len(masks(place.root / "disturbed"))
     assert at < 90  # midway
-    assert process.wait(300) == 1, (place.root / "log").read_text()
+    assert process.wait(300) == MISTAKE, (place.root / "log").read_text()
     assert not psutil.pid_exists(victim.pid)
     assert masks(place.root / "disturbed") == whole
     tables = [

@@ -40,7 +40,10 @@ def answer(status: int) -> httpx.HTTPStatusError:
         (httpx.ConnectError("refused"), f"Prefect at {PREFECT} does not work (ConnectError)"),
         (RuntimeError(f"Failed to reach API at {PREFECT}"), "does not work (RuntimeError)"),
         (answer(500), f"Prefect at {PREFECT} does not work (status 500)"),
-        (MlflowException("API request failed"), "MLflow at postgresql://db/mlflow does not work"),
+        (
+            MlflowException("API request failed with exception HTTPConnectionPool(host='h')"),
+            "MLflow at postgresql://db/mlflow does not work (API request failed); once it does",
+        ),
     ],
 )
 def test_what_passes_by_is_one_sentence(error, told, monkeypatch, capsys) -> None:

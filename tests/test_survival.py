@@ -1,14 +1,17 @@
 """Training that is interrupted, starved or poisoned."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from tests.conftest import TINY_TRAIN, fit
 from tumorseg.errors import InputError
+from tumorseg.learning.checkpoints import WholeFiles
 from tumorseg.learning.segmenter import Segmenter
 from tumorseg.learning.training import train
 from tumorseg.params import (
@@ -164,6 +167,19 @@ def test_a_full_disk_is_named(workplace, train_params, tmp_path, monkeypatch) ->
         fit(workplace, "unet", train_params, tmp_path)
 
 
+def test_a_checkpoint_without_room_is_not_pytorchs_riddle(tmp_path, monkeypatch) -> None:
+    class Full(io.FileIO):
+        def write(self, data) -> int:
+            if self.tell() + len(data) > 500:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        WholeFiles().save_checkpoint({"weights": torch.zeros(10**6)}, tmp_path / "epoch=1.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_at_the_very_end_is_named_too(
     workplace, train_params, tmp_path, monkeypatch
 ) -> None:
@@ -172,7 +188,7 @@ def test_a_full_disk_at_the_very_end_is_named_too(
 
     with monkeypatch.context() as patched:
         patched.setattr("tumorseg.learning.training.save_file", full)
-        with pytest.raises(InputError, match=r"No space left on device.*goes on from the last"):
+        with pytest.raises(InputError, match=r"No space left on device.*make room and type"):
             fit(workplace, "unet", train_params, tmp_path)
     (tmp_path / "history.csv").unlink()  # it lay on the full disk, too
     assert fit(workplace, "unet", train_params, tmp_path)["epochs"] == 2

@@ -4,7 +4,6 @@ Whoever kills it at any moment loses the epoch at hand: it resumes from the last
 comes to the same weights. The best weights so far are part of every checkpoint.
 """
 
-import errno
 import hashlib
 import logging
 import time
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from tumorseg.data.arrays import Slices
 from tumorseg.errors import InputError
-from tumorseg.files import atomic_path
+from tumorseg.files import atomic_path, says_full
 from tumorseg.learning import devices
 from tumorseg.learning.augmentation import Policy
 from tumorseg.learning.checkpoints import Patience, WholeFiles, last_checkpoint
@@ -162,8 +161,8 @@ def train(
             save_file({k: v.contiguous() for k, v in module.best["weights"].items()}, temporary)
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     except (OSError, SafetensorError) as error:
-        code, place = getattr(error, "errno", None), getattr(error, "filename", None)
-        room = "make room and " if code in (errno.ENOSPC, errno.EDQUOT) else ""
+        place = getattr(error, "filename", None)
+        room = "make room and " if says_full(str(error)) else ""
         raise InputError(
             f"{place or checkpoints}: {getattr(error, 'strerror', None) or error}; {room}type the "
             "same again: training goes on from the last whole epoch"
