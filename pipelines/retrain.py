@@ -51,6 +51,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     ran, full, again = [], False, True
+    dataset.forget_ended()
     with (
         subprocess.Popen(
             command,

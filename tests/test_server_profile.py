@@ -97,7 +97,10 @@ def test_two_workers_of_a_pool_train_at_once(here) -> None:
     finally:
         for worker in workers:
             worker.terminate()
-            worker.wait(60)
+            try:
+                worker.wait(60)
+            except subprocess.TimeoutExpired:  # how a worker ends is not what this is about
+                worker.kill()
     said = "".join(log.read_text(errors="replace")[-3000:] for log in logs)
     assert [run[1] for run in runs] == ["COMPLETED", "COMPLETED"], said
     first, second = runs

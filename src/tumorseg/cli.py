@@ -85,6 +85,7 @@ def run(
 
 def reproduce(clock: "Clock", command: list[str]) -> int:
     """Runs a `dvc` command, a lap a stage, and returns its exit status."""
+    dataset.forget_ended()
     with (
         subprocess.Popen(
             [sys.executable, "-m", "dvc", *command],

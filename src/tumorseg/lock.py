@@ -34,7 +34,7 @@ class Process:
         pid: Its number.
         host: The name of its machine or container.
         boot: The machine's boot.
-        began: When it began, in ticks since that boot.
+        began: When it began, in ticks since that boot; empty where it has ended.
     """
 
     pid: int
@@ -50,7 +50,7 @@ class Process:
 
 
 def process(pid: int | None = None) -> Process:
-    """A running process of this host, by default this one."""
+    """A process of this host, by default this one."""
     pid = pid or os.getpid()
     return Process(pid, socket.gethostname(), _boot(), _began(pid))
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tumorseg import lock
 from tumorseg.environment import PREFECT_URL_FILE, STATE, answers, own_prefect
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, locked
@@ -139,12 +140,8 @@ def _end_prefect() -> None:
 
 def process_tag(pid: int) -> str | None:
     """Names a process of this machine, whoever has its number later; None where it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    words = status.rpartition(")")[2].split()  # the state, …, when it began, after its own name
-    return None if words[0] in "XZ" else f"process:{socket.gethostname()}:{pid}:{words[19]}"
+    found = lock.process(pid)
+    return f"process:{found.host}:{pid}:{found.began}" if found.began else None
 
 
 def has_ended(tag: str) -> bool:

@@ -1,14 +1,16 @@
 """What lies under data/: put there, recorded by DVC, and never lost on the way."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tumorseg import lock
 from tumorseg.errors import InputError
-from tumorseg.files import FULL, ended_if_full
+from tumorseg.files import FULL, ended_if_full, write_json
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
     from tumorseg.importers import Options, Summary
@@ -23,6 +25,7 @@ def dvc(*arguments: str) -> str:
     Raises:
         InputError: It failed; the message is DVC's own.
     """
+    forget_ended()
     with (
         subprocess.Popen(
             [sys.executable, "-m", "dvc", *arguments],
@@ -37,6 +40,32 @@ def dvc(*arguments: str) -> str:
         why = FULL if full.is_set() else told.strip() or printed.strip()
         raise InputError(f"dvc {arguments[0]}: {why}")
     return printed
+
+
+def forget_ended(table: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Drops from DVC's table of who works on what the processes that have ended.
+
+    DVC does so itself, but takes a killed process for alive until its parent has asked after it;
+    in a container without an init process nobody ever does.
+    """
+
+    def alive(user: Any) -> bool:
+        return bool(user) and bool(lock.process(int(user["pid"])).began)
+
+    try:
+        known = json.loads(table.read_text())
+        kept = {
+            "read": {
+                path: left
+                for path, users in known["read"].items()
+                if (left := [user for user in users if alive(user)])
+            },
+            "write": {path: user for path, user in known["write"].items() if alive(user)},
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # there is none yet, or it is another version's: DVC will say what it makes of it
+    if kept != known:
+        write_json(table, kept)
 
 
 def pull() -> None:
