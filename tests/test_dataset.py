@@ -119,3 +119,23 @@ def test_a_process_that_has_ended_does_not_hold_up_dvc(tmp_path) -> None:
         dataset.forget_ended(table)
         assert table.read_text() == text
     dataset.forget_ended(tmp_path / "none")
+
+
+def test_data_that_were_never_pushed_come_from_dvcs_own_remote(
+    repository, phantom, monkeypatch, tmp_path, capsys
+) -> None:
+    dataset.use(phantom)
+    for name, more in (("own", ["--default"]), ("server", [])):
+        dataset.dvc("remote", "add", "--quiet", *more, name, str(tmp_path / name))
+    dataset.push()
+    monkeypatch.setenv(dataset.REMOTE, "server")
+    kept = contents(repository / "data")
+    for pushed in (False, True):
+        if pushed:
+            dataset.push()
+            shutil.rmtree(tmp_path / "own")
+        shutil.rmtree(repository / "data")
+        shutil.rmtree(repository / ".dvc" / "cache")
+        dataset.pull()
+        assert contents(repository / "data") == kept
+        assert ("remote server did not give" in capsys.readouterr().out) != pushed

@@ -77,10 +77,11 @@ def pull() -> None:
     named = _named_remote()
     if named:
         try:
-            dvc("pull", "--quiet", *named, "data.dvc")
+            dvc("pull", *named, "data.dvc")
             return
         except InputError as error:  # before the first push, only the repository's own has it
-            print(error)
+            why = " ".join(str(error).split())
+            print(f"remote {named[-1]} did not give the data ({why}); asking DVC's own", flush=True)
     dvc("pull", "--quiet", "data.dvc")
 
 
