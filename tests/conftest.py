@@ -12,6 +12,8 @@ from PIL import Image
 
 from tumorseg import environment
 
+pytest.register_assert_rewrite("tests.inboxes")  # which tests import besides its fixtures
+
 # The same examples each time: a search for new ones belongs on a desk, not in front of a merge.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")

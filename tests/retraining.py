@@ -15,6 +15,16 @@ from tumorseg.data import coco
 from tumorseg.data.phantom import make_phantom
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 
+# What stage promote writes.
+DECISION = {
+    "decision": "refused",
+    "why": "refused, mean Dice 0.4 against 0.5 of the champion",
+    "challenger": {"version": "2", "architecture": "unet", "digest": "ab" * 32},
+    "champion": {"version": "1", "architecture": "unet", "digest": "cd" * 32},
+    "serving": "1",
+    "figures": {"challenger_mean_dice": 0.4, "champion_mean_dice": 0.5, "difference": None},
+}
+
 
 def small_params(epochs: int = 12) -> dict:
     """params.yaml for small pictures, tiny networks and no waiting."""

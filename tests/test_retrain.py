@@ -18,24 +18,15 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.retraining import git, make_repository, phantom_batch, variables
+from tests.inboxes import contents
+from tests.retraining import DECISION, git, make_repository, phantom_batch, variables
 from tests.test_alerts import Receiver
-from tests.test_intake import contents
 from tumorseg import lock
 from tumorseg.alerts import VARIABLE
 from tumorseg.data import dataset
 from tumorseg.errors import InputError, StageError
 
 pytestmark = pytest.mark.long
-
-DECISION = {
-    "decision": "refused",
-    "why": "refused, mean Dice 0.4 against 0.5 of the champion",
-    "challenger": {"version": "2", "architecture": "unet", "digest": "ab" * 32},
-    "champion": {"version": "1", "architecture": "unet", "digest": "cd" * 32},
-    "serving": "1",
-    "figures": {"challenger_mean_dice": 0.4, "champion_mean_dice": 0.5, "difference": None},
-}
 
 
 @pytest.fixture(scope="module")
