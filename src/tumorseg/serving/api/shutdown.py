@@ -13,8 +13,6 @@ import uvicorn
 
 from tumorseg.serving.api.operations import State
 
-# How long connections may go on bringing requests; each answer already closes its own.
-_LINGER_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
 # From Linux's headers; Python names neither.
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
@@ -66,7 +64,9 @@ class Shutdown:
         for door in doors:
             _lock(door)
         loop = asyncio.get_running_loop()
-        end, quiet = loop.time() + _LINGER_SECONDS, 0
+        # An answer given before the signal told its client how long the connection would be kept,
+        # and its next request may be under way; each answer from now on closes its own.
+        end, quiet = loop.time() + server.config.timeout_keep_alive + _LOOK_SECONDS, 0
         while loop.time() < end and quiet < 2:
             await asyncio.sleep(_LOOK_SECONDS)
             waiting = any(select.select(doors, [], [], 0))
