@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from tumorseg.environment import without_password
 from tumorseg.errors import MISTAKE, InputError, StageError
 from tumorseg.files import says_full
-from tumorseg.server import prefect_server, process_tag
+from tumorseg.processes import process
+from tumorseg.server import prefect_server
 
 AGAIN = "type the same again: what has finished stays"
 
@@ -81,7 +82,7 @@ R = TypeVar("R")
 def own(flow: Any, flow_run: Any, state: Any) -> None:
     """Notes on a flow run whose process it is: `tumorseg.server.mark_crashed` looks for it."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, str(process_tag(os.getpid()))])
+        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, process().tag])
 
 
 def stage(name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:

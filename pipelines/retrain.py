@@ -30,6 +30,7 @@ from tumorseg.data import dataset, inbox, intake
 from tumorseg.errors import MISTAKE, InputError, StageError
 from tumorseg.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
 from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
+from tumorseg.processes import end_group
 from tumorseg.reporting.retraining import page
 
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
@@ -73,7 +74,7 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
                 if match := re.match(r"Running stage '(.+)'", line):
                     ran.append(match[1])
         except BaseException:
-            lock.end_group(process.pid)
+            end_group(process.pid)
             raise
     if process.returncode:
         full = full or without_room.is_set()

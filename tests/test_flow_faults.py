@@ -20,7 +20,7 @@ from pipelines import _flow
 from tests.conftest import REPOSITORY
 from tumorseg import environment, tracking
 from tumorseg.errors import InputError, StageError
-from tumorseg.server import has_ended, mark_crashed, process_tag
+from tumorseg.server import mark_crashed
 
 PREFECT = "http://127.0.0.1:9/api"
 
@@ -96,29 +96,6 @@ def test_addresses_are_shown_without_passwords() -> None:
     shown = environment.without_password
     assert shown("postgresql+psycopg2://u:p@h:5432/d") == "postgresql+psycopg2://h:5432/d"
     assert shown("http://h:5000/a@b") == "http://h:5000/a@b"
-
-
-def test_only_processes_of_this_machine_that_are_gone_have_ended() -> None:
-    mine = process_tag(os.getpid())
-    assert mine is not None and not has_ended(mine)
-    ended = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    tag = process_tag(ended.pid)
-    assert tag is not None and not has_ended(tag)
-    ended.kill()
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert has_ended(tag)  # nobody has taken note of it yet
-    ended.wait()
-    assert has_ended(tag)
-    assert has_ended(mine[:-1] + ("0" if mine[-1] != "0" else "1"))  # its number is used again
-    _, host, number, _ = mine.split(":")
-    for other in (
-        f"process:not-{host}:{number}:1",
-        "process:x",
-        "None",
-        "nightly",
-        f"a:{host}:1:1",
-    ):
-        assert not has_ended(other)
 
 
 @pytest.mark.slow

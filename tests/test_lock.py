@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from tests.conftest import REPOSITORY
-from tumorseg import lock
+from tumorseg import lock, processes
 from tumorseg.errors import StageError
 
 HOLDER = """
@@ -61,9 +61,9 @@ def test_who_holds_it_is_told_and_a_dead_owner_is_no_obstacle(holder, tmp_path, 
         assert f"process {process.pid} left running" in capsys.readouterr().out
         assert lock.dead_runs(notes, lock_is_ours=True) == ["a-run"]
         deadline = time.monotonic() + 5
-        while lock.process(child).began and time.monotonic() < deadline:
+        while processes.process(child).began and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert lock.process(child).began == ""
+        assert processes.process(child).began == ""
         told = json.loads(path.read_text())
         assert told["owner"]["pid"] == os.getpid() and told["run"] == "next"
         held.child(os.getpid())
@@ -95,8 +95,8 @@ def test_a_number_that_is_another_s_by_now_is_left_alone(tmp_path) -> None:
         [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
     )
     try:
-        stale = vars(lock.process(bystander.pid)) | {"began": "1"}
-        dead = vars(lock.process()) | {"began": "1"}
+        stale = vars(processes.process(bystander.pid)) | {"began": "1"}
+        dead = vars(processes.process()) | {"began": "1"}
         (tmp_path / "lock").write_text(json.dumps({"owner": dead, "child": stale}))
         with lock.hold(tmp_path / "lock"):
             assert bystander.poll() is None
@@ -106,7 +106,7 @@ def test_a_number_that_is_another_s_by_now_is_left_alone(tmp_path) -> None:
 
 
 def test_of_another_host_s_process_only_the_lock_tells(tmp_path) -> None:
-    elsewhere = vars(lock.process()) | {"host": "elsewhere"}
+    elsewhere = vars(processes.process()) | {"host": "elsewhere"}
     for run, held in (("had-it", True), ("waits", False)):
         (tmp_path / f"{run}.json").write_text(json.dumps(elsewhere | {"held": held}))
     (tmp_path / "torn.json").write_text("{")

@@ -25,6 +25,7 @@ from tumorseg import lock
 from tumorseg.alerts import VARIABLE
 from tumorseg.data import dataset
 from tumorseg.errors import InputError, StageError
+from tumorseg.processes import members
 
 pytestmark = pytest.mark.long
 
@@ -301,17 +302,17 @@ def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repos
     first = subprocess.Popen([sys.executable, "-c", REAL], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     leader = None
-    while leader is None or len(lock.members(leader)) < 2:
+    while leader is None or len(members(leader)) < 2:
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
         if lock.LOCK.exists() and "child" in lock.LOCK.read_text():
             leader = json.loads(lock.LOCK.read_text())["child"]["pid"]
     first.kill()
     first.wait()
-    assert lock.members(leader)  # `dvc repro` and the stage outlive the flow
+    assert members(leader)  # `dvc repro` and the stage outlive the flow
     again = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert lock.members(leader) == []
+    assert members(leader) == []
     table = pd.read_parquet("artifacts/split/manifest.parquet")
     assert table["split"].value_counts()["test"] == 5 and len(table) == 22 + 6
     assert "Ran: validate, split." in last_artifact() and "| coco | 6 |" in last_artifact()
@@ -351,7 +352,7 @@ def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, 
 
     with pytest.raises(KeyboardInterrupt):
         module.reproduce("long", interrupt)
-    assert lock.members(groups[0]) == []
+    assert members(groups[0]) == []
 
 
 def test_prefect_yaml_has_flows_that_are_there() -> None:

@@ -7,64 +7,20 @@ which runs are dead though Prefect calls them running.
 
 import fcntl
 import json
-import os
-import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from tumorseg.environment import STATE
 from tumorseg.errors import StageError
 from tumorseg.files import write_json
+from tumorseg.processes import Process, end_group, members, process
 
 LOCK = STATE / "retrain.lock"
 NOTES = STATE / "retrain" / "runs"
-GRACE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that can be told from a later one of the same number.
-
-    Attributes:
-        pid: Its number.
-        host: The name of its machine or container.
-        boot: The machine's boot.
-        began: When it began, in ticks since that boot; empty where it has ended.
-    """
-
-    pid: int
-    host: str
-    boot: str
-    began: str
-
-    def lives(self) -> bool | None:
-        """Whether it runs; None where this host cannot know."""
-        if self.host != socket.gethostname():
-            return None
-        return self.boot == _boot() and self.began == _began(self.pid)
-
-
-def process(pid: int | None = None) -> Process:
-    """A process of this host, by default this one."""
-    pid = pid or os.getpid()
-    return Process(pid, socket.gethostname(), _boot(), _began(pid))
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _began(pid: int) -> str:
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if after_name[0] in "ZX" else after_name[19]  # a zombie is dead
 
 
 class Held:
@@ -139,35 +95,13 @@ def _end_orphans(told: dict[str, Any]) -> None:
     """Ends the group of a child whose owner was killed: it would write where the next one does."""
     if "child" not in told:
         return
-    leader = Process(**told["child"])
-    if leader.lives() is None or leader.boot != _boot() or not members(leader.pid):
+    leader, now = Process(**told["child"]), process(told["child"]["pid"])
+    if (leader.host, leader.boot) != (now.host, now.boot) or not members(leader.pid):
         return
-    if _began(leader.pid) not in ("", leader.began):
+    if now.began not in ("", leader.began):
         return  # the number is another process's by now
     print(f"ending what the killed process {told['owner']['pid']} left running")
     end_group(leader.pid)
-
-
-def end_group(leader: int) -> None:
-    """Ends all processes of a group, kindly first."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(leader, kind)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while members(leader) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def members(group: int) -> list[int]:
-    """The processes of a group that run."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group and fields[0] not in "ZX":
-                    found.append(int(folder.name))
-    return found
 
 
 @contextmanager

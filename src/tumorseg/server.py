@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tumorseg import lock
+from tumorseg import processes
 from tumorseg.environment import PREFECT_URL_FILE, STATE, answers, own_prefect
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, locked
@@ -117,7 +117,7 @@ def _start_prefect() -> str:
             raise InputError(f"the Prefect server did not start; its last words are in {log}")
         time.sleep(0.3)
     with atomic_path(_SERVER) as temporary:
-        temporary.write_text(str(process_tag(process.pid)))
+        temporary.write_text(processes.process(process.pid).tag)
     PREFECT_URL_FILE.write_text(url)
     return url
 
@@ -125,30 +125,16 @@ def _start_prefect() -> str:
 def _end_prefect() -> None:
     PREFECT_URL_FILE.unlink(missing_ok=True)
     try:
-        tag = _SERVER.read_text()
+        server = processes.Process.tagged(_SERVER.read_text())
     except FileNotFoundError:  # `make clean` took it: nobody knows the process any more
         return
-    pid = int(tag.split(":")[2])
     for sign in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 20
-        while process_tag(pid) == tag and time.monotonic() < deadline:
+        while server and server.lives() and time.monotonic() < deadline:
             with suppress(ProcessLookupError):
-                os.kill(pid, sign)
+                os.kill(server.pid, sign)
             time.sleep(0.5)
     _SERVER.unlink()
-
-
-def process_tag(pid: int) -> str | None:
-    """Names a process of this machine, whoever has its number later; None where it has ended."""
-    found = lock.process(pid)
-    return f"process:{found.host}:{pid}:{found.began}" if found.began else None
-
-
-def has_ended(tag: str) -> bool:
-    """Whether a tag names a process of this machine that is no more."""
-    kind, host, number, *_ = [*tag.split(":"), "", "", ""]
-    ours = kind == "process" and host == socket.gethostname() and number.isdigit()
-    return ours and process_tag(int(number)) != tag
 
 
 def mark_crashed(prefect_url: str) -> None:
@@ -171,7 +157,8 @@ def mark_crashed(prefect_url: str) -> None:
             "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
         )
         for run in running:
-            if any(has_ended(tag) for tag in run["tags"]):
+            its = filter(None, map(processes.Process.tagged, run["tags"]))
+            if any(process.lives() is False for process in its):
                 post(f"/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
                 print(f"flow run {run['name']}: marked as crashed, its process was killed")
     except (OSError, ValueError) as error:  # tidying up is no reason not to run

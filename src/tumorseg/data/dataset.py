@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tumorseg import lock
+from tumorseg import processes
 from tumorseg.errors import InputError
 from tumorseg.files import FULL, ended_if_full, write_json
 
@@ -50,7 +50,7 @@ def forget_ended(table: Path = Path(".dvc/tmp/rwlock")) -> None:
     """
 
     def alive(user: Any) -> bool:
-        return bool(user) and bool(lock.process(int(user["pid"])).began)
+        return bool(user) and bool(processes.process(int(user["pid"])).began)
 
     try:
         known = json.loads(table.read_text())
