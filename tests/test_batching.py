@@ -68,7 +68,7 @@ def test_slices_that_wait_go_together_and_nobody_gets_another_s_answer():
 
 
 def test_a_volume_keeps_its_order_and_lets_a_lone_slice_pass():
-    network = Network(0.02)
+    network = Network(0.05)
     slices = Slices(network, Settings(max_batch_size=4))
     volume = Study("nifti", [np.full((20, 20), n, np.uint8) for n in range(100)])
     ended = {}

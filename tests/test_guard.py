@@ -127,7 +127,7 @@ def test_places_in_the_queue_are_given_back():
 
 
 def test_all_bodies_together_are_bounded_and_given_back():
-    client = guarded(sleeper(0.1), max_memory=250)
+    client = guarded(sleeper(0.5), max_memory=250)
 
     async def twice():
         async with client:
@@ -168,13 +168,13 @@ def test_a_body_that_does_not_arrive_is_answered_408():
     assert answer.status_code == 408
 
 
-def leaving(app, *messages: Message) -> list[Message]:
+def leaving(app, *messages: Message, stays: float = 0.05) -> list[Message]:
     """Sends messages as a client that then goes away; returns what it was answered."""
     answered: list[Message] = []
     left = [*messages, {"type": "http.disconnect"}]
 
     async def receive() -> Message:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05 if len(left) > 1 else stays)
         return left.pop(0)
 
     async def send(message: Message) -> None:
@@ -224,7 +224,7 @@ def test_only_a_disconnect_is_taken_for_the_clients_leaving():
         await echo(scope, receive, send)
 
     more = {"type": "http.request", "body": b"", "more_body": False}
-    start, *_ = leaving(slow, WHOLE, more, more)
+    start, *_ = leaving(slow, WHOLE, more, more, stays=2.0)
     assert start["status"] == 200
 
 

@@ -73,10 +73,10 @@ def _busy_while_it_runs(app, slow: Slow) -> None:
     """A request is answered 504 early; the next finds the only place taken until the work ends."""
 
     async def talk() -> None:
-        async with guarded(app, seconds=0.1, max_queue=1) as client:
+        async with guarded(app, seconds=0.5, max_queue=1) as client:
             first = asyncio.ensure_future(post()(client))
             await asyncio.to_thread(slow.begun.wait)
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.7)
             assert (await post()(client)).status_code == 503
             assert not slow.ended.is_set()
             assert (await first).status_code == 504
@@ -86,7 +86,7 @@ def _busy_while_it_runs(app, slow: Slow) -> None:
 
 
 def test_a_decoder_past_its_time_keeps_its_place_in_the_queue():
-    slow = Slow()
+    slow = Slow(2)
     slices = Slices(object(), Settings(threads=1))
 
     async def decodes(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +96,7 @@ def test_a_decoder_past_its_time_keeps_its_place_in_the_queue():
 
 
 def test_a_page_past_its_time_keeps_its_place_in_the_queue():
-    slow, pages = Slow(), Pages()
+    slow, pages = Slow(2), Pages()
 
     def page(environ, start_response):
         slow()
