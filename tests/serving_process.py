@@ -41,7 +41,7 @@ def status(url: str) -> int | None:
         return None  # nothing listens there yet
 
 
-def ready(process: subprocess.Popen[bytes], url: str, seconds: float = 60) -> bool:
+def ready(process: subprocess.Popen[bytes], url: str, seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if status(f"{url}/readyz") == 200:
