@@ -60,23 +60,32 @@ class Shutdown:
         signal.signal(number, handle)
 
     async def _drain(self, server: uvicorn.Server, number: int) -> None:
-        doors = [door.dup() for listener in server.servers for door in listener.sockets]
-        for door in doors:
-            _lock(door)
-        loop = asyncio.get_running_loop()
-        # An answer given before the signal told its client how long the connection would be kept,
-        # and its next request may be under way; each answer from now on closes its own.
-        end, quiet = loop.time() + server.config.timeout_keep_alive + _LOOK_SECONDS, 0
-        while loop.time() < end and quiet < 2:
-            await asyncio.sleep(_LOOK_SECONDS)
-            waiting = any(select.select(doors, [], [], 0))
-            quiet = 0 if waiting or server.server_state.connections else quiet + 1
-        for listener in server.servers:
-            listener.close()
-        for door in doors:
-            _shut(door)
-        server.config.timeout_graceful_shutdown = int(self._seconds)
-        server.handle_exit(number, None)
+        try:
+            await _accepted(server)
+        finally:  # whatever goes wrong there, the process ends
+            server.config.timeout_graceful_shutdown = int(self._seconds)
+            server.handle_exit(number, None)
+
+
+async def _accepted(server: uvicorn.Server) -> None:
+    """Returns when no connection can bring a request any more, and shuts the door."""
+    doors = [door.dup() for listener in server.servers for door in listener.sockets]
+    waiting = select.poll()  # `select` knows no descriptor above 1023
+    for door in doors:
+        _lock(door)
+        waiting.register(door, select.POLLIN)
+    loop = asyncio.get_running_loop()
+    # An answer given before the signal told its client how long the connection would be kept, and
+    # its next request may be under way; each answer from now on closes its own.
+    end, quiet = loop.time() + server.config.timeout_keep_alive + _LOOK_SECONDS, 0
+    while loop.time() < end and quiet < 2:
+        await asyncio.sleep(_LOOK_SECONDS)
+        busy = waiting.poll(0) or server.server_state.connections
+        quiet = 0 if busy else quiet + 1
+    for listener in server.servers:
+        listener.close()
+    for door in doors:
+        _shut(door)
 
 
 def _lock(door: socket.socket) -> None:
