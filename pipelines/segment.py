@@ -6,12 +6,12 @@ below FOLDER; typed again, it goes on where it was interrupted.
 
 import argparse
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
 from pipelines._flow import main, stage
-from tumorseg.archive import Work, chunks, opened, segment_some
+from tumorseg.archive import Work, chunks, opened, segment_all, segment_some
 from tumorseg.archive_rows import Row, summarise
 from tumorseg.errors import InputError
 from tumorseg.packaging import reconcile
@@ -35,21 +35,15 @@ def segment() -> None:
     work = Work.of(chosen.folder, chosen.output, model, params)
     with opened(work) as (jobs, known), workers(params) as runner:
         rows = dict(known)
+        todo = chunks((job for job in jobs if work.name(job) not in known), params.slices)
 
         # Without parameters, since Prefect keeps these, and a folder's name may be a patient's.
         @stage(name="segment", task_runner=runner)
         def archive() -> None:
-            todo = chunks((job for job in jobs if work.name(job) not in known), params.slices)
             print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
             start = time.monotonic()
-            calls = {f"part {n} of {len(todo)}": (work, some, n) for n, some in enumerate(todo, 1)}
-            results = outcomes(segment_some, calls, params.retries)
-            for some, found in zip(todo, results, strict=True):
-                if isinstance(found, InputError):
-                    raise found
-                if isinstance(found, Exception):
-                    sentence = f"Its task failed ({type(found).__name__}); type the same again."
-                    found = [replace(work.row(job), error=sentence) for job in some]
+            deal = partial(outcomes, segment_some, retries=params.retries)
+            for found in segment_all(work, todo, deal):
                 rows.update((row.path, row) for row in found)
                 print(f"{len(rows)} of {len(jobs)} files")
             slices, seconds = _slices(rows) - _slices(known), time.monotonic() - start

@@ -1,8 +1,10 @@
 """An archive's chunks: what is done, what is not done again, and what killed workers leave."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tumorseg.archive_rows import RECORD, summarise
 from tumorseg.errors import InputError
 from tumorseg.params import SegmentParams, load_params
 from tumorseg.predict import Local, run
+from tumorseg.predict_files import Job
 
 PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
 
@@ -117,6 +120,117 @@ def test_what_is_out_of_date_is_done_again(work, monkeypatch, what) -> None:
     assert set(seen) == again and len(seen) == len(again)
 
 
+def test_a_mask_that_was_changed_by_hand_stays(work) -> None:
+    do_all(work)
+    mask = work.output / "p0" / "s2_mask.png"
+    drawn = encode(Image.fromarray(disc(30, 30)))
+    mask.write_bytes(drawn)
+    other = Work.of(work.archive, work.output, write_model(work.model, threshold=0.7), PARAMS)
+    before = work.row(opened_job(work, "p0/s2.png"))
+    for _ in range(2):
+        row = do_all(other)["p0/s2.png"]
+        assert mask.read_bytes() == drawn and row.error is None
+        assert row.threshold == before.threshold and row.warnings.count("changed since") == 1
+    assert do_all(other)["p0/s0.png"].threshold == 0.7
+    (work.archive / "p0" / "s2.png").write_bytes(encode(Image.fromarray(disc(80, 80))))
+    assert do_all(other)["p0/s2.png"].warnings.endswith("So was the scan.")
+    mask.unlink()
+    row = do_all(other)["p0/s2.png"]
+    assert row.threshold == 0.7 and row.warnings.count("changed since") == 0 and mask.exists()
+
+
+def opened_job(work: Work, name: str) -> Job:
+    with opened(work) as (jobs, _):
+        (job,) = (job for job in jobs if work.name(job) == name)
+    return job
+
+
+def test_what_cannot_be_read_has_a_sentence_and_the_rest_its_masks(work) -> None:
+    for name in ("p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"):
+        (work.archive / name).symlink_to("not-fetched")
+    (work.archive / "loop.png").symlink_to("loop.png")
+    rows = do_all(work)
+    failed = {name for name, row in rows.items() if row.error}
+    gone = {"p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"}
+    assert failed == gone | {"bad.jpg", "loop.png"}
+    assert len(masks(work.output)) == 5
+
+
+def test_what_nobody_foresaw_costs_one_file(work, monkeypatch) -> None:
+    real = archive.predict
+
+    def predict(jobs, *args, **kwargs):
+        if jobs[0].name.endswith("s2.png"):
+            raise MemoryError
+        return real(jobs, *args, **kwargs)
+
+    monkeypatch.setattr(archive, "predict", predict)
+    rows = do_all(work)
+    assert rows["p0/s2.png"].error == "It could not be segmented (MemoryError)."
+    assert {name for name, row in rows.items() if row.error} == {"bad.jpg", "p0/s2.png"}
+
+
+def test_linked_folders_are_searched_through_once(work) -> None:
+    elsewhere = work.archive.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "far.png").write_bytes(encode(Image.fromarray(disc())))
+    (work.archive / "linked").symlink_to(elsewhere)
+    (work.archive / "twice").symlink_to(elsewhere)
+    (work.archive / "p0" / "up").symlink_to(work.archive)
+    rows = do_all(work)
+    assert len(rows) == 8 and rows["linked/far.png"].mask == "linked/far_mask.png"
+
+
+def test_a_folder_that_cannot_be_read_stops_it_and_loses_nothing(work, monkeypatch) -> None:
+    do_all(work)
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("p1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(InputError, match=r"p1: cannot be searched through \(Permission denied"):
+        do_all(work)
+    monkeypatch.undo()
+    seen = counted(monkeypatch)
+    do_all(work)
+    assert seen == ["bad.jpg"]
+
+
+def test_a_part_is_dealt_out_again_as_long_as_that_brings_it_further(work) -> None:
+    """As where each of several files ends two workers, and the scheduler gives up at four."""
+    tries = []
+
+    def deal(calls):
+        for name, (its, some, number) in calls.items():
+            tries.append(name)
+            done = (len(tries) - 1) * 2
+            if len(tries) < 3:
+                segment_some(its, some[: done + 2], number)
+                yield RuntimeError("its workers died")
+            else:
+                yield segment_some(its, some, number)
+
+    with opened(work) as (jobs, _):
+        ((*rows,),) = archive.segment_all(work, [jobs], deal)
+    assert tries == 3 * ["part 1 of 1"] and len(rows) == len(jobs) == 7
+    assert [row.path for row in rows if row.error] == ["bad.jpg"]
+
+
+def test_a_part_that_comes_no_further_keeps_what_was_done(work) -> None:
+    def deal(calls):
+        for its, some, number in calls.values():
+            segment_some(its, some[:3], number)
+            yield RuntimeError("its workers died")
+
+    with opened(work) as (jobs, _):
+        ((*rows,),) = archive.segment_all(work, [jobs], deal)
+    assert sum("task failed (RuntimeError)" in (row.error or "") for row in rows) == 4
+    assert sum(row.mask is not None for row in rows) == 2
+
+
 def test_a_file_that_comes_back_has_its_own_mask(work) -> None:
     """Its mask's name was another file's meanwhile."""
     jpg, png = work.archive / "scan.jpg", work.archive / "scan.png"
@@ -140,7 +254,11 @@ def test_a_chunk_goes_on_after_what_a_dead_worker_did(work, monkeypatch) -> None
         lines = record.read_text().splitlines()
         record.write_text("\n".join(lines[:5]) + '\n{"path": "p0/s')  # killed while it wrote
         seen = counted(monkeypatch)
-        assert segment_some(work, jobs, 0) == expected
+        found = segment_some(work, jobs, 0)
+        assert [replace(row, written=None) for row in found] == [
+            replace(row, written=None)
+            for row in expected  # each DICOM SEG has UIDs of its own
+        ]
         assert len(seen) == len(jobs) - 2  # two of them were whole
 
 

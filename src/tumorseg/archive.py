@@ -1,11 +1,14 @@
 """An archive of scans to masks, in chunks that any process may do, and none twice."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -18,6 +21,7 @@ from tumorseg.serving.predictor import ModelInfo, load_info
 
 _ATTEMPTS = 2  # at a file during which a process died
 _SLICE_BYTES = 65_536  # of a volume whose slices are not counted yet
+_BY_HAND = "The mask was changed since; the figures are those of the one that was written."
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,23 @@ class Work:
             source=_stamp(job),
         )
 
-    def is_done(self, job: Job, row: Row | None) -> bool:
-        """Whether the job's mask is there, of this very file and by this very model."""
+    def done(self, job: Job, row: Row | None) -> Row | None:
+        """The row of an earlier run if the job need not be done again, else None.
+
+        That is where its mask is there, of this very file and by this very model; or was changed
+        since it was written, as by somebody who knows better.
+        """
         if row is None or row.error or row.mask is None:
-            return False
+            return None
+        mask = self.output / row.mask
+        if not mask.exists():
+            return None
+        if row.written is not None and row.written != _digest(mask):
+            kept = row.warnings.partition(_BY_HAND)[0].rstrip()
+            also = "" if row.source == _stamp(job) else " So was the scan."
+            return replace(row, warnings=f"{kept} {_BY_HAND}{also}".lstrip())
         wanted = (self.info.digest, self.info.threshold, _stamp(job))
-        made = (row.model_digest, row.threshold, row.source)
-        return made == wanted and (self.output / row.mask).exists()
+        return row if (row.model_digest, row.threshold, row.source) == wanted else None
 
 
 @contextmanager
@@ -88,7 +102,7 @@ def opened(work: Work) -> Iterator[tuple[list[Job], dict[str, Row]]]:
         lock, rows = take(work.output)
         named = {work.name(job): job for job in jobs}
         known = {
-            name: rows[name] for name, job in named.items() if work.is_done(job, rows.get(name))
+            name: row for name, job in named.items() if (row := work.done(job, rows.get(name)))
         }
         keep(work.output, known.values())
     except OSError as error:
@@ -116,6 +130,48 @@ def chunks(jobs: Iterable[Job], slices: int) -> list[list[Job]]:
     return made if made[0] else []
 
 
+def segment_all(
+    work: Work,
+    parts: Sequence[Sequence[Job]],
+    deal: Callable[[Mapping[str, tuple[Any, ...]]], Iterator[list[Row] | Exception]],
+) -> Iterator[list[Row]]:
+    """Has each chunk done by somebody, and again as long as that brings it further.
+
+    A scheduler gives a chunk up at which a few workers have died, though each of its files may
+    cost two of them.
+
+    Args:
+        work: What all chunks have in common.
+        parts: The chunks.
+        deal: Makes calls of `segment_some`, by name; yields what each returned or raised.
+
+    Yields:
+        The rows of each chunk.
+
+    Raises:
+        InputError: As `segment_some`.
+    """
+    waiting, so_far = dict(enumerate(parts, 1)), Counter[int]()
+    while waiting:
+        calls = {f"part {n} of {len(parts)}": (work, some, n) for n, some in waiting.items()}
+        again: dict[int, Sequence[Job]] = {}
+        for (number, some), found in zip(waiting.items(), deal(calls), strict=True):
+            if isinstance(found, InputError):
+                raise found
+            if not isinstance(found, Exception):
+                yield found
+                continue
+            done = read(_record(work, number))[1]
+            if len(done) > so_far[number]:
+                so_far[number], again[number] = len(done), some
+                continue
+            sentence = f"Its task failed ({type(found).__name__}); type the same again."
+            yield [
+                done.get(work.name(job)) or replace(work.row(job), error=sentence) for job in some
+            ]
+        waiting = again
+
+
 def segment_some(work: Work, jobs: Sequence[Job], number: int) -> list[Row]:
     """Segments one chunk in this process, but for what another one did of it before it died.
 
@@ -133,7 +189,7 @@ def segment_some(work: Work, jobs: Sequence[Job], number: int) -> list[Row]:
         InputError: The model does not work here, or is another one than at the start.
     """
     segmenter = _loaded(work.model, work.info.digest, work.params.threads_here())
-    record = work.output / RECORD / f"{number:06}.jsonl"
+    record = _record(work, number)
     begun, done = read(record)
     rows = []
     with record.open("a", buffering=1) as file:
@@ -153,12 +209,19 @@ def segment_some(work: Work, jobs: Sequence[Job], number: int) -> list[Row]:
 
 
 def _segmented(work: Work, job: Job, row: Row, segmenter: Local) -> Row:
-    ((_, found),) = predict([job], segmenter, overwrite=True)
+    try:
+        ((_, found),) = predict([job], segmenter, overwrite=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever it is, the other files are not to suffer for it
+        return replace(row, error=f"It could not be segmented ({type(error).__name__}).")
     if isinstance(found, str):
         return replace(row, error=found)
+    mask = job.target(found.ending)
     return replace(
         row,
-        mask=job.target(found.ending).relative_to(work.output).as_posix(),
+        mask=mask.relative_to(work.output).as_posix(),
+        written=_digest(mask),
         slices=found.slices,
         area_px=found.area_px,
         area_mm2=found.area_mm2,
@@ -183,8 +246,18 @@ def _weight(job: Job) -> int:
     if len(job.files) > 1:
         return len(job.files)
     if job.files[0].name.lower().endswith((".nii", ".nii.gz", ".zip")):
-        return 1 + job.files[0].stat().st_size // _SLICE_BYTES
+        with suppress(OSError):  # reading it will say why
+            return 1 + job.files[0].stat().st_size // _SLICE_BYTES
     return 1
+
+
+def _record(work: Work, number: int) -> Path:
+    """What has been done of a chunk of this run."""
+    return work.output / RECORD / f"{number:06}.jsonl"
+
+
+def _digest(mask: Path) -> str:
+    return sha256(mask.read_bytes()).hexdigest()
 
 
 def _stamp(job: Job) -> str:

@@ -28,7 +28,7 @@ _UNFINISHED = re.compile(r"\.\d+\..+(" + "|".join(map(re.escape, ENDINGS)) + ")"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What became of one file; a line of summary.csv but for the last field.
+    """What became of one file; a line of summary.csv but for the last two fields.
 
     Attributes:
         path: The file, or the folder of a DICOM series, relative to the archive.
@@ -44,6 +44,7 @@ class Row:
         threshold: Probability from which a pixel is tumour.
         error: Why there is no mask, a sentence.
         source: Number of files, their bytes and the last change, to notice another content.
+        written: SHA-256 of the mask as it was written; None where there is none.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Row:
     threshold: float
     error: str | None = None
     source: str
+    written: str | None = None
 
 
 def take(output: Path) -> tuple[TextIO, dict[str, Row]]:
@@ -92,7 +94,7 @@ def summarise(output: Path, rows: Iterable[Row]) -> Path:
     for parent, _, names in os.walk(output):
         for name in filter(_UNFINISHED.fullmatch, names):
             Path(parent, name).unlink(missing_ok=True)
-    columns = [name for name in Row.__annotations__ if name != "source"]
+    columns = [name for name in Row.__annotations__ if name not in ("source", "written")]
     path = output / SUMMARY
     with (
         atomic_path(path) as temporary,

@@ -61,15 +61,16 @@ def ending_of(data: bytes) -> str:
 def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
     """Lists what to segment and where the masks go.
 
-    Folders are searched through, their masks of an earlier run left out. Masks go beside their
-    files, or under `output`, with the folders that were searched through as they are.
+    Folders are searched through, linked ones too, each once; their masks of an earlier run are left
+    out. Masks go beside their files, or under `output`, with the folders that were searched through
+    as they are.
 
     Args:
         paths: Files and folders.
         output: Where to; beside each file if None.
 
     Raises:
-        InputError: A path does not exist, or nothing was found.
+        InputError: A path does not exist, a folder cannot be read, or nothing was found.
     """
     found: dict[tuple[Path, ...], tuple[str, Path]] = {}  # files → name and folder of the mask
     for path in paths:
@@ -101,13 +102,22 @@ def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
 
 def _search(root: Path) -> Iterator[tuple[tuple[Path, ...], str]]:
     """Files to segment below a folder, each with a name; the DICOM files of a folder as one."""
-    for parent, folders, names in os.walk(root):
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be searched through ({error.strerror})")
+
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        if (real := Path(parent).resolve()) in seen:  # by way of a link
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(parent, n) for n in sorted(names) if not n.startswith(".")]
         paths = [path for path in paths if not path.name.endswith(ENDINGS)]
         series = tuple(path for path in paths if _is_dicom(path))
         if len(series) > 1:
-            yield series, Path(parent).resolve().name
+            yield series, real.name
             paths = [path for path in paths if path not in series]
         for path in paths:
             if path in series or path.name.lower().endswith(_SUFFIXES):
