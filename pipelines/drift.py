@@ -21,7 +21,7 @@ from tumorseg.data.data_docs import settle
 from tumorseg.drift.check import DRIFT, judge
 from tumorseg.drift.reference import FILE, load
 from tumorseg.drift.report import markdown, sentence
-from tumorseg.drift.window import read_window
+from tumorseg.drift.window import count_of_others, read_window
 from tumorseg.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, write_json
@@ -46,13 +46,20 @@ def drift() -> str:
     reference = step(tracking.attached, retries=2)(registered.experiment, model["run_id"], FILE)
     record = Path(os.environ.get(VARIABLE) or STATISTICS)
     window = step(read_window)(record, model["digest"], now, params.window_hours)
+    others = step(count_of_others)(record, model["digest"], now, params.window_hours)
+    if not record.exists():
+        print(
+            f"{record}: is not there yet; `tumorseg serve` writes it once it has answered. "
+            f"{VARIABLE} names that of another service."
+        )
     shutil.rmtree(DOCS, ignore_errors=True)
     result = step(judge)(window, load(reference), params, DOCS)
     result |= {
         "time": now.isoformat(timespec="seconds"),
         "model": {key: model[key] for key in ("version", "digest")},
-        "sentence": sentence(result),
+        "others": others if record.exists() else None,
     }
+    result["sentence"] = sentence(result)
     write_json(REPORT, result)
     page = markdown(result, params.alpha, params.window_hours)
     with atomic_path(PAGE) as temporary:

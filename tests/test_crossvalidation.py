@@ -1,11 +1,14 @@
 """Folds: disjoint, whole, and never a group or a neighbour on two sides."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tumorseg.crossvalidation import Place, divide, fold_slices, page, pool, tabulate, train_fold
 from tumorseg.errors import InputError
+from tumorseg.files import locked
 from tumorseg.params import CrossvalidateParams
 
 
@@ -77,10 +80,14 @@ def test_a_fold_is_trained_once(workplace, train_params, tmp_path) -> None:
     folder = workplace["folder"]
     place = Place(folder / "arrays", folder / "policy.json", tmp_path / "unet-1" / "abc")
     (tmp_path / "unet-1" / "older").mkdir(parents=True)
+    still_trains = tmp_path / "unet-1" / "busy" / "lock"
     workers = CrossvalidateParams(
         scheduler=None, workers=2, threads=1, retries=0, folds=2, networks=["unet"], seed=0
     )
-    first = train_fold(fold, "unet", 0, train_params, place, workers)
+    with locked(still_trains, "training", 0):
+        first = train_fold(fold, "unet", 0, train_params, place, workers)
+    assert still_trains.exists()
+    shutil.rmtree(still_trains.parent)
     written = (place.folder / "weights.safetensors").stat().st_mtime_ns
     assert train_fold(fold, "unet", 0, train_params, place, workers) == first
     assert (place.folder / "weights.safetensors").stat().st_mtime_ns == written

@@ -25,7 +25,7 @@ from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.drift.check import COLUMNS, DRIFT, NONE, TOO_FEW, judge
 from tumorseg.drift.reference import AREA, FILE, design_effect, load, reference, taken_of
 from tumorseg.drift.report import markdown, sentence
-from tumorseg.drift.window import read_window
+from tumorseg.drift.window import count_of_others, read_window
 from tumorseg.errors import InputError
 from tumorseg.files import write_json
 from tumorseg.params import DriftParams
@@ -223,6 +223,7 @@ def test_the_window_holds_one_model_s_slices_of_some_hours(others, tmp_path, mon
     assert len(found) == 20 and set(found["hour"]) == {"2026-03-01T12", "2026-03-01T09"}
     assert set(COLUMNS) <= set(found.columns)
     assert len(read_window(path, DIGEST, now, 48)) == 30
+    assert [count_of_others(path, DIGEST, now, hours) for hours in (24, 2)] == [10, 0]
     record(path.with_name("other.db"), table[:5], DIGEST)  # of a second service on this disk
     assert len(read_window(path.parent, DIGEST, datetime.now(UTC), 24)) == 5
     both = read_window(path.parent, DIGEST, datetime.now(UTC), 24 * 365 * 99)
@@ -263,12 +264,17 @@ def spread(monkeypatch, table: pd.DataFrame) -> None:
 
 @pytest.mark.slow
 def test_the_flow_reports_and_starts_retraining_once(
-    place, others, monkeypatch, prefect_url
+    place, others, monkeypatch, prefect_url, caplog
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(pipelines.drift, "retrain", lambda because: started.append(because))
     assert pipelines.drift.drift() == TOO_FEW
-    assert "answered none" in json.loads(Path("reports/drift.json").read_text())["sentence"]
+    assert "no record" in json.loads(Path("reports/drift.json").read_text())["sentence"]
+    assert "statistics.db: is not there yet" in caplog.text
+    record(Path(".state/statistics.db"), window(others)[:7], "e" * 64)  # before a promotion
+    assert pipelines.drift.drift() == TOO_FEW
+    said = json.loads(Path("reports/drift.json").read_text())["sentence"]
+    assert "answered none" in said and "others 7: a service that runs" in said
 
     spread(monkeypatch, window(others, darker))
     assert pipelines.drift.drift() == DRIFT

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tumorseg import server
 from tumorseg.environment import PREFECT_URL_FILE, answers
+from tumorseg.processes import process
 
 USER = """
 import sys
@@ -46,3 +49,52 @@ def test_two_commands_at_once_share_a_server_and_the_last_one_ends_it(tmp_path) 
         for user in users:
             user.kill()
     assert not (tmp_path / PREFECT_URL_FILE).exists()
+
+
+@pytest.fixture
+def noted(tmp_path, monkeypatch) -> Iterator[subprocess.Popen]:
+    """A process that an earlier command noted as this checkout's server."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    server.FOLDER.mkdir(parents=True)
+    (server.FOLDER / "process").write_text(process(child.pid).tag)
+    PREFECT_URL_FILE.write_text("http://127.0.0.1:1/api")
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_a_server_that_is_slow_to_answer_is_waited_for(noted, monkeypatch) -> None:
+    said = iter([False, False, True])
+    monkeypatch.setattr(server, "answers", lambda url: next(said))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")  # as `set_up` leaves it
+    with server.prefect_server() as url:
+        assert url == "http://127.0.0.1:1/api" and noted.poll() is None
+    assert noted.wait(20) != 0 and not PREFECT_URL_FILE.exists()  # its last user ended it
+
+
+def test_one_that_has_died_or_hangs_is_replaced(noted, monkeypatch) -> None:
+    monkeypatch.setattr(server, "answers", lambda url: False)
+    monkeypatch.setattr(server, "PATIENCE_SECONDS", 1)
+    assert server._running_prefect() is None
+    assert noted.wait(20) != 0 and not PREFECT_URL_FILE.exists()
+
+
+def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch) -> None:
+    def interrupted(url: str) -> bool:
+        raise KeyboardInterrupt
+
+    begun = []
+
+    def started(command, log):
+        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return begun[0]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(server, "answers", interrupted)
+    monkeypatch.setattr(server, "started", started)
+    with pytest.raises(KeyboardInterrupt), server.prefect_server():
+        pass
+    assert begun[0].poll() is not None and not PREFECT_URL_FILE.exists()

@@ -6,6 +6,7 @@ What belongs together is on one side of each fold, as in a grouped split; test s
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,9 @@ def train_fold(
         if not done.exists():
             for other in place.folder.parent.glob("*"):
                 if other != place.folder:  # of other data or parameters
-                    shutil.rmtree(other)
+                    # Not to be had where one still trains.
+                    with suppress(InputError), locked(other / "lock", "removal", 0):
+                        shutil.rmtree(other)
             torch.set_num_threads(workers.threads_here())
             unfinished = place.folder / "unfinished"
             slices = fold_slices(fold, place.arrays)

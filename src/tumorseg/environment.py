@@ -79,13 +79,18 @@ def set_up(root: Path | None = None) -> None:
         os.environ["PREFECT_API_URL"] = url
 
 
-def own_prefect(root: Path = Path()) -> str | None:
-    """The address of the server that a command started in the repository `root`, if it answers."""
+def noted_prefect(root: Path = Path()) -> str | None:
+    """The address of the server that a command started in the repository `root`."""
     try:
-        url = (root / PREFECT_URL_FILE).read_text().strip()
+        return (root / PREFECT_URL_FILE).read_text().strip()
     except FileNotFoundError:
         return None
-    return url if answers(url) else None
+
+
+def own_prefect(root: Path = Path()) -> str | None:
+    """The same, if a server answers there."""
+    url = noted_prefect(root)
+    return url if url and answers(url) else None
 
 
 def answers(prefect_url: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tumorseg import processes
-from tumorseg.environment import PREFECT_URL_FILE, STATE, answers, own_prefect
+from tumorseg.environment import PREFECT_URL_FILE, STATE, answers, noted_prefect
 from tumorseg.errors import InputError
 from tumorseg.files import atomic_path, locked
 
@@ -76,7 +76,7 @@ def prefect_server() -> Iterator[str]:
         InputError: PREFECT_API_URL is set, but nothing answers there; or the server does not start.
     """
     url = os.environ.get("PREFECT_API_URL")
-    if url and url != own_prefect():
+    if url and url != noted_prefect():
         if not answers(url):
             raise InputError(
                 f"PREFECT_API_URL is {url}, but no Prefect server answers there: start it, or "
@@ -90,7 +90,7 @@ def prefect_server() -> Iterator[str]:
     with (FOLDER / "users").open("a") as users:  # all that use the server share its lock
         with change():
             fcntl.flock(users, fcntl.LOCK_SH)
-            url = own_prefect() or _start_prefect()
+            url = _running_prefect() or _start_prefect()
         os.environ["PREFECT_API_URL"] = url
         mark_crashed(url)
         try:
@@ -104,6 +104,26 @@ def prefect_server() -> Iterator[str]:
                     _end_prefect()
 
 
+def _server() -> processes.Process | None:
+    """The process that `_start_prefect` noted."""
+    try:
+        return processes.Process.tagged(_SERVER.read_text())
+    except FileNotFoundError:  # none was started, or `make clean` took the note
+        return None
+
+
+def _running_prefect() -> str | None:
+    """The address of the server that an earlier command started; one that is slow is waited for."""
+    url, server = noted_prefect(), _server()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while url and not answers(url):
+        if not (server and server.lives()) or time.monotonic() > deadline:
+            _end_prefect()
+            return None
+        time.sleep(0.3)
+    return url
+
+
 def _start_prefect() -> str:
     port = free_port(4200)
     url = f"http://127.0.0.1:{port}/api"
@@ -111,30 +131,31 @@ def _start_prefect() -> str:
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = started(command, log)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not answers(url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise InputError(f"the Prefect server did not start; its last words are in {log}")
-        time.sleep(0.3)
-    with atomic_path(_SERVER) as temporary:
-        temporary.write_text(processes.process(process.pid).tag)
-    PREFECT_URL_FILE.write_text(url)
+    try:
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise InputError(f"the Prefect server did not start; its last words are in {log}")
+            time.sleep(0.3)
+        with atomic_path(_SERVER) as temporary:
+            temporary.write_text(processes.process(process.pid).tag)
+        PREFECT_URL_FILE.write_text(url)
+    except BaseException:  # nobody else knows of it
+        process.kill()
+        process.wait()
+        raise
     return url
 
 
 def _end_prefect() -> None:
     PREFECT_URL_FILE.unlink(missing_ok=True)
-    try:
-        server = processes.Process.tagged(_SERVER.read_text())
-    except FileNotFoundError:  # `make clean` took it: nobody knows the process any more
-        return
+    server = _server()
     for sign in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 20
         while server and server.lives() and time.monotonic() < deadline:
             with suppress(ProcessLookupError):
                 os.kill(server.pid, sign)
             time.sleep(0.5)
-    _SERVER.unlink()
+    _SERVER.unlink(missing_ok=True)
 
 
 def mark_crashed(prefect_url: str) -> None:

@@ -9,11 +9,21 @@ _HEAD = " / ".join(f"{p:.0%}" for p in SHOWN)
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The verdict, from what `tumorseg.drift.check.judge` returned."""
+    """The verdict, from what `tumorseg.drift.check.judge` returned.
+
+    Args:
+        result: The same, if need be with `others`, the number of slices that other models answered;
+            None where nothing has been recorded at all.
+    """
     served = f"{result['slices']} slices served since {result['since']}"
     if result["verdict"] == TOO_FEW:
+        if result.get("others", 0) is None:
+            return "Too few slices: there is no record of what was served."
         if not result["slices"]:
-            return "Too few slices: the served model has answered none within drift.window_hours."
+            return (
+                "Too few slices: the packaged model has answered none within drift.window_hours"
+                f"{_others(result.get('others', 0))}."
+            )
         return f"Too few slices: {_came(result)}; {result['reason']}."
     columns = result["columns"]
     outside = [column for column in columns if column["outside"]]
@@ -86,6 +96,13 @@ def markdown(result: dict[str, Any], alpha: float, window_hours: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _others(count: int) -> str:
+    """What to do where another model answers."""
+    if not count:
+        return ""
+    return f", and others {count}: a service that runs takes the packaged one when it starts anew"
 
 
 def _came(result: dict[str, Any]) -> str:
