@@ -1,5 +1,6 @@
 """What all flows share: a task that tries again, and an end without a traceback for bad input."""
 
+import argparse
 import logging
 import os
 import sys
@@ -139,6 +140,14 @@ def on_schedule(made: Flow[..., Any], cron: str, parameters: dict[str, Any] | No
         made.serve("scheduled", cron=cron, global_limit=1, paused=False, parameters=parameters)
     except ValidationError:
         raise InputError(f"--cron {cron!r}: is no cron line, such as '0 3 * * *'") from None
+
+
+def command(entry: Callable[[], Any]) -> None:
+    """Runs a flow that is configured by params.yaml alone; on `--help` only says what it is."""
+    module = sys.modules["__main__"]
+    name = Path(module.__file__ or "").stem
+    argparse.ArgumentParser(f"python -m pipelines.{name}", description=module.__doc__).parse_args()
+    main(entry)
 
 
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from tumorseg.data.arrays import build_arrays, load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.learning.augmentation import load_policy, save_policy
@@ -24,4 +24,4 @@ def augment() -> None:
 
 
 if __name__ == "__main__":
-    main(augment)
+    command(augment)

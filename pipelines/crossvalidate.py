@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
-from pipelines._flow import main, stage
+from pipelines._flow import command, stage
 from pipelines.augment import POLICY
 from pipelines.train import unfinished
 from tumorseg.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
@@ -95,4 +95,4 @@ def place(fold: Fold, network: str, seed: int, made_of: str) -> Place:
 
 
 if __name__ == "__main__":
-    main(crossvalidate)
+    command(crossvalidate)

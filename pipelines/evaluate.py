@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from pipelines.train import TRAINED
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
@@ -146,4 +146,4 @@ def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(evaluate)
+    command(evaluate)

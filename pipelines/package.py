@@ -1,6 +1,6 @@
 """package: champion → bento, pinned to its version and digest."""
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from tumorseg.packaging import package_champion
 from tumorseg.params import PackageParams, RegisterParams, load_params
 
@@ -15,4 +15,4 @@ def package() -> None:
 
 
 if __name__ == "__main__":
-    main(package)
+    command(package)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.register import CANDIDATE
 from tumorseg import promotion
@@ -43,4 +43,4 @@ def promote() -> None:
 
 
 if __name__ == "__main__":
-    main(promote)
+    command(promote)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.train import TRAINED
 from tumorseg import registry, tracking
@@ -128,4 +128,4 @@ def run_of(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(register)
+    command(register)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from tumorseg.data.audit import control_figures
 from tumorseg.data.leakage import PAIRS, mark_leaks
 from tumorseg.data.manifest import (
@@ -68,4 +68,4 @@ def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(split)
+    command(split)

@@ -1,5 +1,6 @@
 """train: arrays → weights, for one network and seed a call: `python -m pipelines.train unet 0`."""
 
+import argparse
 import hashlib
 import shutil
 import sys
@@ -19,7 +20,7 @@ from tumorseg.files import atomic_path, write_json
 from tumorseg.learning import devices
 from tumorseg.learning.augmentation import load_policy
 from tumorseg.learning.training import train as fit
-from tumorseg.params import AugmentParams, RegisterParams, TrainParams, load_params
+from tumorseg.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
 
 TRAINED = Path("artifacts/train")
 SOURCES = ("learning/*.py", "preprocess.py")
@@ -105,6 +106,8 @@ def run(network: str, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
-        sys.exit("train: name a network and a seed: python -m pipelines.train unet 0")
-    sys.exit(run(sys.argv[1], int(sys.argv[2])))
+    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("seed", type=int)
+    chosen = parser.parse_args()
+    sys.exit(run(chosen.network, chosen.seed))

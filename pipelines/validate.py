@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import command, stage, step
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
 from tumorseg.data.audit_page import write_page
@@ -51,4 +51,4 @@ def validate() -> None:
 
 
 if __name__ == "__main__":
-    main(validate)
+    command(validate)

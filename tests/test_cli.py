@@ -1,11 +1,13 @@
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import REPOSITORY
@@ -105,3 +107,21 @@ def test_a_pipeline_ends_without_a_traceback(tmp_path) -> None:
         r"^train: params\.yaml: .*train\.common\.bach_size: unknown key", done.stderr, re.M
     )
     assert "Traceback" not in done.stderr + done.stdout
+
+
+STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # it is imported twice
+@pytest.mark.parametrize("name", [*STAGES, "crossvalidate", "segment", "retrain", "drift"])
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--nonsense", 2)])
+def test_a_pipeline_that_is_asked_for_help_runs_nothing(
+    name, option, status, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", option])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"pipelines.{name}", run_name="__main__", alter_sys=True)
+    assert ended.value.code == status and not list(tmp_path.iterdir())
+    told = capsys.readouterr()
+    assert f"usage: python -m pipelines.{name}" in told.out + told.err

@@ -42,6 +42,32 @@ def test_unknown_sets_and_keys_are_named(tmp_path, monkeypatch) -> None:
         experiments.command(None, ["train.seeds"])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.nope=3", "has no key train.nope"),
+        ("nope=3", "has no key nope"),
+        ("train.seeds.x=3", "has no key train.seeds.x"),
+        ("+train.common.x=3", "has no key"),
+        ("train.seeds=[0,", "is no value"),
+        ("train.common.epochs=abc", r"with these values: train\.common\.epochs: .*integer"),
+        ("drift.alpha=2", r"drift\.alpha"),
+    ],
+)
+def test_wrong_changes_are_found_before_dvc_begins(change, said, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=said):
+        experiments.command("two_cores", [change])
+    assert not capsys.readouterr().out
+
+
+def test_so_are_wrong_params(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(FILES[1].read_text().replace("  inbox: inbox", "  in: x"))
+    with pytest.raises(InputError, match=r"^params\.yaml: retrain\.inbox: missing"):
+        experiments.command(None, [])
+
+
 def test_dvc_is_told_what_differs(monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert experiments.command(None, []) == ["repro"]

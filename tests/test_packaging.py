@@ -41,11 +41,17 @@ def test_without_mlflow_what_is_packaged_is_served_and_said_to_be(
     place, built, capsys, monkeypatch, uri
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(InputError, match=r"bento\.json: is missing; type `make run` first, or"):
+    with pytest.raises(InputError, match=r"bento\.json: is missing or damaged; type .+, or"):
         packaging.reconcile(", or else")
     path = place.root / packaging.PACKAGED
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"tag": "t", "version": "7", "digest": "0" * 64}))
+    for damaged in ("{", "[]", '{"tag": "t"}'):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match="is missing or damaged"):
+            packaging.reconcile()
+    capsys.readouterr()
+    about = {"tag": "t", "version": "7", "run_id": "r", "digest": "0" * 64}
+    path.write_text(json.dumps(about))
     found = packaging.reconcile()
     assert found is not None and found["version"] == "7" and built == []
     printed = capsys.readouterr().err.splitlines()

@@ -46,7 +46,24 @@ def test_stages_sections_and_modules_share_their_names() -> None:
         (lambda d: d["evaluate"].update(threshold="best"), "evaluate.threshold"),
         (lambda d: d["augment"].update(image_size=100), "augment.image_size: .*multiple of 16"),
         (lambda d: d.update(trian={}), "trian: unknown section"),
-        (lambda d: d.pop("evaluate"), "evaluate: "),
+        (lambda d: d.pop("evaluate"), "evaluate: missing section"),
+        (lambda d: d.update(drift=None), "drift: missing section"),
+        (lambda d: d["validate"].update(name_pattern="x"), r"named groups \(\?P<number>…"),
+        (lambda d: d["validate"].update(min_side=5000), "min_side must not be above"),
+        (
+            lambda d: d["segment"].update(scheduler="tcp://a"),
+            r"tcp://HOST:8786.* \(got 'tcp://a'\)",
+        ),
+        (lambda d: d["train"]["common"].update(bce_weight=0, dice_weight=0), "must not both be 0"),
+        (
+            lambda d: d["train"]["common"].update(learning_rate=float("inf")),
+            "learning_rate: .*finite",
+        ),
+        (lambda d: d["train"]["common"].update(minimum_learning_rate=1), "above learning_rate"),
+        (lambda d: d["retrain"].update(inbox="data"), "inbox and data must be two folders"),
+        (lambda d: d["retrain"].update(inbox="data/new"), "inbox and data must be two"),
+        (lambda d: d["retrain"].update(inbox="."), "quarantine and inbox must be two"),
+        (lambda d: d["retrain"].update(quarantine="./inbox"), "inbox and quarantine must be two"),
     ],
 )
 def test_a_wrong_key_is_named(document: dict, tmp_path: Path, change, message: str) -> None:

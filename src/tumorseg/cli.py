@@ -56,7 +56,9 @@ def run(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE on top of params.yaml and of the set; repeatable."),
+        typer.Option(
+            "--set", help="KEY=VALUE on top of the set; both are written into params.yaml."
+        ),
     ] = None,
 ) -> None:
     """Pull the data, run what is out of date, and end with the comparison table."""
@@ -193,7 +195,7 @@ def predict(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A folder with model.onnx and model.json, in place of the champion."),
+        typer.Option(help="In place of the champion: a folder as src/model of a bento."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Probability; the model's own if left out.")

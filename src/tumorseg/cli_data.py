@@ -59,7 +59,7 @@ def labels(
         labels.use_labels(folder)
         print("data/ now has the other labels, recorded in data.dvc.")
         print("next: `make run`; `dvc metrics diff` and `dvc plots diff` show what it changed;")
-        print("      `git commit data.dvc dvc.lock reports` keeps it as a version")
+        print("      `git add data.dvc dvc.lock reports && git commit` keeps it as a version")
 
 
 @app.command("phantom")

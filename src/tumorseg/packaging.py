@@ -61,9 +61,7 @@ def reconcile(instead: str = "") -> dict[str, Any]:
     Raises:
         InputError: There is neither a champion nor a bento.
     """
-    known: dict[str, Any] | None = None
-    if PACKAGED.exists():
-        known = json.loads(PACKAGED.read_text())
+    known = _known()
     target = load_params(RegisterParams)
     try:
         champion = (
@@ -76,7 +74,7 @@ def reconcile(instead: str = "") -> dict[str, Any]:
     if silent or champion is None:
         reason = f"MLflow cannot be asked who is champion ({silent})"
         if known is None:
-            raise InputError(f"{PACKAGED}: is missing; type `make run` first{instead}")
+            raise InputError(f"{PACKAGED}: is missing or damaged; type `make run` first{instead}")
         _say(f"{reason if silent else 'MLflow has no champion'}; packaged is {_named(known)}")
         return known
     wanted = {"version": str(champion.version), "digest": champion.tags.get("digest")}
@@ -85,6 +83,16 @@ def reconcile(instead: str = "") -> dict[str, Any]:
     was = "nothing" if known is None else _named(known)
     _say(f"the champion is {_named(wanted)}, but packaged is {was}: packaging the champion first")
     return package_champion(target, load_params(PackageParams))
+
+
+def _known() -> dict[str, Any] | None:
+    """What `PACKAGED` holds; None where it is missing or damaged."""
+    try:
+        told: Any = json.loads(PACKAGED.read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(told, dict) and {"tag", "version", "run_id", "digest"} <= told.keys()
+    return told if whole else None
 
 
 def _named(model: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """params.yaml, checked: one class a section, and a wrong key or value is an error that names it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,9 @@ __all__ = [
     "SplitParams",
     "TrainParams",
     "ValidateParams",
+    "check",
     "load_params",
+    "read_document",
 ]
 
 SECTIONS: tuple[type[Section], ...] = (
@@ -83,6 +86,17 @@ def load_params(kind: type[SectionT], path: Path = Path("params.yaml")) -> Secti
         InputError: The file is missing or is no YAML mapping, or a section or key is unknown,
             missing or wrong; the message names each as `section.key`.
     """
+    asked = check(read_document(path), path)[kind.section]
+    assert isinstance(asked, kind)
+    return asked
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Reads params.yaml as it is.
+
+    Raises:
+        InputError: It is missing or is no YAML mapping.
+    """
     try:
         document: Any = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -93,19 +107,33 @@ def load_params(kind: type[SectionT], path: Path = Path("params.yaml")) -> Secti
         raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: must hold sections of keys, such as 'train:'")
+    return document
+
+
+def check(document: Mapping[str, Any], where: object) -> dict[str, Section]:
+    """Checks all sections, and returns them by name.
+
+    Args:
+        document: What params.yaml holds.
+        where: What messages begin with.
+
+    Raises:
+        InputError: As `load_params`.
+    """
     known = {section.section: section for section in SECTIONS}
     problems = [f"{name}: unknown section" for name in document if name not in known]
     parsed: dict[str, Section] = {}
     for name, section in known.items():
+        if document.get(name) is None:
+            problems.append(f"{name}: missing section")
+            continue
         try:
             parsed[name] = section.model_validate(document.get(name))
         except ValidationError as error:
             problems += [_sentence(name, problem) for problem in error.errors()]
     if problems:
-        raise InputError(f"{path}: " + "; ".join(problems))
-    asked = parsed[kind.section]
-    assert isinstance(asked, kind)
-    return asked
+        raise InputError(f"{where}: " + "; ".join(problems))
+    return parsed
 
 
 def _sentence(section: str, problem: Any) -> str:
@@ -117,4 +145,4 @@ def _sentence(section: str, problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # several keys together
         return f"{key}: {message}"
-    return f"{key}: {message.lower()} (got {problem['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"

@@ -10,5 +10,5 @@ Fraction = Field(ge=0, le=1)
 class Section(BaseModel):
     """A section of params.yaml; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     section: ClassVar[str]

@@ -45,6 +45,12 @@ class ValidateParams(Section):
     stop_on: list[Finding]
     quarantine: bool
 
+    @model_validator(mode="after")
+    def _sides_fit(self) -> "ValidateParams":
+        if self.min_side > self.max_side:
+            raise ValueError("min_side must not be above max_side")
+        return self
+
     @field_validator("name_pattern")
     @classmethod
     def _names_its_groups(cls, pattern: str) -> str:
@@ -118,6 +124,14 @@ class CommonTrainParams(Section):
     precision: Literal["auto", "32-true", "bf16-mixed"]  # auto: bf16 where there is such hardware
     compile: bool
     deterministic: bool
+
+    @model_validator(mode="after")
+    def _is_trained(self) -> "CommonTrainParams":
+        if self.bce_weight == self.dice_weight == 0:
+            raise ValueError("bce_weight and dice_weight must not both be 0")
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError("minimum_learning_rate must not be above learning_rate")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "CommonTrainParams":

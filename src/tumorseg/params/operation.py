@@ -1,13 +1,18 @@
 """The sections of what comes after the figures, and of what is dealt out over workers."""
 
-from typing import Annotated, Literal
+import re
+from itertools import permutations
+from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tumorseg.params.base import Fraction, Section
 from tumorseg.params.chain import NETWORKS
 from tumorseg.serving.api.settings import Settings
 from tumorseg.serving.cores import usable_cores
+
+_ADDRESS = re.compile(r"(tcp|tls)://([^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}")
 
 
 class RegisterParams(Section):
@@ -67,6 +72,16 @@ class RetrainParams(Section):
     retries: int = Field(ge=0, le=50)
     retry_delay_seconds: float = Field(ge=0)  # before the first retry; doubled each time
 
+    @model_validator(mode="after")
+    def _folders_are_apart(self) -> "RetrainParams":
+        # What is taken in leaves the inbox, and what is refused goes to the quarantine.
+        named = {"inbox": self.inbox, "quarantine": self.quarantine, "data": "data"}
+        folders = {name: Path(folder).resolve() for name, folder in named.items()}
+        for one, other in permutations(folders, 2):
+            if folders[one].is_relative_to(folders[other]):
+                raise ValueError(f"{one} and {other} must be two folders, neither in the other")
+        return self
+
 
 class DriftParams(Section):
     """The comparison of served with training slices."""
@@ -84,14 +99,17 @@ class DriftParams(Section):
 class FannedOutParams(Section):
     """What is dealt out over the workers of a Dask scheduler."""
 
-    # null: processes on this machine, for the time of one run.
-    scheduler: (
-        Annotated[str, Field(pattern=r"^(tcp|tls)://([^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}$")]
-        | None
-    )
+    scheduler: str | None  # null: processes on this machine, for the time of one run
     workers: PositiveInt  # processes on each machine
     threads: int = Field(ge=0)  # of each; 0 divides the machine's cores among them
     retries: int = Field(ge=0, le=50)
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_an_address(cls, scheduler: str | None) -> str | None:
+        if scheduler is not None and not _ADDRESS.fullmatch(scheduler):
+            raise ValueError("must be null or such as tcp://HOST:8786, or tls://")
+        return scheduler
 
     def threads_here(self) -> int:
         """Threads of one worker on this machine."""
