@@ -12,7 +12,8 @@ from PIL import Image
 
 from tumorseg import environment
 
-pytest.register_assert_rewrite("tests.inboxes")  # which tests import besides its fixtures
+# Tests import from them besides their fixtures.
+pytest.register_assert_rewrite("tests.inboxes", "tests.archives")
 
 # The same examples each time: a search for new ones belongs on a desk, not in front of a merge.
 settings.register_profile("steady", derandomize=True, deadline=None)

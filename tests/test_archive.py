@@ -1,60 +1,21 @@
-"""An archive's chunks: what is done, what is not done again, and what killed workers leave."""
+"""An archive's chunks: what is done, and what is not done again."""
 
 import csv
-import errno
 import hashlib
 import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY
-from tests.made_volumes import dicom_bytes, series
+from tests.archives import PARAMS, counted, do_all, masks, opened_job
 from tests.serving_model import disc, encode, write_model
-from tumorseg import archive
-from tumorseg.archive import Work, chunks, opened, segment_some
-from tumorseg.archive_rows import RECORD, summarise
+from tumorseg.archive import Work, chunks, opened
 from tumorseg.errors import InputError
-from tumorseg.params import SegmentParams, load_params
 from tumorseg.predict import Local, run
-from tumorseg.predict_files import Job
 
-PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
-
-
-@pytest.fixture
-def work(tmp_path) -> Work:
-    """Five pictures in two folders, a DICOM series and an empty file."""
-    root = tmp_path / "archive"
-    for number in range(5):
-        path = root / f"p{number % 2}" / f"s{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(Image.fromarray(np.roll(disc(), 9 * number, axis=1))))
-    (root / "series").mkdir()
-    for number, dataset in enumerate(series(count=4)):
-        (root / "series" / f"IM{number}.dcm").write_bytes(dicom_bytes(dataset))
-    (root / "bad.jpg").write_bytes(b"")
-    return Work.of(root, tmp_path / "out", write_model(tmp_path / "model"), PARAMS)
-
-
-def masks(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*_mask.*"))
-    }
-
-
-def do_all(work: Work) -> dict:
-    with opened(work) as (jobs, known):
-        left = [job for job in jobs if work.name(job) not in known]
-        for number, some in enumerate(chunks(left, 2)):
-            known |= {row.path: row for row in segment_some(work, some, number)}
-        summarise(work.output, [known[work.name(job)] for job in jobs])
-    return known
+pytest_plugins = ["tests.archives"]
 
 
 def test_the_masks_are_those_of_predict(work, tmp_path) -> None:
@@ -74,19 +35,6 @@ def test_the_table_has_a_line_a_file_and_says_what_is_wrong(work) -> None:
     assert good["mask"] == "p0/s2_mask.png" and int(good["area_px"]) > 0
     assert good["model_digest"] == work.info.digest and good["model_version"] == "3"
     assert not good["error"] and "empty" in bad["error"] and not bad["mask"]
-
-
-def counted(monkeypatch) -> list[str]:
-    """Names of what is segmented from now on."""
-    seen: list[str] = []
-    real = archive.predict
-
-    def predict(jobs, *args, **kwargs):
-        seen.extend(Path(job.name).name for job in jobs)
-        return real(jobs, *args, **kwargs)
-
-    monkeypatch.setattr(archive, "predict", predict)
-    return seen
 
 
 def test_only_what_failed_is_done_again(work, monkeypatch) -> None:
@@ -139,37 +87,6 @@ def test_a_mask_that_was_changed_by_hand_stays(work) -> None:
     assert row.threshold == 0.7 and row.warnings.count("changed since") == 0 and mask.exists()
 
 
-def opened_job(work: Work, name: str) -> Job:
-    with opened(work) as (jobs, _):
-        (job,) = (job for job in jobs if work.name(job) == name)
-    return job
-
-
-def test_what_cannot_be_read_has_a_sentence_and_the_rest_its_masks(work) -> None:
-    for name in ("p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"):
-        (work.archive / name).symlink_to("not-fetched")
-    (work.archive / "loop.png").symlink_to("loop.png")
-    rows = do_all(work)
-    failed = {name for name, row in rows.items() if row.error}
-    gone = {"p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"}
-    assert failed == gone | {"bad.jpg", "loop.png"}
-    assert len(masks(work.output)) == 5
-
-
-def test_what_nobody_foresaw_costs_one_file(work, monkeypatch) -> None:
-    real = archive.predict
-
-    def predict(jobs, *args, **kwargs):
-        if jobs[0].name.endswith("s2.png"):
-            raise MemoryError
-        return real(jobs, *args, **kwargs)
-
-    monkeypatch.setattr(archive, "predict", predict)
-    rows = do_all(work)
-    assert rows["p0/s2.png"].error == "It could not be segmented (MemoryError)."
-    assert {name for name, row in rows.items() if row.error} == {"bad.jpg", "p0/s2.png"}
-
-
 def test_linked_folders_are_searched_through_once(work) -> None:
     elsewhere = work.archive.parent / "elsewhere"
     elsewhere.mkdir()
@@ -179,56 +96,6 @@ def test_linked_folders_are_searched_through_once(work) -> None:
     (work.archive / "p0" / "up").symlink_to(work.archive)
     rows = do_all(work)
     assert len(rows) == 8 and rows["linked/far.png"].mask == "linked/far_mask.png"
-
-
-def test_a_folder_that_cannot_be_read_stops_it_and_loses_nothing(work, monkeypatch) -> None:
-    do_all(work)
-    real = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("p1"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr("os.scandir", scandir)
-    with pytest.raises(InputError, match=r"p1: cannot be searched through \(Permission denied"):
-        do_all(work)
-    monkeypatch.undo()
-    seen = counted(monkeypatch)
-    do_all(work)
-    assert seen == ["bad.jpg"]
-
-
-def test_a_part_is_dealt_out_again_as_long_as_that_brings_it_further(work) -> None:
-    """As where each of several files ends two workers, and the scheduler gives up at four."""
-    tries = []
-
-    def deal(calls):
-        for name, (its, some, number) in calls.items():
-            tries.append(name)
-            done = (len(tries) - 1) * 2
-            if len(tries) < 3:
-                segment_some(its, some[: done + 2], number)
-                yield RuntimeError("its workers died")
-            else:
-                yield segment_some(its, some, number)
-
-    with opened(work) as (jobs, _):
-        ((*rows,),) = archive.segment_all(work, [jobs], deal)
-    assert tries == 3 * ["part 1 of 1"] and len(rows) == len(jobs) == 7
-    assert [row.path for row in rows if row.error] == ["bad.jpg"]
-
-
-def test_a_part_that_comes_no_further_keeps_what_was_done(work) -> None:
-    def deal(calls):
-        for its, some, number in calls.values():
-            segment_some(its, some[:3], number)
-            yield RuntimeError("its workers died")
-
-    with opened(work) as (jobs, _):
-        ((*rows,),) = archive.segment_all(work, [jobs], deal)
-    assert sum("task failed (RuntimeError)" in (row.error or "") for row in rows) == 4
-    assert sum(row.mask is not None for row in rows) == 2
 
 
 def test_a_file_that_comes_back_has_its_own_mask(work) -> None:
@@ -245,43 +112,6 @@ def test_a_file_that_comes_back_has_its_own_mask(work) -> None:
     (work.archive.parent / "aside.jpg").rename(jpg)
     do_all(work)
     assert masks(work.output)["scan_mask.png"] == expected
-
-
-def test_a_chunk_goes_on_after_what_a_dead_worker_did(work, monkeypatch) -> None:
-    with opened(work) as (jobs, _):
-        expected = segment_some(work, jobs, 0)
-        record = work.output / RECORD / "000000.jsonl"
-        lines = record.read_text().splitlines()
-        record.write_text("\n".join(lines[:5]) + '\n{"path": "p0/s')  # killed while it wrote
-        seen = counted(monkeypatch)
-        found = segment_some(work, jobs, 0)
-        assert [replace(row, written=None) for row in found] == [
-            replace(row, written=None)
-            for row in expected  # each DICOM SEG has UIDs of its own
-        ]
-        assert len(seen) == len(jobs) - 2  # two of them were whole
-
-
-def test_a_file_that_kills_its_workers_is_given_up(work, monkeypatch) -> None:
-    with opened(work) as (jobs, _):
-        record = work.output / RECORD / "000000.jsonl"
-        name = work.name(jobs[0])
-        record.write_text(json.dumps({"begun": name}) + "\n")
-        seen = counted(monkeypatch)
-        assert work.name(jobs[0]) == "bad.jpg" and segment_some(work, jobs[:1], 0)[0].error
-        assert seen == ["bad.jpg"]  # once more
-        record.write_text(2 * (json.dumps({"begun": name}) + "\n"))
-        rows = segment_some(work, jobs, 0)
-        assert "died" in rows[0].error and not any(row.error for row in rows[1:])
-    assert do_all(work)[name].error.startswith("The file is empty")  # the next run tries again
-
-
-def test_half_written_files_of_dead_workers_are_removed(work) -> None:
-    with opened(work):
-        (work.output / "p0").mkdir()
-        (work.output / "p0" / ".77.s0_mask.png").write_bytes(b"half")
-    do_all(work)
-    assert not (work.output / "p0" / ".77.s0_mask.png").exists()
 
 
 def test_a_folder_with_other_files_is_not_written_to(work) -> None:
@@ -317,12 +147,6 @@ def test_what_cannot_be_is_one_sentence(work, tmp_path) -> None:
     below_a_file = replace(work, output=tmp_path / "file" / "out")
     with pytest.raises(InputError, match="cannot be written"), opened(below_a_file):
         pass
-
-
-def test_a_model_that_was_exchanged_meanwhile_is_refused(work) -> None:
-    other = replace(work, info=work.info.model_copy(update={"digest": "0" * 64}))
-    with opened(other) as (jobs, _), pytest.raises(InputError, match="exchanged"):
-        segment_some(other, jobs, 0)
 
 
 def test_chunks_hold_about_as_many_slices_as_asked_for(work) -> None:

@@ -19,9 +19,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from pipelines import _fanout
+from tests.archives import masks
 from tests.conftest import REPOSITORY, TINY_TRAIN
 from tests.serving_model import disc, encode, write_model
-from tests.test_archive import masks
 from tumorseg import environment
 from tumorseg.data.arrays import check_made_of
 from tumorseg.errors import MISTAKE, InputError

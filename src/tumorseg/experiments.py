@@ -50,17 +50,22 @@ def changed(document: dict[str, Any], told: list[str]) -> dict[str, Any]:
     made = deepcopy(document)
     for one in told:
         key, _, value = one.partition("=")
-        place: Any = made
-        *parents, last = key.split(".")
-        for part in parents:
-            place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+        if (place := _holder(made, key)) is None:
             raise InputError(f"{one}: {PARAMS} has no key {key}")
         try:
-            place[last] = yaml.safe_load(value)
+            place[key.rpartition(".")[2]] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{one}: {value} is no value, such as 3, [0,1,2] or true") from None
     return made
+
+
+def _holder(document: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The mapping in which a dotted key stands; None where there is no such key."""
+    place: Any = document
+    *parents, last = key.split(".")
+    for part in parents:
+        place = place.get(part) if isinstance(place, dict) else None
+    return place if isinstance(place, dict) and last in place else None
 
 
 def load(name: str, path: Path = EXPERIMENTS, params: Path = PARAMS) -> list[str]:
@@ -85,9 +90,6 @@ def load(name: str, path: Path = EXPERIMENTS, params: Path = PARAMS) -> list[str
     if not isinstance(sets[name], dict):
         raise InputError(f"{path}: {name}: must hold lines such as `train.common.epochs: 30`")
     for key in sets[name]:
-        place: Any = known
-        for part in key.split("."):
-            if not isinstance(place, dict) or part not in place:
-                raise InputError(f"{path}: {name}: {params} has no key {key}")
-            place = place[part]
+        if _holder(known, key) is None:
+            raise InputError(f"{path}: {name}: {params} has no key {key}")
     return [f"{key}={json.dumps(value)}" for key, value in sets[name].items()]
