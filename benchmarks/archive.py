@@ -21,10 +21,10 @@ from typing import NamedTuple
 import psutil
 import yaml
 
-from tumorseg import environment
-from tumorseg.predict_files import plan
-from tumorseg.server import prefect_server
-from tumorseg.serving.cores import usable_cores
+from tumorseg.core import environment
+from tumorseg.core.cores import usable_cores
+from tumorseg.core.prefect_server import prefect_server
+from tumorseg.inference.predict_files import plan
 
 REPOSITORY = Path(__file__).parents[1]
 

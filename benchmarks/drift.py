@@ -27,16 +27,16 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from tumorseg.core.params import DriftParams, SplitParams, ValidateParams, load_params
 from tumorseg.data import phantom
 from tumorseg.data.arrays import read_slice, true_masks
 from tumorseg.data.leakage import find_pairs
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.splits import find_groups
-from tumorseg.drift.check import AT, DRIFT, TOO_FEW, judge
-from tumorseg.drift.reference import AREA, COLUMNS, describe_column, taken_of
-from tumorseg.params import DriftParams, SplitParams, ValidateParams, load_params
-from tumorseg.preprocess import Grey, to_grid
-from tumorseg.serving.familiarity import NAMES
+from tumorseg.imaging.preprocess import Grey, to_grid
+from tumorseg.monitoring.drift import AT, DRIFT, TOO_FEW, judge
+from tumorseg.monitoring.drift_reference import AREA, COLUMNS, describe_column, taken_of
+from tumorseg.monitoring.ood import NAMES
 
 REFERENCE = 600
 WINDOWS = 50  # unshifted ones

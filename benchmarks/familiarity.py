@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.stats import mannwhitneyu
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.arrays import read_slice
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.errors import InputError
-from tumorseg.inputs import describe
-from tumorseg.preprocess import Grey, to_grid
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Rejected, decode
+from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.imaging.preprocess import Grey, to_grid
+from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood_reference import describe
 
 SAMPLES = (
     ("sklearn", "datasets/images/*.jpg"),

@@ -26,8 +26,8 @@ import yaml
 
 from deploy.local import DVC, TUMORSEG, client_environment, scratch
 from deploy.services import Profile, profile
+from tumorseg.core.prefect_server import mark_crashed
 from tumorseg.data.phantom import make_phantom
-from tumorseg.server import mark_crashed
 
 REPOSITORY = Path(__file__).parents[1]
 CHAMPION = "SELECT version FROM registered_model_aliases WHERE alias = 'champion'"

@@ -31,8 +31,8 @@ from served import serve
 
 from tests.fuzz_inputs import check, inputs
 from tests.serving_model import write_model
-from tumorseg import environment
-from tumorseg.serving.predictor import load_info
+from tumorseg.core import environment
+from tumorseg.inference.predictor import load_info
 
 KEPT = Path(".state/fuzz")
 _SCHEMATHESIS = """

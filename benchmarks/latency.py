@@ -22,16 +22,16 @@ from safetensors.torch import save_file
 from served import drawn, picture, quantile, serve, stop
 
 from tests.serving_model import write_model
-from tumorseg.errors import InputError
-from tumorseg.evaluation.comparison import load_network
-from tumorseg.export import export_onnx
-from tumorseg.learning.networks import build_network
-from tumorseg.params import AugmentParams, EvaluateParams, TrainParams, load_params
-from tumorseg.server import free_port
-from tumorseg.serving.answers import slice_answer
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.predictor import Predictor, load_info
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import AugmentParams, EvaluateParams, TrainParams, load_params
+from tumorseg.core.prefect_server import free_port
+from tumorseg.imaging.decode import decode
+from tumorseg.inference.answers import slice_answer
+from tumorseg.inference.predictor import Predictor, load_info
+from tumorseg.monitoring.ood import Familiarity
+from tumorseg.registry.export import export_onnx
+from tumorseg.training.networks import build_network
+from tumorseg.training.predict_split import load_network
 
 GOAL = 1.25  # HTTP over the bare network, by whichever session runs it faster
 CLOSE = 1e-3  # between probabilities of ONNX Runtime and PyTorch, over all pixels

@@ -16,8 +16,8 @@ from served import Picture, Server, picture, quantile
 from spoilt_requests import Spoilt
 from volumes import dicom_picture, dicom_volume, nifti_volume
 
-from tumorseg.client import retry_after
-from tumorseg.serving.predictor import Predictor
+from tumorseg.inference.client import retry_after
+from tumorseg.inference.predictor import Predictor
 
 AT_ONCE = 64
 SECONDS = 120.0  # without an answer until a request counts as hanging

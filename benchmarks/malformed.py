@@ -22,7 +22,7 @@ def main() -> None:
     root = Path(__file__).parents[1]
     sys.path.insert(0, str(root))
     from tests.malformed import CASES
-    from tumorseg.params import ValidateParams, load_params
+    from tumorseg.core.params import ValidateParams, load_params
 
     params = load_params(ValidateParams, root / "params.yaml").model_copy(update={"min_side": 32})
     context = multiprocessing.get_context("fork")  # the libraries are imported once

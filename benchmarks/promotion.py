@@ -29,9 +29,11 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests import toy_registry
-from tumorseg import environment, history, registry
-from tumorseg.files import write_json
-from tumorseg.server import free_port, prefect_server
+from tumorseg.core import environment
+from tumorseg.core.files import write_json
+from tumorseg.core.prefect_server import free_port, prefect_server
+from tumorseg.registry import history
+from tumorseg.registry import versions as registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CANDIDATE = Path("artifacts/register/candidate.json")
@@ -39,25 +41,30 @@ CLI = [sys.executable, "-c", "from tumorseg.cli import main; main()"]
 START_SECONDS = 120
 # Job, step in words, and the function that is wrapped: killed before or after it does its work.
 STEPS = [
-    ("promote", "a version is made, but incomplete", "tumorseg.registry:_download", "before"),
-    ("promote", "the version is complete", "tumorseg.registry:register", "after"),
-    ("promote", "both are fetched", "tumorseg.gate:served_scores", "before"),
-    ("promote", "the verdict is known", "tumorseg.history:intend", "before"),
-    ("promote", "it is recorded as intended", "tumorseg.history:intend", "after"),
-    ("promote", "figures and page are with it", "tumorseg.history:attach", "after"),
-    ("promote", "the challenger is verified", "tumorseg.registry:promote", "before"),
-    ("promote", "the alias is moved", "tumorseg.registry:promote", "after"),
-    ("promote", "it is recorded as done", "tumorseg.history:close", "after"),
+    (
+        "promote",
+        "a version is made, but incomplete",
+        "tumorseg.registry.versions:_download",
+        "before",
+    ),
+    ("promote", "the version is complete", "tumorseg.registry.versions:register", "after"),
+    ("promote", "both are fetched", "tumorseg.registry.gate:served_scores", "before"),
+    ("promote", "the verdict is known", "tumorseg.registry.history:intend", "before"),
+    ("promote", "it is recorded as intended", "tumorseg.registry.history:intend", "after"),
+    ("promote", "figures and page are with it", "tumorseg.registry.history:attach", "after"),
+    ("promote", "the challenger is verified", "tumorseg.registry.versions:promote", "before"),
+    ("promote", "the alias is moved", "tumorseg.registry.versions:promote", "after"),
+    ("promote", "it is recorded as done", "tumorseg.registry.history:close", "after"),
     ("promote", "decision.json is written", "pipelines.promote:write_json", "after"),
-    ("promote", "the bento is about to be built", "tumorseg.bento:build", "before"),
-    ("promote", "the bento is built", "tumorseg.bento:build", "after"),
-    ("promote", "it is packaged", "tumorseg.packaging:write_json", "after"),
-    ("rollback", "it is recorded as intended", "tumorseg.history:intend", "after"),
-    ("rollback", "the version is verified", "tumorseg.registry:promote", "before"),
-    ("rollback", "the alias is moved", "tumorseg.registry:promote", "after"),
-    ("rollback", "the bento is built", "tumorseg.bento:build", "after"),
-    ("rollback", "it is packaged", "tumorseg.packaging:write_json", "after"),
-    ("rollback", "it is recorded as done", "tumorseg.history:close", "after"),
+    ("promote", "the bento is about to be built", "tumorseg.registry.bento:build", "before"),
+    ("promote", "the bento is built", "tumorseg.registry.bento:build", "after"),
+    ("promote", "it is packaged", "tumorseg.registry.packaging:write_json", "after"),
+    ("rollback", "it is recorded as intended", "tumorseg.registry.history:intend", "after"),
+    ("rollback", "the version is verified", "tumorseg.registry.versions:promote", "before"),
+    ("rollback", "the alias is moved", "tumorseg.registry.versions:promote", "after"),
+    ("rollback", "the bento is built", "tumorseg.registry.bento:build", "after"),
+    ("rollback", "it is packaged", "tumorseg.registry.packaging:write_json", "after"),
+    ("rollback", "it is recorded as done", "tumorseg.registry.history:close", "after"),
 ]
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 
 from tests.retraining import git, make_repository, phantom_batch, variables
+from tumorseg.core.prefect_server import background, free_port
 from tumorseg.data.phantom import make_phantom
-from tumorseg.server import background, free_port
 
 PATIENCE_SECONDS = 3600
 EXPECTED = [

@@ -17,13 +17,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from tumorseg.core.params import NETWORKS, TrainParams
 from tumorseg.data.arrays import Slices
 from tumorseg.evaluation.metrics import dice
-from tumorseg.learning.augmentation import Policy
-from tumorseg.learning.draws import Batch, EpochSampler, TrainingSlices, ValidationSlices
-from tumorseg.learning.loss import bce_dice_loss
-from tumorseg.learning.networks import build_network
-from tumorseg.params import NETWORKS, TrainParams
+from tumorseg.training.augmentation import Policy
+from tumorseg.training.datasets import Batch, EpochSampler, TrainingSlices, ValidationSlices
+from tumorseg.training.loss import bce_dice_loss
+from tumorseg.training.networks import build_network
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TITLES = {"unet": "our U-Net", "attention_unet": "our Attention U-Net"}

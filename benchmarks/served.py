@@ -20,16 +20,16 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from tumorseg.environment import SERVING, SILENT
-from tumorseg.errors import InputError
-from tumorseg.preprocess import Mask
-from tumorseg.server import free_port
-from tumorseg.serving.api.recorder import VARIABLE
-from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.render import mask_png
+from tumorseg.core.environment import SERVING, SILENT
+from tumorseg.core.errors import InputError
+from tumorseg.core.prefect_server import free_port
+from tumorseg.imaging.preprocess import Mask
+from tumorseg.imaging.render import mask_png
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.statistics import VARIABLE
 
 START_SECONDS = 120
-SERVICE = "tumorseg.serving.api.service:TumorSegmentation"
+SERVICE = "tumorseg.serving.service:TumorSegmentation"
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from sessions import sessions
 from spoilt_requests import corpus
 
 from tests.serving_model import write_model
-from tumorseg import environment
 from tumorseg.cli import PACKAGED
-from tumorseg.errors import InputError
-from tumorseg.predict import packaged_model
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError
+from tumorseg.inference.predict import packaged_model
+from tumorseg.inference.predictor import Predictor
 
 KEPT = Path(".state/load.log")
 

@@ -31,15 +31,15 @@ from rivals import LAYOUTS, REFERENCE, Course, Rival, Setting, Training, rivals
 from torch import nn
 from turns import Entry, Key, best_convolution, take_turns
 
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import AugmentParams, TrainParams, ValidateParams, load_params
 from tumorseg.data.arrays import ARRAYS, Slices, build_arrays, load_slices
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.phantom import make_phantom
-from tumorseg.errors import InputError
-from tumorseg.export import export_onnx
-from tumorseg.learning.augmentation import Policy, load_policy, save_policy
-from tumorseg.learning.devices import precision
-from tumorseg.params import AugmentParams, TrainParams, ValidateParams, load_params
+from tumorseg.registry.export import export_onnx
+from tumorseg.training.augmentation import Policy, load_policy, save_policy
+from tumorseg.training.devices import precision
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
 SPLITS = ("train", "valid")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tumorseg.serving.formats.decode import MAX_BYTES, Rejected, decode
+from tumorseg.imaging.decode import MAX_BYTES, Rejected, decode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.fuzz_inputs import inputs, whole

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tumorseg.evaluation.comparison import load_network
-from tumorseg.params import EvaluateParams, TrainParams, load_params
-from tumorseg.preprocess import to_grey, to_grid, to_input, to_native
+from tumorseg.core.params import EvaluateParams, TrainParams, load_params
+from tumorseg.imaging.preprocess import to_grey, to_grid, to_input, to_native
+from tumorseg.training.predict_split import load_network
 
 
 def create_app(model: Path, weights: Path, folder: Path) -> flask.Flask:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.prefect_server import prefect_server
 from tumorseg.data.phantom import make_phantom
-from tumorseg.server import prefect_server
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = ("reports/metrics.json", "reports/per_slice.csv", "artifacts/train/*/*.safetensors")

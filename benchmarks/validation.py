@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
-from tumorseg.data.audit_page import write_page
 from tumorseg.data.expectations import check
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.manifest import build_manifest
-from tumorseg.params import ValidateParams, load_params
+from tumorseg.reporting.audit_page import write_page
 
 
 def validate(data: Path, scratch: Path) -> None:

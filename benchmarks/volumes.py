@@ -17,10 +17,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from served import Picture, alike, drawn
 
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.formats.seg import nifti_file, seg_file
-from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.render import mask_png
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.render import mask_png
+from tumorseg.imaging.seg import nifti_file, seg_file
+from tumorseg.inference.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.made_volumes import dicom_bytes, series_zip

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from deploy.buckets import BUCKETS
 from deploy.services import Profile, profile
-from tumorseg import environment
 from tumorseg.cli import Clock
-from tumorseg.errors import InputError
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError
 
 TUMORSEG = [sys.executable, "-m", "tumorseg.cli"]
 DVC = [sys.executable, "-m", "dvc"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 
 PATIENCE_SECONDS = 120
 

@@ -24,10 +24,10 @@ import psycopg2
 
 from deploy.buckets import BUCKETS
 from deploy.process import PATIENCE_SECONDS, Server
-from tumorseg.environment import SILENT
-from tumorseg.errors import InputError
-from tumorseg.files import atomic_path
-from tumorseg.server import free_port
+from tumorseg.core.environment import SILENT
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import atomic_path
+from tumorseg.core.prefect_server import free_port
 
 DATABASES = ("prefect", "mlflow")
 # moto takes any; those of a deployment come from its secrets.

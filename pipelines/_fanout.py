@@ -12,9 +12,9 @@ from distributed import Client
 from prefect_dask import DaskTaskRunner
 
 from pipelines._flow import prefect_api, step
-from tumorseg.environment import STATE
-from tumorseg.errors import InputError
-from tumorseg.params import FannedOutParams
+from tumorseg.core.environment import STATE
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import FannedOutParams
 
 PATIENCE_SECONDS = 10
 # It would name a dashboard that is not there.

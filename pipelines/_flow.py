@@ -17,11 +17,11 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import ValidationError
 
-from tumorseg.environment import without_password
-from tumorseg.errors import MISTAKE, InputError, StageError
-from tumorseg.files import says_full
-from tumorseg.processes import process
-from tumorseg.server import prefect_server
+from tumorseg.core.environment import without_password
+from tumorseg.core.errors import MISTAKE, InputError, StageError
+from tumorseg.core.files import says_full
+from tumorseg.core.prefect_server import prefect_server
+from tumorseg.core.processes import process
 
 AGAIN = "type the same again: what has finished stays"
 
@@ -81,7 +81,7 @@ R = TypeVar("R")
 
 
 def own(flow: Any, flow_run: Any, state: Any) -> None:
-    """Notes on a flow run whose process it is: `tumorseg.server.mark_crashed` looks for it."""
+    """Notes on a flow run whose process it is, for `prefect_server.mark_crashed`."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, tags=[*flow_run.tags, process().tag])
 

@@ -11,8 +11,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect.utilities.urls import url_for
 
-from tumorseg.alerts import alert, sentence
-from tumorseg.lock import dead_runs, forget_run
+from tumorseg.core.alerts import alert, sentence
+from tumorseg.core.lock import dead_runs, forget_run
 
 LAST = 50  # so many tasks are looked at
 LOST = "Its process was killed; the next retraining found that out."

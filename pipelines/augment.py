@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from pipelines._flow import command, stage, step
+from tumorseg.core.params import AugmentParams, load_params
 from tumorseg.data.arrays import build_arrays, load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.learning.augmentation import load_policy, save_policy
-from tumorseg.params import AugmentParams, load_params
 from tumorseg.reporting.figures import augmentation_gallery
+from tumorseg.training.augmentation import load_policy, save_policy
 
 POLICY = Path("artifacts/augment/policy.json")
 

@@ -10,13 +10,13 @@ from pipelines._fanout import outcomes, workers
 from pipelines._flow import command, stage
 from pipelines.augment import POLICY
 from pipelines.train import unfinished
-from tumorseg.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
+from tumorseg.core.environment import STATE
+from tumorseg.core.errors import InputError, StageError
+from tumorseg.core.files import atomic_path
+from tumorseg.core.params import CrossvalidateParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.environment import STATE
-from tumorseg.errors import InputError, StageError
-from tumorseg.files import atomic_path
-from tumorseg.params import CrossvalidateParams, TrainParams, load_params
+from tumorseg.training.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
 
 REPORT = Path("reports/crossvalidation")
 

@@ -16,17 +16,17 @@ from prefect.artifacts import create_markdown_artifact
 
 from pipelines._flow import main, on_schedule, prefect_api, stage, step
 from pipelines.retrain import retrain
-from tumorseg import tracking
-from tumorseg.data.data_docs import settle
-from tumorseg.drift.check import DRIFT, judge
-from tumorseg.drift.reference import FILE, load
-from tumorseg.drift.report import markdown, sentence
-from tumorseg.drift.window import count_of_others, read_window
-from tumorseg.environment import PACKAGED, STATE, STATISTICS
-from tumorseg.errors import InputError
-from tumorseg.files import atomic_path, write_json
-from tumorseg.params import DriftParams, RegisterParams, load_params
-from tumorseg.serving.api.recorder import VARIABLE
+from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.params import DriftParams, RegisterParams, load_params
+from tumorseg.monitoring.drift import DRIFT, judge
+from tumorseg.monitoring.drift_reference import FILE, load
+from tumorseg.monitoring.drift_report import markdown, sentence
+from tumorseg.monitoring.drift_window import count_of_others, read_window
+from tumorseg.monitoring.statistics import VARIABLE
+from tumorseg.registry import runs as tracking
+from tumorseg.reporting.data_docs import settle
 
 REPORT = Path("reports/drift.json")
 PAGE = Path("reports/drift.md")

@@ -10,26 +10,20 @@ import yaml
 
 from pipelines._flow import command, stage, step
 from pipelines.train import TRAINED
+from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
-from tumorseg.evaluation.comparison import Comparison, Run, compare, load_network
 from tumorseg.evaluation.results import TITLES, honesty_gap, reduce, table, verdicts
 from tumorseg.evaluation.strata import strata
-from tumorseg.files import atomic_path, write_json
-from tumorseg.learning.networks import Probabilities
-from tumorseg.params import (
-    NETWORKS,
-    EvaluateParams,
-    RegisterParams,
-    TrainParams,
-    load_params,
-)
+from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
 from tumorseg.reporting.cards import write_cards
 from tumorseg.reporting.inputs import ReportInputs, Training
 from tumorseg.reporting.report import write_report
-from tumorseg.tracking import latest_figures, lineage, recipe
+from tumorseg.training.networks import Probabilities
+from tumorseg.training.predict_split import Comparison, Run, compare, load_network
 
 REPORTS = Path("reports")
 MASKS = Path("artifacts/evaluate/masks.parquet")

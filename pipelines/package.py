@@ -1,8 +1,8 @@
 """package: champion → bento, pinned to its version and digest."""
 
 from pipelines._flow import command, stage, step
-from tumorseg.packaging import package_champion
-from tumorseg.params import PackageParams, RegisterParams, load_params
+from tumorseg.core.params import PackageParams, RegisterParams, load_params
+from tumorseg.registry.packaging import package_champion
 
 
 @stage(name="package")

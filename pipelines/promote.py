@@ -9,11 +9,11 @@ from prefect.artifacts import create_markdown_artifact
 from pipelines._flow import command, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.register import CANDIDATE
-from tumorseg import promotion
+from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.params import PromoteParams, RegisterParams, load_params
 from tumorseg.data.manifest import load_manifest
-from tumorseg.files import atomic_path, write_json
-from tumorseg.params import PromoteParams, RegisterParams, load_params
-from tumorseg.tracking import lineage
+from tumorseg.registry import promotion
+from tumorseg.registry.runs import lineage
 
 DECISION = Path("artifacts/promote/decision.json")
 PAGE = REPORTS / "promotion.md"

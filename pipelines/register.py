@@ -11,17 +11,18 @@ import pandas as pd
 from pipelines._flow import command, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.train import TRAINED
-from tumorseg import registry, tracking
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_json
+from tumorseg.core.params import EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.data.splits import identify
-from tumorseg.drift.reference import FILE, reference
-from tumorseg.errors import InputError
-from tumorseg.evaluation.comparison import load_network
-from tumorseg.export import export_onnx, parity
-from tumorseg.files import write_json
-from tumorseg.inputs import describe
-from tumorseg.params import EvaluateParams, RegisterParams, TrainParams, load_params
+from tumorseg.monitoring.drift_reference import FILE, reference
+from tumorseg.monitoring.ood_reference import describe
+from tumorseg.registry import runs as tracking
+from tumorseg.registry import versions as registry
+from tumorseg.registry.export import export_onnx, parity
+from tumorseg.training.predict_split import load_network
 
 CANDIDATE = Path("artifacts/register/candidate.json")
 ATTACHED = (

@@ -24,13 +24,15 @@ from pipelines._flow import main, on_schedule, prefect_api, stage, step
 from pipelines._runs import bury, tell
 from pipelines.evaluate import REPORTS
 from pipelines.promote import DECISION
-from tumorseg import lock, rehearsal, versions
-from tumorseg.alerts import sentence
-from tumorseg.data import dataset, inbox, intake
-from tumorseg.errors import MISTAKE, InputError, StageError
-from tumorseg.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
-from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
-from tumorseg.processes import end_group
+from tumorseg.core import git as versions
+from tumorseg.core import lock
+from tumorseg.core.alerts import sentence
+from tumorseg.core.errors import MISTAKE, InputError, StageError
+from tumorseg.core.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
+from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
+from tumorseg.core.processes import end_group
+from tumorseg.data import dataset
+from tumorseg.importers import inbox, intake, rehearsal
 from tumorseg.reporting.retraining import page
 
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")

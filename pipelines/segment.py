@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
 from pipelines._flow import main, stage
-from tumorseg.archive import Work, chunks, opened, segment_all, segment_some
-from tumorseg.archive_rows import Row, summarise
-from tumorseg.errors import InputError
-from tumorseg.packaging import reconcile
-from tumorseg.params import SegmentParams, load_params
-from tumorseg.predict import packaged_model
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import SegmentParams, load_params
+from tumorseg.inference.archive import Work, chunks, opened, segment_all, segment_some
+from tumorseg.inference.archive_rows import Row, summarise
+from tumorseg.inference.predict import packaged_model
+from tumorseg.registry.packaging import reconcile
 
 
 def segment() -> None:

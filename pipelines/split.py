@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 
 from pipelines._flow import command, stage, step
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_json
+from tumorseg.core.params import SplitParams, load_params
 from tumorseg.data.audit import control_figures
 from tumorseg.data.leakage import PAIRS, mark_leaks
 from tumorseg.data.manifest import (
@@ -17,9 +20,6 @@ from tumorseg.data.manifest import (
     save_manifest,
 )
 from tumorseg.data.splits import ASIDE, SIDES, grouped, official
-from tumorseg.errors import InputError
-from tumorseg.files import write_json
-from tumorseg.params import SplitParams, load_params
 
 
 @stage(name="split")

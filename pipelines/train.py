@@ -12,18 +12,18 @@ from lightning.pytorch.loggers import Logger
 
 from pipelines._flow import main, stage, step
 from pipelines.augment import POLICY
-from tumorseg import tracking
+from tumorseg.core.environment import STATE
+from tumorseg.core.errors import MISTAKE, InputError
+from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, load_slices
-from tumorseg.environment import STATE
-from tumorseg.errors import MISTAKE, InputError
-from tumorseg.files import atomic_path, write_json
-from tumorseg.learning import devices
-from tumorseg.learning.augmentation import load_policy
-from tumorseg.learning.training import train as fit
-from tumorseg.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
+from tumorseg.registry import runs as tracking
+from tumorseg.training import devices
+from tumorseg.training.augmentation import load_policy
+from tumorseg.training.trainer import train as fit
 
 TRAINED = Path("artifacts/train")
-SOURCES = ("learning/*.py", "preprocess.py")
+SOURCES = ("training/*.py", "imaging/preprocess.py")
 
 
 @stage(name="train", flow_run_name="train-{network}-{seed}")
@@ -80,7 +80,7 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
         raise InputError(f"{POLICY}: is not there; run `dvc repro augment`")
     told = params.common.model_dump_json() + params.network(network).model_dump_json()
     digest = hashlib.sha256(f"{told} torch {torch.__version__}".encode())
-    code = Path(tracking.__file__).parent
+    code = Path(tracking.__file__).parents[1]
     sources = [path for pattern in SOURCES for path in sorted(code.glob(pattern))]
     for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *sources):
         with path.open("rb") as file:

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from pipelines._flow import command, stage, step
+from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
-from tumorseg.data.audit_page import write_page
-from tumorseg.data.data_docs import settle
 from tumorseg.data.expectations import check, report, stop_on_critical
 from tumorseg.data.leakage import find_pairs, mark_leaks, save_pairs
 from tumorseg.data.manifest import THUMBNAILS, build_manifest, save_manifest
-from tumorseg.files import atomic_path, write_json
-from tumorseg.params import ValidateParams, load_params
+from tumorseg.reporting.audit_page import write_page
+from tumorseg.reporting.data_docs import settle
 
 DATA = Path("data")
 REPORTS = Path("reports")

@@ -9,11 +9,11 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import disc, encode, write_model
-from tumorseg import archive
-from tumorseg.archive import Work, chunks, opened, segment_some
-from tumorseg.archive_rows import summarise
-from tumorseg.params import SegmentParams, load_params
-from tumorseg.predict_files import Job
+from tumorseg.core.params import SegmentParams, load_params
+from tumorseg.inference import archive
+from tumorseg.inference.archive import Work, chunks, opened, segment_some
+from tumorseg.inference.archive_rows import summarise
+from tumorseg.inference.predict_files import Job
 
 PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
 

@@ -11,8 +11,9 @@ import pytest
 
 from tests import toy_registry
 from tests.toy_registry import GOOD, MIDDLING, POOR, PRESENT
-from tumorseg import history, packaging, promotion, registry, rollback
 from tumorseg.data.manifest import load_manifest
+from tumorseg.registry import history, packaging, promotion, rollback
+from tumorseg.registry import versions as registry
 
 
 @pytest.fixture(scope="module")

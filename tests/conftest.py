@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from tumorseg import environment
+from tumorseg.core import environment
 
 # Tests import from them besides their fixtures.
 pytest.register_assert_rewrite("tests.inboxes", "tests.archives")
@@ -71,7 +71,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory):
     """The address of a Prefect server for all tests that run flows."""
-    from tumorseg.server import background, free_port
+    from tumorseg.core.prefect_server import background, free_port
 
     url = f"http://127.0.0.1:{(port := free_port(0))}/api"
     log = tmp_path_factory.mktemp("prefect") / "server.log"
@@ -170,7 +170,7 @@ TINY_TRAIN = {
 @pytest.fixture
 def train_params():
     """Small networks, two epochs."""
-    from tumorseg.params import TrainParams
+    from tumorseg.core.params import TrainParams
 
     return TrainParams.model_validate(TINY_TRAIN)
 
@@ -178,12 +178,12 @@ def train_params():
 @pytest.fixture(scope="session")
 def workplace(phantom, tmp_path_factory) -> dict:
     """The phantom's manifest, arrays and policy, as validate and augment leave them."""
+    from tumorseg.core.params import AugmentParams, ValidateParams, load_params
     from tumorseg.data.arrays import build_arrays, load_slices
     from tumorseg.data.leakage import find_pairs
     from tumorseg.data.manifest import build_manifest
     from tumorseg.data.splits import official
-    from tumorseg.learning.augmentation import load_policy, save_policy
-    from tumorseg.params import AugmentParams, ValidateParams, load_params
+    from tumorseg.training.augmentation import load_policy, save_policy
 
     folder = tmp_path_factory.mktemp("work")
     section = load_params(ValidateParams, REPOSITORY / "params.yaml")
@@ -203,7 +203,7 @@ def workplace(phantom, tmp_path_factory) -> dict:
 
 def fit(workplace: dict, name: str, params, folder, seed: int = 0) -> dict:
     """Trains one network on the workplace's slices."""
-    from tumorseg.learning.training import train
+    from tumorseg.training.trainer import train
 
     return train(
         name, seed, params, workplace["slices"], workplace["policy"], folder, folder / "unfinished"

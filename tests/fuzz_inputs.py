@@ -26,9 +26,9 @@ from tests.made_volumes import (
 )
 from tests.serving_model import disc, encode
 from tests.spoilt_volumes import as_syntax
-from tumorseg.serving.formats import seg
-from tumorseg.serving.formats.decode import Rejected, decode
-from tumorseg.serving.predictor import ModelInfo
+from tumorseg.imaging import seg
+from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.inference.predictor import ModelInfo
 
 SECONDS = 20.0  # that one small file may take; a hang takes longer
 Random = np.random.Generator

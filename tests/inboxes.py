@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.retraining import git, make_repository, masks, phantom_batch, sections, variables
-from tumorseg.data import inbox, intake
+from tumorseg.importers import inbox, intake
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from tests.spoiling import Case, Outcome, spoilt, spoilt_folder
 from tests.spoilt_entries import ENTRIES, LABELS
 from tests.spoilt_folders import FOLDERS
 from tests.spoilt_pictures import PICTURES
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import ValidateParams
 from tumorseg.data import coco
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.manifest import build_manifest
-from tumorseg.errors import InputError
-from tumorseg.params import ValidateParams
 
 # What needs another user than root is left out for root.
 IMAGES = [

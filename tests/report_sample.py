@@ -9,15 +9,15 @@ import torch
 import yaml
 
 from tests.conftest import REPOSITORY
+from tumorseg.core.params import NetworkParams
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.splits import SIDES
 from tumorseg.evaluation.metrics import count, score
 from tumorseg.evaluation.paired import comparisons
-from tumorseg.learning.networks import build_network
-from tumorseg.params import NetworkParams
 from tumorseg.reporting.inputs import ReportInputs, Training
+from tumorseg.training.networks import build_network
 
 # Pixels by which each method's masks are off, for each seed.
 SHIFTS = {"unet": (2, 4), "attention_unet": (0, 1), "copy": (30,), "intensity": (25,)}

@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.phantom import make_phantom
-from tumorseg.params import RetrainParams, SplitParams, ValidateParams, load_params
 
 # What stage promote writes.
 DECISION = {

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-SOURCE = "tumorseg.serving.api.service:TumorSegmentation"
+SOURCE = "tumorseg.serving.service:TumorSegmentation"
 
 
 def start(tag: str, log: Path, **more: str) -> tuple[subprocess.Popen[bytes], str]:
@@ -62,7 +62,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 @contextmanager
 def in_process(model: Path) -> Iterator[TestClient]:
     """Runs BentoML's application without a server, until its model is loaded and then on."""
-    from tumorseg.serving.api import service
+    from tumorseg.serving import service
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUMORSEG_MODEL", str(model))

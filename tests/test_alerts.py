@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tumorseg.alerts import VARIABLE, alert, sentence
-from tumorseg.server import free_port
+from tumorseg.core.alerts import VARIABLE, alert, sentence
+from tumorseg.core.prefect_server import free_port
 
 
 class Receiver:

@@ -16,13 +16,13 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
-from tumorseg.preprocess import to_native
-from tumorseg.serving.api import operations
-from tumorseg.serving.api.endpoints import Endpoints
-from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import Study, decode
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.service_settings import Settings
+from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.preprocess import to_native
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Familiarity
+from tumorseg.serving import operations
+from tumorseg.serving.endpoints import Endpoints
 
 DISC = encode(Image.fromarray(disc()))
 
@@ -140,7 +140,7 @@ def test_only_so_many_pictures_lie_decoded_at_once(predictor, monkeypatch):
         most = max(most, sum(each() is not None for each in decoded))
         return study
 
-    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", counted)
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", counted)
     endpoints = Endpoints(predictor, Familiarity(None), Settings(max_batch_size=2))
 
     async def rush():
@@ -161,7 +161,7 @@ def test_an_unforeseen_failure_is_a_sentence_and_its_message_is_not_logged(
         raise RuntimeError(patient)
 
     operations.start_log()
-    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", broken)
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", broken)
     answer = client.post("/segment", files={"file": ("scan.png", DISC)})
     assert answer.status_code == 500
     assert set(answer.json()) == {"error", "request_id"}

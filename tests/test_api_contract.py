@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
-from tumorseg.errors import InputError
-from tumorseg.serving.answers import (
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.decode import MAX_BYTES
+from tumorseg.inference.answers import (
     BatchAnswer,
     Failure,
     SegmentAnswer,
@@ -23,10 +24,9 @@ from tumorseg.serving.answers import (
     UploadFailure,
     Version,
 )
-from tumorseg.serving.api import operations, service
-from tumorseg.serving.api.pages import Pages
-from tumorseg.serving.formats.decode import MAX_BYTES
-from tumorseg.serving.predictor import load_info
+from tumorseg.inference.predictor import load_info
+from tumorseg.serving import operations, service
+from tumorseg.serving.pages import Pages
 
 DISC = encode(Image.fromarray(disc()))
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from tests.archives import PARAMS, counted, do_all, masks, opened_job
 from tests.serving_model import disc, encode, write_model
-from tumorseg.archive import Work, chunks, opened
-from tumorseg.errors import InputError
-from tumorseg.predict import Local, run
+from tumorseg.core.errors import InputError
+from tumorseg.inference.archive import Work, chunks, opened
+from tumorseg.inference.predict import Local, run
 
 pytest_plugins = ["tests.archives"]
 
@@ -156,7 +156,7 @@ def test_chunks_hold_about_as_many_slices_as_asked_for(work) -> None:
 
 
 def test_threads_are_a_share_of_the_cores(monkeypatch) -> None:
-    monkeypatch.setattr("tumorseg.params.operation.usable_cores", lambda: 8)
+    monkeypatch.setattr("tumorseg.core.params.operation.usable_cores", lambda: 8)
     assert PARAMS.model_copy(update={"workers": 3, "threads": 0}).threads_here() == 2
     assert PARAMS.model_copy(update={"workers": 16, "threads": 0}).threads_here() == 1
     assert PARAMS.model_copy(update={"threads": 5}).threads_here() == 5

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from tests.archives import counted, do_all, masks
-from tumorseg import archive
-from tumorseg.archive import opened, segment_some
-from tumorseg.archive_rows import RECORD
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.inference import archive
+from tumorseg.inference.archive import opened, segment_some
+from tumorseg.inference.archive_rows import RECORD
 
 pytest_plugins = ["tests.archives"]
 

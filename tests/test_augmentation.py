@@ -5,12 +5,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.conftest import REPOSITORY
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import AugmentParams, load_params
 from tumorseg.data.arrays import Slices
-from tumorseg.errors import InputError
-from tumorseg.learning.augmentation import load_policy, save_policy
-from tumorseg.learning.draws import EpochSampler, TrainingSlices
-from tumorseg.params import AugmentParams, load_params
-from tumorseg.preprocess import to_input
+from tumorseg.imaging.preprocess import to_input
+from tumorseg.training.augmentation import load_policy, save_policy
+from tumorseg.training.datasets import EpochSampler, TrainingSlices
 
 PARAMS = load_params(AugmentParams, REPOSITORY / "params.yaml")
 STILL = {

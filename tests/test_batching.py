@@ -15,12 +15,12 @@ from prometheus_client import REGISTRY
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tests.test_guard import guarded
-from tumorseg.serving.api.batching import Slices
-from tumorseg.serving.api.guard import BUSY
-from tumorseg.serving.api.pages import Pages, joining
-from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.formats.decode import Rejected, Study
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.service_settings import Settings
+from tumorseg.imaging.decode import Rejected, Study
+from tumorseg.inference.predictor import Predictor
+from tumorseg.serving.batching import Slices
+from tumorseg.serving.guard import BUSY
+from tumorseg.serving.pages import Pages, joining
 from tumorseg.serving.web import kept
 from tumorseg.serving.web.flask_app import create_app
 

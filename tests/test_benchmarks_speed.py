@@ -24,8 +24,8 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_table_has_a_row_a_network_and_figures_that_agree(tmp_path) -> None:
-    from tumorseg.learning.networks import build_network
-    from tumorseg.params import NETWORKS, TrainParams, load_params
+    from tumorseg.core.params import NETWORKS, TrainParams, load_params
+    from tumorseg.training.networks import build_network
 
     options = (
         "--size 64 --batch 4 --rounds 1 --turn 0.05 --seconds 0.5 --rates 1e-3 1e-2 --average 0.5"

@@ -16,10 +16,10 @@ from PIL import Image
 from tests.serving_model import disc, write_model
 from tests.serving_process import ready, start, stop
 from tests.test_layers import SHARED
-from tumorseg import bento
-from tumorseg.errors import InputError
-from tumorseg.serving.api.settings import Settings, load_settings
-from tumorseg.serving.predictor import Predictor, load_info
+from tumorseg.core.errors import InputError
+from tumorseg.core.service_settings import Settings, load_settings
+from tumorseg.inference.predictor import Predictor, load_info
+from tumorseg.registry import bento
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_metrics import square
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 from tumorseg.evaluation.calibration import Reliability
 from tumorseg.evaluation.metrics import count, dice
 from tumorseg.evaluation.threshold import THRESHOLDS, best_threshold, dice_by_threshold

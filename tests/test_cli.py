@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tests.serving_model import disc, encode, write_model
-from tumorseg.errors import MISTAKE
+from tumorseg.core.errors import MISTAKE
 
 ENV = "import sys; from tumorseg.cli import main; sys.argv = ['tumorseg', 'env']; main()"
 

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from tests.serving_model import disc
-from tumorseg.client import Client, ServiceError, retry_after
-from tumorseg.serving.answers import SliceAnswer, SliceFailure
-from tumorseg.serving.render import mask_png
+from tumorseg.imaging.render import mask_png
+from tumorseg.inference.answers import SliceAnswer, SliceFailure
+from tumorseg.inference.client import Client, ServiceError, retry_after
 
 MODEL = {"model_version": "3", "model_digest": "0" * 64, "architecture": "unet"}
 SLICE = {
@@ -120,7 +120,7 @@ def test_the_kind_of_a_volume_s_answer_is_asked_for(output) -> None:
 
 def test_a_caller_needs_no_network_and_no_pictures() -> None:
     heavy = "{'onnxruntime', 'cv2', 'torch', 'numpy', 'PIL', 'bentoml', 'flask'}"
-    code = f"import sys, tumorseg.client; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, tumorseg.inference.client; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

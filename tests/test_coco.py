@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from tumorseg.core.errors import InputError
 from tumorseg.data import coco
 from tumorseg.data.geometry import box_fill
-from tumorseg.errors import InputError
-from tumorseg.masks import outlines
+from tumorseg.imaging.contours import outlines
 
 BLOB = np.zeros((64, 80), bool)
 BLOB[10:30, 20:50] = True

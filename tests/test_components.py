@@ -13,9 +13,9 @@ import yaml
 from packaging.requirements import Requirement
 
 from tests.conftest import REPOSITORY
-from tumorseg.environment import SILENT
-from tumorseg.errors import MISTAKE
-from tumorseg.server import background, free_port
+from tumorseg.core.environment import SILENT
+from tumorseg.core.errors import MISTAKE
+from tumorseg.core.prefect_server import background, free_port
 
 
 def test_retraining_runs_every_stage_in_order() -> None:
@@ -47,7 +47,7 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     """The step's retry and the end without a traceback are Prefect's doing: seen in its log."""
     (tmp_path / "flows.py").write_text(
         "from pipelines._flow import main, stage, step\n"
-        "from tumorseg.errors import InputError\n"
+        "from tumorseg.core.errors import InputError\n"
         "tries = []\n"
         "def flaky():\n"
         "    tries.append(1)\n"

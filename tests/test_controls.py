@@ -5,7 +5,7 @@ import pandas as pd
 
 from tests.test_metrics import square
 from tumorseg.data.coco import encode
-from tumorseg.evaluation.controls import copy
+from tumorseg.evaluation.baselines import copy
 
 
 def test_a_copied_mask_keeps_its_shape_on_a_picture_of_another_shape() -> None:

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 
 from tests.serving_model import write_model
-from tumorseg.serving import predictor
-from tumorseg.serving.cores import usable_cores
+from tumorseg.core.cores import usable_cores
+from tumorseg.inference import predictor
 
 
 @pytest.fixture(autouse=True)

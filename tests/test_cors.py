@@ -11,10 +11,10 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
-from tumorseg.serving.api.cors import OtherOrigins
-from tumorseg.serving.api.operations import Observed, State
-from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.service_settings import Settings
+from tumorseg.inference.predictor import Predictor
+from tumorseg.serving.cors import OtherOrigins
+from tumorseg.serving.operations import Observed, State
 from tumorseg.serving.web.flask_app import create_app
 
 VIEWER, OTHER = "https://viewer.example", "https://other.example"

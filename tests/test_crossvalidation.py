@@ -6,10 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg.crossvalidation import Place, divide, fold_slices, page, pool, tabulate, train_fold
-from tumorseg.errors import InputError
-from tumorseg.files import locked
-from tumorseg.params import CrossvalidateParams
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import locked
+from tumorseg.core.params import CrossvalidateParams
+from tumorseg.training.crossvalidation import (
+    Place,
+    divide,
+    fold_slices,
+    page,
+    pool,
+    tabulate,
+    train_fold,
+)
 
 
 def table(groups: int = 12, each: int = 5) -> pd.DataFrame:

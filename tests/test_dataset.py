@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from tumorseg.core.errors import InputError
 from tumorseg.data import dataset
-from tumorseg.errors import InputError
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import yaml
 from deploy import local, services
 from deploy.process import Server
 from tests.conftest import REPOSITORY
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError
 from tumorseg.data import dataset
-from tumorseg.errors import InputError
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE
 
 DEPLOY = REPOSITORY / "deploy"

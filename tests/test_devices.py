@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from tests.conftest import REPOSITORY, TINY_TRAIN, fit
-from tumorseg.errors import InputError
-from tumorseg.learning import devices
-from tumorseg.learning.draws import EpochSampler
-from tumorseg.params import CommonTrainParams, TrainParams
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import CommonTrainParams, TrainParams
+from tumorseg.training import devices
+from tumorseg.training.datasets import EpochSampler
 
 
 def common(**changes: object) -> CommonTrainParams:
@@ -102,11 +102,11 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from tumorseg.learning import devices
+from tumorseg.training import devices
 from tumorseg.data.arrays import load_slices
-from tumorseg.learning.augmentation import load_policy
-from tumorseg.params import TrainParams
-from tumorseg.learning.training import train
+from tumorseg.training.augmentation import load_policy
+from tumorseg.core.params import TrainParams
+from tumorseg.training.trainer import train
 
 work, out, given = sys.argv[1:]
 params = TrainParams.model_validate(json.loads(given))

@@ -6,8 +6,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from tests.made_volumes import COUNT, dicom_bytes, enhanced, series, series_zip
-from tumorseg.serving.formats import dicom_headers
-from tumorseg.serving.formats.decode import Rejected, decode
+from tumorseg.imaging import dicom_headers
+from tumorseg.imaging.decode import Rejected, decode
 
 NUMBERS = b"1\\" * 5000  # half a KiB each once they are parsed
 LUT = 0x00283000

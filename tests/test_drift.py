@@ -18,20 +18,20 @@ import pipelines.drift
 from pipelines.register import looks
 from tests.conftest import REPOSITORY
 from tests.test_familiarity import SIDE
-from tumorseg import tracking
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_json
+from tumorseg.core.params import DriftParams
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import save_manifest
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.drift.check import COLUMNS, DRIFT, NONE, TOO_FEW, judge
-from tumorseg.drift.reference import AREA, FILE, design_effect, load, reference, taken_of
-from tumorseg.drift.report import markdown, sentence
-from tumorseg.drift.window import count_of_others, read_window
-from tumorseg.errors import InputError
-from tumorseg.files import write_json
-from tumorseg.params import DriftParams
-from tumorseg.serving.api import recorder
-from tumorseg.serving.familiarity import Look
-from tumorseg.serving.predictor import Segmentation
+from tumorseg.inference.predictor import Segmentation
+from tumorseg.monitoring import statistics as recorder
+from tumorseg.monitoring.drift import COLUMNS, DRIFT, NONE, TOO_FEW, judge
+from tumorseg.monitoring.drift_reference import AREA, FILE, design_effect, load, reference, taken_of
+from tumorseg.monitoring.drift_report import markdown, sentence
+from tumorseg.monitoring.drift_window import count_of_others, read_window
+from tumorseg.monitoring.ood import Look
+from tumorseg.registry import runs as tracking
 
 PARAMS = DriftParams(
     window_hours=168,

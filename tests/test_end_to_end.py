@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.prefect_server import free_port
 from tumorseg.data.coco import decode
-from tumorseg.server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -2,9 +2,9 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tumorseg import experiments
-from tumorseg.errors import InputError
-from tumorseg.params import SECTIONS, load_params
+from tumorseg.core import experiments
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import SECTIONS, load_params
 
 FILES = (REPOSITORY / "experiments.yaml", REPOSITORY / "params.yaml")
 

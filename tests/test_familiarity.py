@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import write_model
+from tumorseg.core.errors import InputError
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.errors import InputError
-from tumorseg.inputs import FALSE_ALARMS, describe
-from tumorseg.serving.familiarity import NAMES, Familiarity, statistics
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.predictor import load_info
+from tumorseg.imaging.decode import decode
+from tumorseg.inference.predictor import load_info
+from tumorseg.monitoring.ood import NAMES, Familiarity, statistics
+from tumorseg.monitoring.ood_reference import FALSE_ALARMS, describe
 
 SIDE = 96
 

@@ -22,11 +22,11 @@ from pipelines import _fanout
 from tests.archives import masks
 from tests.conftest import REPOSITORY, TINY_TRAIN
 from tests.serving_model import disc, encode, write_model
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.errors import MISTAKE, InputError
+from tumorseg.core.params import SegmentParams, load_params
+from tumorseg.core.prefect_server import free_port
 from tumorseg.data.arrays import check_made_of
-from tumorseg.errors import MISTAKE, InputError
-from tumorseg.params import SegmentParams, load_params
-from tumorseg.server import free_port
 
 SECRET = "SMITH-JOHN"
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tumorseg import files
+from tumorseg.core import files
+from tumorseg.core.errors import InputError
 from tumorseg.data import dataset
-from tumorseg.errors import InputError
 
 STUCK = "import time\nwhile True: time.sleep(0.01)"
 WAITING = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {STUCK!r}], timeout=5)"

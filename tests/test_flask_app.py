@@ -14,11 +14,11 @@ from PIL import Image
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import status
 from tests.web import dicom_bytes, dicom_series, pixels, serving, swapped
-from tumorseg.server import free_port
+from tumorseg.core.prefect_server import free_port
+from tumorseg.imaging.decode import MAX_BYTES
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Familiarity, Look
 from tumorseg.serving import tracing
-from tumorseg.serving.familiarity import Familiarity, Look
-from tumorseg.serving.formats.decode import MAX_BYTES
-from tumorseg.serving.predictor import Predictor
 from tumorseg.serving.web import flask_app, shield
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store

@@ -18,9 +18,10 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import _flow
 from tests.conftest import REPOSITORY
-from tumorseg import environment, tracking
-from tumorseg.errors import InputError, StageError
-from tumorseg.server import mark_crashed
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError, StageError
+from tumorseg.core.prefect_server import mark_crashed
+from tumorseg.registry import runs as tracking
 
 PREFECT = "http://127.0.0.1:9/api"
 

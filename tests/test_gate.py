@@ -7,11 +7,11 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tests.serving_model import disc, write_model
-from tumorseg import gate
+from tumorseg.core.params import PromoteParams, load_params
 from tumorseg.data.coco import encode
 from tumorseg.data.splits import identify
-from tumorseg.params import PromoteParams, load_params
-from tumorseg.serving.predictor import Predictor
+from tumorseg.inference.predictor import Predictor
+from tumorseg.registry import gate
 
 PARAMS = PromoteParams(
     bootstrap_samples=500,

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from tumorseg.serving.api import operations
-from tumorseg.serving.api.guard import Guard, Limit
-from tumorseg.serving.api.operations import Observed, State
-from tumorseg.serving.formats.decode import Refusal
+from tumorseg.imaging.decode import Refusal
+from tumorseg.serving import operations
+from tumorseg.serving.guard import Guard, Limit
+from tumorseg.serving.operations import Observed, State
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 SMALL = Limit(1000, Refusal(413, "too large"), "file")

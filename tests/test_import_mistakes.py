@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests import samples
 from tests.test_dataset import contents
+from tumorseg.core.errors import InputError
 from tumorseg.data import coco
-from tumorseg.errors import InputError
 from tumorseg.importers import Options, import_folder
 
 

@@ -12,11 +12,11 @@ from tests import samples
 from tests.conftest import REPOSITORY
 from tests.test_dataset import contents
 from tumorseg import cli_data
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco, dataset
 from tumorseg.data.manifest import build_manifest
-from tumorseg.errors import InputError
 from tumorseg.importers import Options, detect, dicom, dicom_image, import_folder, nifti, plan
-from tumorseg.params import ValidateParams, load_params
 
 
 @pytest.fixture(scope="module")

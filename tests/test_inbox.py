@@ -14,10 +14,11 @@ from PIL import Image
 from tests.conftest import CocoFolder
 from tests.retraining import masks, phantom_batch, small_params
 from tests.samples import SAMPLES, least_iou
-from tumorseg.data import coco, inbox, intake
-from tumorseg.data.merging import append, merge
-from tumorseg.errors import InputError
-from tumorseg.params import RetrainParams, SplitParams, ValidateParams
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
+from tumorseg.data import coco
+from tumorseg.importers import inbox, intake
+from tumorseg.importers.merging import append, merge
 
 
 def sections(**changes):

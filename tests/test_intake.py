@@ -9,9 +9,10 @@ import pytest
 from tests.inboxes import check_taken, contents, take_all
 from tests.retraining import git, sections
 from tests.test_inbox import Batch, picture
-from tumorseg import versions
-from tumorseg.data import dataset, intake
-from tumorseg.errors import InputError, StageError
+from tumorseg.core import git as versions
+from tumorseg.core.errors import InputError, StageError
+from tumorseg.data import dataset
+from tumorseg.importers import intake
 
 pytest_plugins = ["tests.inboxes"]
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.inboxes import check_taken, contents, take_all
 from tests.retraining import git
-from tumorseg import versions
-from tumorseg.data import intake
-from tumorseg.errors import InputError, StageError
+from tumorseg.core import git as versions
+from tumorseg.core.errors import InputError, StageError
+from tumorseg.importers import intake
 
 pytest_plugins = ["tests.inboxes"]
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from tumorseg import environment
+from tumorseg.core import environment
+from tumorseg.core.errors import InputError
 from tumorseg.data import coco
 from tumorseg.data.labels import compare_labels, table, use_labels
-from tumorseg.errors import InputError
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from tests.test_guard import guarded, post
-from tumorseg.serving.api.batching import Slices
-from tumorseg.serving.api.lasting import all_or_none, to_the_end
-from tumorseg.serving.api.pages import Pages
-from tumorseg.serving.api.settings import Settings
+from tumorseg.core.service_settings import Settings
+from tumorseg.serving.batching import Slices
+from tumorseg.serving.lasting import all_or_none, to_the_end
+from tumorseg.serving.pages import Pages
 
 
 class Slow:

@@ -13,8 +13,8 @@ from contextlib import suppress
 import pytest
 
 from tests.conftest import REPOSITORY
-from tumorseg import lock, processes
-from tumorseg.errors import StageError
+from tumorseg.core import lock, processes
+from tumorseg.core.errors import StageError
 
 HOLDER = """
     import os, subprocess, sys, time

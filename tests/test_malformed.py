@@ -11,12 +11,12 @@ from pipelines import validate
 from tests.conftest import REPOSITORY
 from tests.malformed import CASES, FOLDERS, IMAGES, RELATIVE, examine, prepare
 from tests.spoiling import HEALTHY, Case, Outcome, spoilt
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.expectations import check, report
 from tumorseg.data.manifest import load_manifest
-from tumorseg.errors import InputError
 from tumorseg.importers import import_folder, plan
-from tumorseg.params import ValidateParams, load_params
 
 PARAMS = load_params(ValidateParams, REPOSITORY / "params.yaml").model_copy(update={"min_side": 32})
 pytestmark = pytest.mark.timeout(60)

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import FINDINGS, ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.coco import decode
-from tumorseg.data.data_docs import settle
 from tumorseg.data.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.manifest import build_manifest, load_manifest, save_manifest
-from tumorseg.errors import InputError
-from tumorseg.params import FINDINGS, ValidateParams, load_params
+from tumorseg.reporting.data_docs import settle
 
 PARAMS = load_params(ValidateParams, REPOSITORY / "params.yaml").model_copy(update={"min_side": 32})
 

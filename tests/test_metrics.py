@@ -5,7 +5,7 @@ import pytest
 from tumorseg.data.arrays import Slices
 from tumorseg.data.coco import encode
 from tumorseg.data.similarity import thumbnail
-from tumorseg.evaluation import controls
+from tumorseg.evaluation import baselines as controls
 from tumorseg.evaluation.metrics import count, dice, iou, score, summarise
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from tumorseg.export import export_onnx, parity
-from tumorseg.learning.loss import bce_dice_loss, dice_loss
-from tumorseg.learning.networks import (
+from tumorseg.core.params import NETWORKS, NetworkParams
+from tumorseg.registry.export import export_onnx, parity
+from tumorseg.training.loss import bce_dice_loss, dice_loss
+from tumorseg.training.networks import (
     AttentionGate,
     AttentionUNet,
     Probabilities,
     UNet,
     build_network,
 )
-from tumorseg.params import NETWORKS, NetworkParams
 
 TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=1)
 FOLDED = TINY.model_copy(update={"stem": 2})

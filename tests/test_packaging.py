@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.toy_registry import GOOD
-from tumorseg import packaging
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.registry import packaging
 
 pytest_plugins = ["tests.champions"]
 

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.browser import NARROW, chromium, opened
 from tests.serving_model import disc, encode, write_model
 from tests.web import dicom_bytes, dicom_series, nifti_volume, pixels, zipped
-from tumorseg.serving.familiarity import Familiarity, Look
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.predictor import Predictor
+from tumorseg.imaging.decode import decode
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Familiarity, Look
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tumorseg.errors import InputError
-from tumorseg.params import SECTIONS, AugmentParams, TrainParams, load_params
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import SECTIONS, AugmentParams, TrainParams, load_params
 
 
 @pytest.fixture

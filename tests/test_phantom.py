@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.phantom import make_phantom, random_slice, template_sections
-from tumorseg.errors import InputError
 
 COUNTS = {"train": 24, "valid": 3, "test": 2}
 SIZE = 128

@@ -15,10 +15,10 @@ from PIL import Image
 from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import disc, encode, write_model
 from tests.test_client import ANSWER, Service
-from tumorseg.errors import InputError
-from tumorseg.predict import Local, Remote, choose, predict, run, table
-from tumorseg.predict_files import ending_of, plan
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.errors import InputError
+from tumorseg.inference.predict import Local, Remote, choose, predict, run, table
+from tumorseg.inference.predict_files import ending_of, plan
+from tumorseg.inference.predictor import Predictor
 
 PNG = encode(Image.fromarray(disc()))
 JPEG = encode(Image.fromarray(disc()), "JPEG", quality=95)
@@ -232,7 +232,7 @@ def test_kinds_are_told_by_content() -> None:
 def test_warnings_come_with_the_table(tmp_path, model) -> None:
     (tmp_path / "a|b.png").write_bytes(encode(Image.fromarray(np.full((64, 64), 9, np.uint8))))
     from tests.test_familiarity import phantoms
-    from tumorseg.inputs import describe
+    from tumorseg.monitoring.ood_reference import describe
 
     known = describe(phantoms(12, 0), phantoms(4, 1))
     done = list(predict(plan([tmp_path]), Local(write_model(tmp_path / "m", inputs=known))))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorseg.masks import outlines
-from tumorseg.preprocess import mask_to_grid, to_grey, to_grid, to_input, to_native
+from tumorseg.imaging.contours import outlines
+from tumorseg.imaging.preprocess import mask_to_grid, to_grey, to_grid, to_input, to_native
 
 RAMP = np.tile(np.arange(0, 240, 3, dtype=np.uint8), (64, 1))  # 64 × 80
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tumorseg.processes import Process, process
+from tumorseg.core.processes import Process, process
 
 
 def test_a_process_lives_until_it_ends_whether_or_not_anybody_took_note_of_it() -> None:

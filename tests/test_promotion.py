@@ -4,8 +4,10 @@ import mlflow
 import pytest
 
 from tests.toy_registry import BETTER, GOOD, POOR
-from tumorseg import history, promotion, registry, rollback, tracking
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.registry import history, promotion, rollback
+from tumorseg.registry import runs as tracking
+from tumorseg.registry import versions as registry
 
 pytest_plugins = ["tests.champions"]
 

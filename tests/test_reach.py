@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import write_model
 from tests.serving_process import SOURCE, in_process
-from tumorseg.errors import InputError
-from tumorseg.serving.api.hosts import KnownHosts
+from tumorseg.core.errors import InputError
+from tumorseg.serving.hosts import KnownHosts
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE, check_reach
 
 

@@ -21,12 +21,12 @@ from tests.made_volumes import COUNT, dicom_bytes, series, series_zip
 from tests.serving_model import encode, write_model
 from tests.serving_process import SOURCE, in_process, ready, start, stop
 from tests.test_familiarity import SIDE, phantoms
-from tumorseg.inputs import describe
-from tumorseg.serving import familiarity
-from tumorseg.serving.api import recorder
-from tumorseg.serving.api.recorder import TABLE, Recorder
-from tumorseg.serving.familiarity import NAMES, Familiarity, Look
-from tumorseg.serving.predictor import Segmentation, load_info
+from tumorseg.inference.predictor import Segmentation, load_info
+from tumorseg.monitoring import ood as familiarity
+from tumorseg.monitoring import statistics as recorder
+from tumorseg.monitoring.ood import NAMES, Familiarity, Look
+from tumorseg.monitoring.ood_reference import describe
+from tumorseg.monitoring.statistics import TABLE, Recorder
 
 NOBODY = Segmentation(np.zeros((4, 4), bool), 0, 0.0, [], None, np.zeros((4, 4), np.float32))
 
@@ -307,7 +307,7 @@ def test_tumorseg_serve_keeps_a_record_unless_told_where(tmp_path, monkeypatch) 
 
     monkeypatch.chdir(tmp_path)
     packaged = {"tag": "tumorseg-service:1"}
-    monkeypatch.setattr("tumorseg.packaging.reconcile", lambda: packaged)
+    monkeypatch.setattr("tumorseg.registry.packaging.reconcile", lambda: packaged)
     seen: list[str] = []
     monkeypatch.setattr(os, "execv", lambda *_: seen.append(os.environ[recorder.VARIABLE]))
     monkeypatch.setenv(recorder.VARIABLE, "elsewhere.db")

@@ -18,10 +18,10 @@ from tests.fuzz_inputs import check, inputs
 from tests.made_volumes import dicom_bytes, series, zipped
 from tests.serving_model import disc, encode, write_model
 from tests.spoilt_volumes import FILE, NII, REJECTED, ZIP
-from tumorseg.serving.formats import decode as limits
-from tumorseg.serving.formats import unpacking
-from tumorseg.serving.formats.decode import Rejected, decode
-from tumorseg.serving.predictor import load_info
+from tumorseg.imaging import decode as limits
+from tumorseg.imaging import unpacking
+from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.inference.predictor import load_info
 
 
 @pytest.mark.parametrize("name", REJECTED)
@@ -66,21 +66,21 @@ def test_a_volume_has_its_own_limits(monkeypatch):
     for data in (ZIP, NII, FILE):
         with pytest.raises(Rejected, match="million voxels"):
             decode(data)
-    monkeypatch.setattr("tumorseg.serving.formats.volumes.MAX_VOLUME_BYTES", 1000)
+    monkeypatch.setattr("tumorseg.imaging.volumes.MAX_VOLUME_BYTES", 1000)
     for data in (ZIP, NII, FILE):
         with pytest.raises(Rejected, match="256 MiB"):
             decode(data)
 
 
 def test_headers_of_millions_of_elements_are_refused(monkeypatch):
-    monkeypatch.setattr("tumorseg.serving.formats.dicom_headers._MAX_READS", 2000)
+    monkeypatch.setattr("tumorseg.imaging.dicom_headers._MAX_READS", 2000)
     (dataset,) = series(count=1)
     assert decode(dicom_bytes(dataset))
     for number in range(2000):
         dataset.add_new(0x00091000 + number, "SH", "a")
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))
-    monkeypatch.setattr("tumorseg.serving.formats.dicom_headers._MAX_HEADER", 1000)
+    monkeypatch.setattr("tumorseg.imaging.dicom_headers._MAX_HEADER", 1000)
     (dataset,) = series(count=1, WindowCenter=[1] * 900, WindowWidth=[2] * 900)
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))
@@ -90,9 +90,9 @@ QUIET = """
 import sys, logging, warnings
 logging.basicConfig(level=logging.DEBUG)
 warnings.simplefilter("always")
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.formats.seg import seg_file
-from tumorseg.serving.predictor import load_info
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.seg import seg_file
+from tumorseg.inference.predictor import load_info
 from tests.serving_model import write_model
 from pathlib import Path
 study = decode(Path(sys.argv[1]).read_bytes())
@@ -126,7 +126,7 @@ def test_a_picture_does_not_wait_for_the_libraries_of_volumes(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(Image.fromarray(disc())))
     code = (
         "import sys, pathlib\n"
-        "from tumorseg.serving.formats.decode import decode\n"
+        "from tumorseg.imaging.decode import decode\n"
         "decode(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "print({'pydicom', 'nibabel', 'highdicom'} & set(sys.modules))"
     )

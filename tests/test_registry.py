@@ -6,12 +6,13 @@ import mlflow
 import numpy as np
 import pytest
 
-from tumorseg import registry, tracking
-from tumorseg.errors import InputError
-from tumorseg.export import export_onnx
-from tumorseg.files import write_json
-from tumorseg.learning.networks import Probabilities, build_network
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_json
+from tumorseg.inference.predictor import Predictor
+from tumorseg.registry import runs as tracking
+from tumorseg.registry import versions as registry
+from tumorseg.registry.export import export_onnx
+from tumorseg.training.networks import Probabilities, build_network
 
 NAME = EXPERIMENT = "tumorseg"
 
@@ -63,7 +64,7 @@ def test_a_registered_model_comes_back_with_its_digest(candidate, tmp_path) -> N
     assert info["digest"] == registry.digest_of(tmp_path / "fetched" / "model.onnx")
     predictor = Predictor(tmp_path / "fetched")  # checks the digest itself
     image = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
-    from tumorseg.evaluation.comparison import probabilities
+    from tumorseg.training.predict_split import probabilities
 
     assert np.allclose(
         predictor.segment(image).probability,

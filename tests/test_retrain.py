@@ -21,11 +21,11 @@ from tests.conftest import REPOSITORY
 from tests.inboxes import contents
 from tests.retraining import DECISION, git, make_repository, phantom_batch, variables
 from tests.test_alerts import Receiver
-from tumorseg import lock
-from tumorseg.alerts import VARIABLE
+from tumorseg.core import lock
+from tumorseg.core.alerts import VARIABLE
+from tumorseg.core.errors import InputError, StageError
+from tumorseg.core.processes import members
 from tumorseg.data import dataset
-from tumorseg.errors import InputError, StageError
-from tumorseg.processes import members
 
 pytestmark = pytest.mark.long
 
@@ -160,7 +160,7 @@ def test_retries_wait_longer_each_time(repository, monkeypatch, alerts) -> None:
 
 
 def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> None:
-    from tumorseg.data import intake
+    from tumorseg.importers import intake
 
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["retrain"]["retries"] = 1
@@ -181,7 +181,7 @@ def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> 
 
 
 def test_a_full_disk_is_one_sentence(repository, monkeypatch, alerts) -> None:
-    from tumorseg.data import intake
+    from tumorseg.importers import intake
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "inbox/Jane_Doe/1.png")

@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.toy_registry import GOOD, POOR
-from tumorseg import history, registry, tracking
-from tumorseg.errors import InputError
-from tumorseg.files import locked
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import locked
+from tumorseg.registry import history
+from tumorseg.registry import runs as tracking
+from tumorseg.registry import versions as registry
 
 pytest_plugins = ["tests.champions"]
 

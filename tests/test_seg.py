@@ -25,9 +25,9 @@ from tests.made_volumes import (
     values,
 )
 from tests.serving_model import write_model
-from tumorseg.serving.formats.decode import Rejected, Study, decode
-from tumorseg.serving.formats.seg import nifti_file, seg_file
-from tumorseg.serving.predictor import ModelInfo, load_info
+from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.seg import nifti_file, seg_file
+from tumorseg.inference.predictor import ModelInfo, load_info
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from tests.made_volumes import SHAPE, dicom_bytes, enhanced, read_back, series, series_zip
 from tests.serving_model import write_model
 from tests.test_seg import marks, planes
-from tumorseg.serving.formats.decode import Rejected, decode
-from tumorseg.serving.formats.seg import seg_file
-from tumorseg.serving.predictor import ModelInfo, load_info
+from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.imaging.seg import seg_file
+from tumorseg.inference.predictor import ModelInfo, load_info
 
 
 @pytest.fixture(scope="module")

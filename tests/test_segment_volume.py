@@ -30,12 +30,12 @@ from tests.made_volumes import (
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tests.web import blob, dicom_series
-from tumorseg.serving.api.endpoints import Endpoints
-from tumorseg.serving.api.settings import Settings
-from tumorseg.serving.familiarity import Familiarity, Look
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.formats.seg import nifti_file
-from tumorseg.serving.predictor import Predictor
+from tumorseg.core.service_settings import Settings
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.seg import nifti_file
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Familiarity, Look
+from tumorseg.serving.endpoints import Endpoints
 
 COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
 ORIGIN, STEP = np.array([-10.0, -12.0, 3.0]), 4 * np.array([0.48, -0.64, 0.6])
@@ -263,7 +263,7 @@ def test_a_model_that_does_not_know_its_inputs_says_so(client):
 
 def test_warnings_are_answered_and_summed_up(predictor, monkeypatch):
     study = decode(volume().to_bytes())
-    monkeypatch.setattr("tumorseg.serving.api.endpoints.decode", lambda data: study)
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", lambda data: study)
 
     class Strange(Familiarity):
         def __init__(self) -> None:
@@ -291,9 +291,9 @@ def test_the_first_volumes_import_nothing_that_another_thread_could_see_half_mad
     script = """
 import sys
 from pathlib import Path
-import tumorseg.serving.api.endpoints, tumorseg.serving.web.studies
-from tumorseg.serving.formats.decode import decode
-from tumorseg.serving.formats.seg import check
+import tumorseg.serving.endpoints, tumorseg.serving.web.studies
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.seg import check
 class Model:
     name = version = architecture = "x"
     digest = "0" * 64

@@ -17,9 +17,11 @@ from tests import toy_registry
 from tests.serving_model import disc, encode
 from tests.serving_process import ready, stop
 from tests.toy_registry import GOOD, MIDDLING, POOR, PRESENT
-from tumorseg import environment, packaging, promotion, registry
+from tumorseg.core import environment
+from tumorseg.core.prefect_server import free_port
 from tumorseg.data.manifest import load_manifest
-from tumorseg.server import free_port
+from tumorseg.registry import packaging, promotion
+from tumorseg.registry import versions as registry
 
 pytestmark = pytest.mark.long
 COMMAND = [sys.executable, "-c", "from tumorseg.cli import main; main()"]

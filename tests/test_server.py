@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import REPOSITORY
-from tumorseg import server
-from tumorseg.environment import PREFECT_URL_FILE, answers
-from tumorseg.processes import process
+from tumorseg.core import prefect_server as server
+from tumorseg.core.environment import PREFECT_URL_FILE, answers
+from tumorseg.core.processes import process
 
 USER = """
 import sys
 from tumorseg import environment
 environment.set_up()
-from tumorseg.server import prefect_server
+from tumorseg.core.prefect_server import prefect_server
 with prefect_server() as url:
     print(url, flush=True)
     sys.stdin.readline()

@@ -11,7 +11,7 @@ import yaml
 from benchmarks import faults
 from deploy import local
 from deploy.services import programs
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 # Two flow runs through the pool, as `prefect.yaml` or a person would start them.

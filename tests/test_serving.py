@@ -12,11 +12,11 @@ from PIL import Image
 
 from tests.serving_model import SIZE, disc, encode, write_model
 from tests.spoilt_volumes import scans
-from tumorseg.errors import InputError
-from tumorseg.preprocess import to_grid, to_input, to_native
-from tumorseg.serving.formats.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
-from tumorseg.serving.predictor import Predictor, load_info
-from tumorseg.serving.render import mask_png
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
+from tumorseg.imaging.preprocess import to_grid, to_input, to_native
+from tumorseg.imaging.render import mask_png
+from tumorseg.inference.predictor import Predictor, load_info
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -219,7 +219,7 @@ def test_a_model_of_another_size_is_refused(tmp_path):
 def test_serving_never_imports_training(tmp_path: Path):
     heavy = ("torch", "lightning", "mlflow", "prefect", "dvc", "albumentations", "pandas")
     code = (
-        "import sys, tumorseg.serving.api.service\n"
+        "import sys, tumorseg.serving.service\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     environment = {

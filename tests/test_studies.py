@@ -19,11 +19,11 @@ from tests.web import (
     pixels,
     zipped,
 )
-from tumorseg.preprocess import to_native
-from tumorseg.serving.familiarity import Familiarity, Look
-from tumorseg.serving.formats.decode import Study, decode
-from tumorseg.serving.predictor import Predictor
-from tumorseg.serving.render import level_of, levels
+from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.preprocess import to_native
+from tumorseg.imaging.render import level_of, levels
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Familiarity, Look
 from tumorseg.serving.web import kept
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store

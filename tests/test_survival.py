@@ -10,13 +10,11 @@ import torch
 from safetensors import SafetensorError
 
 from tests.conftest import TINY_TRAIN, fit
-from tumorseg.errors import InputError
-from tumorseg.learning.checkpoints import WholeFiles
-from tumorseg.learning.segmenter import Segmenter
-from tumorseg.learning.training import train
-from tumorseg.params import (
-    TrainParams,
-)
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import TrainParams
+from tumorseg.training.checkpoints import WholeFiles
+from tumorseg.training.segmenter import Segmenter
+from tumorseg.training.trainer import train
 
 
 class Killed(BaseException):
@@ -187,7 +185,7 @@ def test_a_full_disk_at_the_very_end_is_named_too(
         raise SafetensorError("I/O error: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tumorseg.learning.training.save_file", full)
+        patched.setattr("tumorseg.training.trainer.save_file", full)
         with pytest.raises(InputError, match=r"No space left on device.*make room and type"):
             fit(workplace, "unet", train_params, tmp_path)
     (tmp_path / "history.csv").unlink()  # it lay on the full disk, too

@@ -9,23 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import TINY_TRAIN, fit
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import NETWORKS, EvaluateParams, NetworkParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.coco import decode
-from tumorseg.errors import InputError
-from tumorseg.evaluation.comparison import compare, judge, load_network, probabilities
 from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
 from tumorseg.evaluation.threshold import THRESHOLDS
-from tumorseg.learning.devices import compiler
-from tumorseg.learning.draws import EpochSampler
-from tumorseg.learning.loss import bce_dice_loss
-from tumorseg.learning.training import train
-from tumorseg.params import (
-    NETWORKS,
-    EvaluateParams,
-    NetworkParams,
-    TrainParams,
-)
-from tumorseg.preprocess import mask_to_grid, to_grid, to_input, to_native
+from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_input, to_native
+from tumorseg.training.datasets import EpochSampler
+from tumorseg.training.devices import compiler
+from tumorseg.training.loss import bce_dice_loss
+from tumorseg.training.predict_split import compare, judge, load_network, probabilities
+from tumorseg.training.trainer import train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(
@@ -326,7 +321,7 @@ def test_a_compiled_network_trains_alike(workplace, tmp_path) -> None:
 def test_without_a_compiler_training_goes_on(
     workplace, train_params, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("tumorseg.learning.devices.compiler", lambda: None)
+    monkeypatch.setattr("tumorseg.training.devices.compiler", lambda: None)
     common = train_params.common.model_copy(update={"compile": True, "epochs": 1})
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
     assert "no C++ compiler" in capsys.readouterr().out

@@ -25,9 +25,9 @@ from tests.made_volumes import (
     zipped,
 )
 from tests.serving_model import disc, encode
+from tumorseg.imaging.decode import decode
 from tumorseg.importers import dicom_image
 from tumorseg.importers import nifti as nifti_importer
-from tumorseg.serving.formats.decode import decode
 
 SHUFFLED = (3, 1, 0, 4, 2)
 ORDERED = series_zip(series())

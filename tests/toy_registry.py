@@ -11,10 +11,11 @@ import yaml
 from PIL import Image
 
 from tests.serving_model import write_model
-from tumorseg import registry, tracking
+from tumorseg.core.files import write_json
+from tumorseg.core.params import PackageParams, PromoteParams, RegisterParams, load_params
 from tumorseg.data.coco import encode
-from tumorseg.files import write_json
-from tumorseg.params import PackageParams, PromoteParams, RegisterParams, load_params
+from tumorseg.registry import runs as tracking
+from tumorseg.registry import versions as registry
 
 REPOSITORY = Path(__file__).parents[1]
 # Gain and threshold of networks whose mean Dice on the slices below is 0.57, 0.92, 0.96 and 0.97.

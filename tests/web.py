@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 
 from tests.samples import mr_slice
 from tests.serving_model import disc, encode
-from tumorseg.serving.predictor import Predictor
+from tumorseg.inference.predictor import Predictor
 
 SPACING = (0.9, 1.1, 3.0)  # of the NIfTI volume, in mm
 

@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
-from tumorseg import cli_data, cli_registry, environment, experiments
+from tumorseg import cli_data, cli_registry
+from tumorseg.core import environment, experiments
+from tumorseg.core.environment import PACKAGED
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import FULL, ended_if_full
 from tumorseg.data import dataset
-from tumorseg.environment import PACKAGED
-from tumorseg.errors import InputError
-from tumorseg.files import FULL, ended_if_full
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 app.add_typer(cli_data.app, name="data")
@@ -62,7 +63,7 @@ def run(
     ] = None,
 ) -> None:
     """Pull the data, run what is out of date, and end with the comparison table."""
-    from tumorseg.server import prefect_server
+    from tumorseg.core.prefect_server import prefect_server
 
     command = experiments.command(experiment, changes or [])
     clock = Clock()
@@ -144,9 +145,9 @@ def table() -> None:
 @app.command()
 def ui() -> None:
     """Show the MLflow and Prefect pages until Ctrl-C."""
-    from tumorseg.params import RegisterParams, load_params
-    from tumorseg.server import mlflow_ui, prefect_server
-    from tumorseg.tracking import page
+    from tumorseg.core.params import RegisterParams, load_params
+    from tumorseg.core.prefect_server import mlflow_ui, prefect_server
+    from tumorseg.registry.runs import page
 
     runs = page(load_params(RegisterParams).experiment)
     with prefect_server() as prefect, mlflow_ui() as mlflow:
@@ -169,7 +170,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
 ) -> None:
     """Serve the champion, packaged first where the bento holds another model."""
-    from tumorseg.packaging import reconcile
+    from tumorseg.registry.packaging import reconcile
     from tumorseg.serving.keys import check_reach
 
     check_reach(host)
@@ -203,12 +204,12 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks.")] = False,
 ) -> None:
     """Segment FILES and write their masks: NAME_mask.png, NAME_seg.dcm or NAME_mask.nii.gz."""
-    from tumorseg import predict as work
+    from tumorseg.inference import predict as work
 
     if url and model:
         raise InputError("--model: a service has its own; leave out --model or --url")
     if not (url or model):
-        from tumorseg.packaging import reconcile
+        from tumorseg.registry.packaging import reconcile
 
         _check_in_repository()
         model = work.packaged_model(reconcile(", or give --url or --model")["tag"])

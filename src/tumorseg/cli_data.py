@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tumorseg import environment
+from tumorseg.core import environment
 from tumorseg.data import dataset
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import

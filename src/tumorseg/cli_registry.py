@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
-    from tumorseg.history import Event
-    from tumorseg.params import RegisterParams
+    from tumorseg.core.params import RegisterParams
+    from tumorseg.registry.history import Event
 
 
 def rollback(
@@ -20,8 +20,8 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Why, for the story.")] = None,
 ) -> None:
     """Put an earlier champion back and package it."""
-    from tumorseg.params import PackageParams, load_params
-    from tumorseg.rollback import roll_back
+    from tumorseg.core.params import PackageParams, load_params
+    from tumorseg.registry.rollback import roll_back
 
     start = time.monotonic()
     event, packaged = roll_back(_registry(), load_params(PackageParams), to, reason)
@@ -35,14 +35,14 @@ def rollback(
 
 def package() -> None:
     """Package the champion, where the bento holds another model, and print the bento's tag."""
-    from tumorseg.packaging import reconcile
+    from tumorseg.registry.packaging import reconcile
 
     print(reconcile()["tag"])
 
 
 def history() -> None:
     """Tell who became champion, when, by whom and why."""
-    from tumorseg.history import events
+    from tumorseg.registry.history import events
 
     story = events(_registry())
     if not story:
@@ -59,8 +59,8 @@ def history() -> None:
 
 def _registry() -> "RegisterParams":
     """Where the registry is, once it is clear that it answers."""
-    from tumorseg.params import RegisterParams, load_params
-    from tumorseg.tracking import silence
+    from tumorseg.core.params import RegisterParams, load_params
+    from tumorseg.registry.runs import silence
 
     target = load_params(RegisterParams)
     if reason := silence():

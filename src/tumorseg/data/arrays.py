@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import new_array
 from tumorseg.data import coco
 from tumorseg.data.memory import Memory
-from tumorseg.errors import InputError
-from tumorseg.files import new_array
-from tumorseg.preprocess import Mask, mask_to_grid, to_grey, to_grid
+from tumorseg.imaging.preprocess import Mask, mask_to_grid, to_grey, to_grid
 
 ARRAYS = Path("artifacts/augment/arrays")
 MADE_OF = "manifest.sha256"  # in the same folder

@@ -11,9 +11,9 @@ from tumorseg.data.arrays import true_masks
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.similarity import Thumbnails
-from tumorseg.evaluation import controls
+from tumorseg.evaluation import baselines as controls
 from tumorseg.evaluation.metrics import count, score, summarise
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 FILL_EDGES = np.linspace(0, 1, 21)
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_tools
 
+from tumorseg.core.errors import InputError
 from tumorseg.data import shapes
-from tumorseg.errors import InputError
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 ANNOTATIONS = "_annotations.coco.json"
 SPLITS = ("train", "valid", "test")

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tumorseg import processes
-from tumorseg.errors import InputError
-from tumorseg.files import FULL, ended_if_full, write_json
+from tumorseg.core import processes
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import FULL, ended_if_full, write_json
 
 if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
     from tumorseg.importers import Options, Summary

@@ -6,11 +6,11 @@ from typing import Any
 import great_expectations.expectations as expect
 import pandas as pd
 
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import ValidateParams
 from tumorseg.data import coco
-from tumorseg.data.data_docs import validated
 from tumorseg.data.geometry import RECTANGLE_FILL
-from tumorseg.errors import InputError
-from tumorseg.params import ValidateParams
+from tumorseg.reporting.data_docs import validated
 
 ROWS = {"unexpected_index_column_names": ["path"], "include_unexpected_rows": False}
 NAMED = 5  # files that a message names before it counts the rest

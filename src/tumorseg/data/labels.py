@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import atomic_path
 from tumorseg.data import coco
 from tumorseg.data.dataset import dvc, refuse_to_lose
-from tumorseg.errors import InputError
 from tumorseg.evaluation.metrics import count, score, summarise
-from tumorseg.files import atomic_path
 
 
 def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:

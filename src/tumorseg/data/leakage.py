@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tumorseg.core.files import atomic_path
 from tumorseg.data.similarity import correlation, similar_pairs
-from tumorseg.files import atomic_path
 
 PAIRS = Path("artifacts/validate/pairs.parquet")
 

@@ -9,13 +9,13 @@ import pandas as pd
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import atomic_path, new_array
+from tumorseg.core.params import ValidateParams
 from tumorseg.data import coco
 from tumorseg.data.geometry import box_fill, oddities
 from tumorseg.data.scan import FORMATS, Facts, scan
 from tumorseg.data.similarity import SIDE
-from tumorseg.errors import InputError
-from tumorseg.files import atomic_path, new_array
-from tumorseg.params import ValidateParams
 
 MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT_MANIFEST = Path("artifacts/split/manifest.parquet")  # the same, with the sides in use

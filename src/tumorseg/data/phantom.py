@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tumorseg.errors import InputError
-from tumorseg.masks import outlines
-from tumorseg.preprocess import Grey, Mask
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.contours import outlines
+from tumorseg.imaging.preprocess import Grey, Mask
 
 Plane = NDArray[np.float32]  # intensities, 0 for air and about 1 for fat; shape (size, size)
 # Orientation, grey values (size, size), and for each tumour its category and mask (size, size).

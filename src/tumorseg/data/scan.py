@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tumorseg.core.files import leads_out
 from tumorseg.data.memory import Memory
 from tumorseg.data.similarity import SIDE, thumbnail
-from tumorseg.files import leads_out
-from tumorseg.preprocess import to_grey
+from tumorseg.imaging.preprocess import to_grey
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 FORMATS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}

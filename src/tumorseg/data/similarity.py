@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tumorseg.preprocess import Grey, to_square
+from tumorseg.imaging.preprocess import Grey, to_square
 
 SIDE = 48  # pixels; the published copy control uses the same
 BLOCK = 1024  # rows compared at once: 1024 × 1024 correlations take 4 MB

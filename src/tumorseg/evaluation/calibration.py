@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tumorseg.evaluation.metrics import Floats
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 REGIONS = ("all", "near")
 MARGIN = 0.1

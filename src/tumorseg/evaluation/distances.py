@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 
 def distances(

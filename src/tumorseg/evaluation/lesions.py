@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 

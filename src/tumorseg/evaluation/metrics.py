@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 Floats = NDArray[np.float64]
 

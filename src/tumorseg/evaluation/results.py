@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from tumorseg.evaluation.comparison import Comparison
+from tumorseg.core.params import NETWORKS, EvaluateParams
 from tumorseg.evaluation.lesions import detection
 from tumorseg.evaluation.metrics import summarise
 from tumorseg.evaluation.paired import Difference, comparisons, verdict
-from tumorseg.params import NETWORKS, EvaluateParams
+from tumorseg.training.predict_split import Comparison
 
 TITLES = {
     "unet": "U-Net",

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 from tumorseg.evaluation.metrics import Floats, dice
-from tumorseg.preprocess import Mask
+from tumorseg.imaging.preprocess import Mask
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 

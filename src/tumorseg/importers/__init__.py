@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
 from tumorseg.importers.reading import refuse_links_out
 from tumorseg.importers.record import Copied, Drawn, Options, Record, Source

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, printable
-from tumorseg.errors import InputError
 from tumorseg.importers.coco_json import Document, is_coco, read_document
 from tumorseg.importers.reading import Names, readable, refuse_uncopyable
 from tumorseg.importers.record import Copied, Options, Record, Source

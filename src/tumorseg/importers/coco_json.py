@@ -4,8 +4,8 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+from tumorseg.core.errors import InputError
 from tumorseg.data import coco
-from tumorseg.errors import InputError
 
 Document = dict[str, Any]
 

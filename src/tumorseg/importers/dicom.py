@@ -14,12 +14,12 @@ from pydicom.misc import is_dicom
 from pydicom.uid import SegmentationStorage
 from tqdm import tqdm
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.preprocess import Mask
 from tumorseg.importers.dicom_image import Image, from_header, grey, stack_limits, unusable
 from tumorseg.importers.dicom_seg import Segmentation, masks, open_pixels, read_header
 from tumorseg.importers.reading import Names, readable, visible_files
 from tumorseg.importers.record import Drawn, Options, Record, Source
-from tumorseg.preprocess import Mask
 
 SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")  # the second: label maps
 LOOKS_FOR = "DICOM images with a DICOM SEG that refers to them"

@@ -12,10 +12,10 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import apply_modality_lut
 
+from tumorseg.imaging.intensity import dicom_grey, limits
+from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.reslice import along
 from tumorseg.importers.reading import readable
-from tumorseg.intensity import dicom_grey, limits
-from tumorseg.orientation import along
-from tumorseg.preprocess import Grey
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import highdicom
 import numpy as np
 import pydicom
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.preprocess import Mask
 from tumorseg.importers.dicom_image import Image
 from tumorseg.importers.reading import readable
-from tumorseg.preprocess import Mask
 
 TOLERANCE = 1e-2  # mm, and for direction cosines
 

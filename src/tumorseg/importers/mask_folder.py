@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.preprocess import Mask, to_grey
 from tumorseg.importers.mask_pairs import any_mask, pairs
 from tumorseg.importers.reading import Names, readable
 from tumorseg.importers.record import Drawn, Options, Record, Source
-from tumorseg.preprocess import Mask, to_grey
 
 LOOKS_FOR = "NAME.tif with NAME_mask.tif (or png, jpg, bmp), or images/ and masks/ with equal names"
 TUMOUR = "tumour"

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
-from tumorseg.errors import InputError
 from tumorseg.importers.reading import visible_files
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}

@@ -11,12 +11,12 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.intensity import limits, to_uint8
+from tumorseg.imaging.reslice import AXES, planes
 from tumorseg.importers.nifti_pairs import Subject, pairs, volumes
 from tumorseg.importers.reading import Names, readable
 from tumorseg.importers.record import Drawn, Options, Record, Source
-from tumorseg.intensity import limits, to_uint8
-from tumorseg.orientation import AXES, planes
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
 Volumes = Callable[[Path], NDArray[Any]]

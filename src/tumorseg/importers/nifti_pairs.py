@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from tumorseg.errors import InputError
+from tumorseg.core.errors import InputError
 from tumorseg.importers.reading import visible_files
 
 LABEL_ENDINGS = ("seg", "label", "mask")  # the first is preferred

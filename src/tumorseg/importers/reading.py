@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import leads_out
 from tumorseg.data.coco import printable
-from tumorseg.errors import InputError
-from tumorseg.files import leads_out
 
 
 class Names:

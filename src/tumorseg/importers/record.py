@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tumorseg.errors import InputError
-from tumorseg.orientation import AXES
-from tumorseg.preprocess import Grey, Mask
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.reslice import AXES
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.splits import assign_sides
-from tumorseg.errors import InputError
 from tumorseg.importers.record import Record
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
+from tumorseg.core.errors import InputError
 from tumorseg.data import coco
-from tumorseg.errors import InputError
 from tumorseg.importers.record import Copied, Drawn, Record, Source
 
 

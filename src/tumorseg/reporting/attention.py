@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tumorseg.errors import InputError
-from tumorseg.learning.networks import AttentionGate, UNet
-from tumorseg.preprocess import to_input
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.preprocess import to_input
+from tumorseg.training.networks import AttentionGate, UNet
 
 
 @torch.inference_mode()

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tumorseg.core.files import atomic_path
 from tumorseg.data.audit import PERCENTILES
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, read_json
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.splits import ASIDE, SIDES
 from tumorseg.evaluation.results import TITLES, verdicts
-from tumorseg.files import atomic_path
 from tumorseg.reporting.caveats import caveats, limits
 from tumorseg.reporting.inputs import ReportInputs, networks_of
 from tumorseg.reporting.wording import fill

@@ -1,9 +1,9 @@
 """What speaks against a comparison's figures, each in a sentence made from what was measured."""
 
+from tumorseg.core.params import NETWORKS
 from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
-from tumorseg.params import NETWORKS
 from tumorseg.reporting.inputs import ReportInputs, networks_of
 from tumorseg.reporting.wording import fixed, percent, whole
 

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tumorseg.core.files import atomic_path
+from tumorseg.core.params import NETWORKS
 from tumorseg.data import coco
 from tumorseg.data.arrays import Slices, read_slice
 from tumorseg.evaluation.results import TITLES
-from tumorseg.files import atomic_path
-from tumorseg.learning.augmentation import Policy
-from tumorseg.params import NETWORKS
+from tumorseg.training.augmentation import Policy
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = {"unet": "#0072B2", "attention_unet": "#D55E00"}

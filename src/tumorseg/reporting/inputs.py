@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from tumorseg.core.params import NETWORKS
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.learning.networks import UNet
-from tumorseg.params import NETWORKS
+from tumorseg.training.networks import UNet
 
 PACKAGES = ("torch", "lightning", "albumentations", "numpy", "onnxruntime")
 
@@ -51,7 +51,7 @@ class ReportInputs:
         audit: reports/audit.json.
         split: reports/split.json.
         params: params.yaml as a mapping.
-        lineage: From `tumorseg.tracking.lineage`.
+        lineage: From `tumorseg.registry.runs.lineage`.
         data: The folder to which the manifest's paths are relative.
         gated: An Attention U-Net, in evaluation mode.
         gated_seed: The seed with which it was trained.

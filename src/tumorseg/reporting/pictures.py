@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tumorseg.data import coco
 from tumorseg.data.arrays import read_slice
 from tumorseg.evaluation.results import TITLES
-from tumorseg.preprocess import Mask, mask_to_grid, to_grid
+from tumorseg.imaging.preprocess import Mask, mask_to_grid, to_grid
 from tumorseg.reporting.attention import attention_maps
 from tumorseg.reporting.figures import COLOURS, TRUTH
 from tumorseg.reporting.inputs import ReportInputs, networks_of, over_seeds

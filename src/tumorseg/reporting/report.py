@@ -5,17 +5,13 @@ from typing import Any
 
 import yaml
 
+from tumorseg.core.files import atomic_path
 from tumorseg.evaluation.paired import FEWEST_GROUPS, Difference
 from tumorseg.evaluation.results import TITLES, verdicts
 from tumorseg.evaluation.strata import FEWEST, differences
-from tumorseg.files import atomic_path
 from tumorseg.reporting import charts
 from tumorseg.reporting.caveats import caveats
-from tumorseg.reporting.inputs import (
-    ReportInputs,
-    networks_of,
-    over_seeds,
-)
+from tumorseg.reporting.inputs import ReportInputs, networks_of, over_seeds
 from tumorseg.reporting.pictures import attention_cases, colour_bar, worst_cases
 from tumorseg.reporting.wording import fill
 

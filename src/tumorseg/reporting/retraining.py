@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from tumorseg.data.inbox import REASONS
-from tumorseg.data.intake import Taken
+from tumorseg.importers.inbox import REASONS
+from tumorseg.importers.intake import Taken
 from tumorseg.reporting.wording import fill
 
 # A decision of stage `promote`, in a word for a heading.

@@ -7,8 +7,8 @@ import os
 import secrets
 from collections.abc import Callable
 
-from tumorseg.errors import InputError
-from tumorseg.serving.formats.decode import Refusal
+from tumorseg.core.errors import InputError
+from tumorseg.imaging.decode import Refusal
 
 VARIABLE = "TUMORSEG_API_KEY"
 OPEN_VARIABLE = "TUMORSEG_OPEN"

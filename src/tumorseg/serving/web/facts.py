@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tumorseg.serving.predictor import ModelInfo
+from tumorseg.inference.predictor import ModelInfo
 
 _TITLES = {"unet": "U-Net", "attention_unet": "Attention U-Net"}
 

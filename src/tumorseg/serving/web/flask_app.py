@@ -14,9 +14,7 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.serving.answers import ModelNamed
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats.decode import (
+from tumorseg.imaging.decode import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
@@ -26,9 +24,11 @@ from tumorseg.serving.formats.decode import (
     decode,
     is_picture,
 )
+from tumorseg.imaging.render import mask_png, overlay, to_png
+from tumorseg.inference.answers import ModelNamed
+from tumorseg.inference.predictor import ModelInfo, Predictor
+from tumorseg.monitoring.ood import Familiarity
 from tumorseg.serving.keys import VARIABLE
-from tumorseg.serving.predictor import ModelInfo, Predictor
-from tumorseg.serving.render import mask_png, overlay, to_png
 from tumorseg.serving.tracing import log_failure
 from tumorseg.serving.web import sessions
 from tumorseg.serving.web.facts import facts, limits, title

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from werkzeug.exceptions import ServiceUnavailable
 
-from tumorseg.preprocess import Grey, Mask, to_native
-from tumorseg.serving.answers import area_mm2
-from tumorseg.serving.familiarity import Familiarity, Look
-from tumorseg.serving.formats.decode import Refusal, Rejected, decode, is_picture
-from tumorseg.serving.predictor import BATCH, Segmentation
-from tumorseg.serving.render import level_of, levels, to_png
+from tumorseg.imaging.decode import Refusal, Rejected, decode, is_picture
+from tumorseg.imaging.preprocess import Grey, Mask, to_native
+from tumorseg.imaging.render import level_of, levels, to_png
+from tumorseg.inference.answers import area_mm2
+from tumorseg.inference.predictor import BATCH, Segmentation
+from tumorseg.monitoring.ood import Familiarity, Look
 
 # Finds the tumour in each slice, uint8, shape (H, W); raises Rejected, or an HTTPException.
 Segment = Callable[[Sequence[Grey]], list[Segmentation]]

@@ -14,7 +14,7 @@ from werkzeug.exceptions import (
     ServiceUnavailable,
 )
 
-from tumorseg.serving.formats.decode import Refusal, Rejected
+from tumorseg.imaging.decode import Refusal, Rejected
 from tumorseg.serving.keys import NO_KEY, brings
 from tumorseg.serving.tracing import HEADER, identify
 

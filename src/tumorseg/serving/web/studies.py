@@ -6,13 +6,13 @@ from typing import Any
 
 import flask
 
-from tumorseg.preprocess import Mask
-from tumorseg.serving.answers import ModelNamed
-from tumorseg.serving.familiarity import Familiarity
-from tumorseg.serving.formats import seg
-from tumorseg.serving.formats.decode import Rejected, Study, decode
-from tumorseg.serving.predictor import ModelInfo
-from tumorseg.serving.render import level_of, mask_png, to_png
+from tumorseg.imaging import seg
+from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.preprocess import Mask
+from tumorseg.imaging.render import level_of, mask_png, to_png
+from tumorseg.inference.answers import ModelNamed
+from tumorseg.inference.predictor import ModelInfo
+from tumorseg.monitoring.ood import Familiarity
 from tumorseg.serving.web import sessions
 from tumorseg.serving.web.kept import Kept, KeptSlice, Note, Segment, Turns, segmented
 from tumorseg.serving.web.shield import request_id

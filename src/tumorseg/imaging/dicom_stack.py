@@ -1,0 +1,233 @@
+"""DICOM images of one series, put in order and brought to 8 bits."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut
+
+from tumorseg.imaging.decode import Refusal, Rejected, Study, check_count, is_distance
+from tumorseg.imaging.dicom_headers import check_length
+from tumorseg.imaging.dicom_pixels import frames, frames_in
+from tumorseg.imaging.intensity import dicom_grey, limits
+from tumorseg.imaging.reslice import along
+
+_TOLERANCE = 1e-2  # mm, and for direction cosines
+_UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
+_DAMAGED = Refusal(400, "The DICOM header's geometry is damaged: export the series again.")
+# Where a file of frames, be it only one, keeps what others have at the top.
+_GROUPS = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
+
+
+@dataclass(frozen=True)
+class DicomSource:
+    """What a segmentation refers to.
+
+    Attributes:
+        datasets: Headers without pixels: one a slice in the order of `Study.slices`, or the one
+            of a multi-frame file.
+        frames: Of a multi-frame file, the frame (from 0) of each slice; else None.
+        located: Whether the place, orientation and spacing of every slice are known.
+        affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
+            superior, shape (4, 4); None where the slices are not known to lie evenly.
+    """
+
+    datasets: list[Dataset]
+    frames: list[int] | None
+    located: bool
+    affine: NDArray[np.float64] | None
+
+
+def stack_study(datasets: list[Dataset]) -> Study:
+    """Puts the images of a series into the order of their places and brings them to 8 bits.
+
+    Without any place they are sorted by InstanceNumber.
+
+    Args:
+        datasets: Files of single frames, or one file of several; their pixels are taken out.
+
+    Raises:
+        Rejected: They are not one stack of slices of one size, orientation and spacing.
+    """
+    counts = [frames_in(dataset) for dataset in datasets]
+    if len(datasets) > 1 and max(counts) > 1:
+        raise Rejected(400, "The zip holds files of several frames: send each of them alone.")
+    sizes = {(int(dataset.Columns), int(dataset.Rows)) for dataset in datasets}
+    if len(sizes) > 1:
+        raise Rejected(400, "The slices differ in size: send one series of one size.")
+    if min(counts) < 1:
+        raise Rejected(400, "The DICOM file holds no frame: export it again.")
+    check_count(sum(counts), *sizes.pop())
+    headers = [header for dataset in datasets for header in _headers(dataset)]
+    places = _places(headers)
+    keys = places or [_instance(header) for header in headers]
+    order = sorted(range(len(headers)), key=lambda n: keys[n])
+    headers = [headers[n] for n in order]
+    spacing = _spacing(headers)
+    thickness = _distance(places, headers)
+    located = bool(places) and spacing is not None
+    stored = [frame for dataset in datasets for frame in frames(dataset)]
+    return Study(
+        "dicom",
+        _greys([stored[n] for n in order], headers),
+        spacing,
+        thickness,
+        source=DicomSource(
+            [datasets[n] for n in order] if len(datasets) > 1 else datasets,
+            order if max(counts) > 1 else None,
+            located,
+            _affine(headers, thickness) if located and thickness is not None else None,
+        ),
+        modality=_modality(datasets[0]),
+    )
+
+
+def _headers(dataset: Dataset) -> list[Dataset]:
+    """One header a frame, flat even where the file has functional groups."""
+    nothing = Dataset()
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), nothing)
+    each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    count = frames_in(dataset)
+    if count == 1 and not shared and not each:
+        return [dataset]
+    if each and len(each) != count:
+        raise Rejected(400, "The DICOM file has headers for another number of frames: export it.")
+    headers = []
+    for group in each or [nothing] * count:
+        header = Dataset()
+        header.PhotometricInterpretation = dataset.PhotometricInterpretation
+        if count == 1:
+            header.InstanceNumber = dataset.get("InstanceNumber")
+        for sequence, keywords in _GROUPS.items():
+            for holder in (group, shared):
+                check_length(holder, sequence)
+            found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
+            for keyword in keywords:
+                check_length(found, keyword)
+                # One place at the top says nothing about several frames.
+                if keyword in found and not (
+                    found is dataset and count > 1 and sequence.startswith("Plane")
+                ):
+                    header[keyword] = found[keyword]
+        headers.append(header)
+    return headers
+
+
+def _numbers(header: Any, keyword: str, length: int) -> tuple[float, ...] | None:
+    """The numbers of an element; None where there are none."""
+    value = header.get(keyword)
+    if value is None or value == "":
+        return None
+    numbers = tuple(float(number) for number in np.atleast_1d(value))
+    if len(numbers) != length or not np.isfinite(numbers).all():
+        raise Rejected(*_DAMAGED)
+    return numbers
+
+
+def _instance(header: Any) -> int:
+    return int(header.get("InstanceNumber") or 0)
+
+
+def _places(headers: list[Any]) -> list[float]:
+    """Where each slice lies along the stack, in mm; empty where none says."""
+    found = [
+        (_numbers(h, "ImageOrientationPatient", 6), _numbers(h, "ImagePositionPatient", 3))
+        for h in headers
+    ]
+    if all(axes is None or place is None for axes, place in found):
+        return []
+    known = [(axes, place) for axes, place in found if axes is not None and place is not None]
+    if len(known) < len(found):
+        raise Rejected(400, "Some slices lack their position: export the whole series again.")
+    first = known[0][0]
+    if abs(np.linalg.norm(np.cross(first[:3], first[3:])) - 1) > _TOLERANCE:
+        raise Rejected(*_DAMAGED)
+    if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
+        raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
+    # Along one normal, so that rounding in the cosines cannot reorder thin slices.
+    places = [along(first, place) for _, place in known]
+    if any(b - a < _TOLERANCE for a, b in pairwise(sorted(places))):
+        raise Rejected(
+            400, "Several slices lie at the same position: send one echo, phase or repetition."
+        )
+    return places
+
+
+def _spacing(headers: list[Any]) -> tuple[float, float] | None:
+    found = [_numbers(header, "PixelSpacing", 2) for header in headers]
+    first = found[0]
+    if any(
+        (spacing is None) != (first is None)
+        or (
+            first is not None and spacing is not None and not np.allclose(spacing, first, rtol=1e-3)
+        )
+        for spacing in found
+    ):
+        raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
+    if first is None:
+        return None
+    if not all(map(is_distance, first)):
+        raise Rejected(*_DAMAGED)
+    return first[0], first[1]
+
+
+def _distance(places: list[float], headers: list[Any]) -> float | None:
+    """The distance of neighbouring slices, in mm; a slice alone is as thick as it says."""
+    if len(headers) == 1:
+        thickness = _numbers(headers[0], "SliceThickness", 1)
+        return thickness[0] if thickness is not None and is_distance(thickness[0]) else None
+    if not places:
+        return None
+    gaps = np.diff(sorted(places))
+    mean = float(gaps.mean())
+    if not is_distance(mean):
+        raise Rejected(*_DAMAGED)
+    return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
+
+
+def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
+    """`DicomSource.affine` of slices that all have their place; DICOM counts towards left."""
+    cosines = np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)
+    down, across = map(float, headers[0].PixelSpacing)
+    places = np.array([header.ImagePositionPatient for header in headers], float)
+    step = thickness * np.cross(*cosines)
+    if len(places) > 1:
+        step = (places[-1] - places[0]) / (len(places) - 1)
+    even = places[0] + np.arange(len(places))[:, None] * step
+    if np.abs(places - even).max() > _UNEVEN * thickness:
+        return None
+    affine = np.eye(4)
+    affine[:3] = np.stack([cosines[0] * across, cosines[1] * down, step, places[0]], axis=1)
+    affine[:2] *= -1
+    return affine
+
+
+def _modality(header: Any) -> str | None:
+    """The kind of scanner, such as MR; None where the value is none that the standard allows."""
+    text = str(header.get("Modality") or "")
+    return text if re.fullmatch("[A-Z]{2,16}", text) else None
+
+
+def _greys(stored: list[NDArray[Any]], headers: list[Any]) -> list[NDArray[np.uint8]]:
+    @cache
+    def range_of() -> tuple[float, float]:
+        return limits(
+            np.stack([apply_modality_lut(v, h) for v, h in zip(stored, headers, strict=True)])
+        )
+
+    with np.errstate(all="ignore"):
+        return [
+            dicom_grey(apply_modality_lut(values, header), header, range_of)
+            for values, header in zip(stored, headers, strict=True)
+        ]

@@ -1,0 +1,69 @@
+"""From a scanner's values, which have no unit, to 8 bits; one path for training and serving."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tumorseg.imaging.preprocess import Grey
+
+PERCENTILES = (0.5, 99.5)
+
+
+def limits(values: NDArray[Any]) -> tuple[float, float]:
+    """The percentiles between which values are kept; not finite ones do not count.
+
+    Args:
+        values: Any shape: a whole volume, so that its slices stay comparable.
+    """
+    finite = np.isfinite(values)
+    # Most volumes are finite throughout, and a copy of one is large.
+    kept = values if finite.all() else values[finite]
+    low, high = np.percentile(kept, PERCENTILES) if kept.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def to_uint8(values: NDArray[Any], low: float, high: float) -> Grey:
+    """Maps [low, high] to 0–255 and clips the rest; what is not a number becomes 0.
+
+    Returns:
+        uint8, the shape of `values`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = (values.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+        return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
+
+
+def window(header: Any) -> tuple[float, float, str] | None:
+    """A DICOM image's first window: centre, width and function; None if it has no usable one."""
+    center, width = (
+        next(iter(np.atleast_1d(header.get(keyword, []))), None)
+        for keyword in ("WindowCenter", "WindowWidth")
+    )
+    if center is None or width is None or not float(width) > 1:
+        return None
+    return float(center), float(width), str(header.get("VOILUTFunction") or "LINEAR")
+
+
+def dicom_grey(
+    values: NDArray[Any], header: Any, range_of: Callable[[], tuple[float, float]]
+) -> Grey:
+    """A DICOM slice in its window, or else between its series' percentiles; air is black.
+
+    Args:
+        values: After the modality LUT, shape (H, W).
+        header: Has the window and PhotometricInterpretation.
+        range_of: Gives the percentiles of the series; asked only where there is no window.
+
+    Returns:
+        uint8, shape (H, W).
+    """
+    if (chosen := window(header)) is not None:
+        # Only DICOM needs highdicom, which is slow to import.
+        from highdicom.pixels import apply_voi_window
+
+        shown = apply_voi_window(values, *chosen, (0.0, 255.0)).round().astype(np.uint8)
+    else:
+        shown = to_uint8(values, *range_of())
+    return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown

@@ -1,0 +1,111 @@
+"""Great Expectations on a table, and Data Docs of it that call no other host."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import great_expectations.expectations as expect
+import pandas as pd
+from great_expectations.checkpoint import UpdateDataDocsAction
+
+from tumorseg.core.files import atomic_path
+
+# Styles, scripts and logos from a dozen hosts: whoever opens the page would tell them so, and
+# offline it would wait for them.
+REMOTE = re.compile(
+    r"""<script[^>]*\ssrc="https?:[^>]*>\s*</script>|<(?:link|img)[^>]*\s(?:href|src)="https?:[^>]*>""",
+    re.IGNORECASE,
+)
+STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 16px; }
+table { border-collapse: collapse; margin: 8px 0; }
+td, th { border-bottom: 1px solid #e8ebee; padding: 4px 14px 4px 0; text-align: left; }
+td { overflow-wrap: anywhere; vertical-align: top; }
+.fa-check-circle::before { content: "met"; color: #1a7f4b; font-style: normal; }
+.fa-times::before { content: "not met"; color: #b3261e; font-style: normal; }
+th { white-space: nowrap; }
+.alert { font-weight: 600; }
+.navbar, footer, .collapse pre { display: none; }
+</style>"""
+
+
+def validated(
+    name: str,
+    table: pd.DataFrame,
+    expectations: list[expect.Expectation],
+    docs: Path | None,
+    result_format: dict[str, Any],
+) -> list[Any]:
+    """Runs expectations on a table, in a context that leaves nothing behind.
+
+    Args:
+        name: Of the suite, in Data Docs.
+        table: What they are about.
+        expectations: The suite.
+        docs: Receives Data Docs, whose entry is `index.html`; none are written if None.
+        result_format: As Great Expectations has it.
+
+    Returns:
+        Its result for each expectation.
+
+    Raises:
+        RuntimeError: An expectation could not be computed.
+    """
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    if docs is not None:
+        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
+        builder = {"class_name": "DefaultSiteIndexBuilder"}
+        site = {"class_name": "SiteBuilder", "site_index_builder": builder, "store_backend": store}
+        context.add_data_docs_site("docs", site)
+    asset = context.data_sources.add_pandas("data").add_dataframe_asset(name)
+    definition = gx.ValidationDefinition(
+        name=name,
+        data=asset.add_batch_definition_whole_dataframe("all rows"),
+        suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations)),
+    )
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[UpdateDataDocsAction(name="docs")] if docs is not None else [],
+        result_format=result_format,
+    )
+    outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
+    (validation,) = outcome.run_results.values()
+    for result in validation.results:
+        raised = result.exception_info or {}
+        if raised.get("raised_exception"):
+            raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
+    return list(validation.results)
+
+
+def settle(docs: Path, page: Path, name: str = "Data audit") -> None:
+    """Rewrites every page of Data Docs in place, with a way to a page of ours.
+
+    Args:
+        docs: The folder of Data Docs, just built.
+        page: Ours, in the folder above or further up.
+        name: What the link to it says.
+
+    Raises:
+        RuntimeError: The pages look different than expected, so that links would be missing.
+    """
+    results = sorted((docs / "validations").rglob("*.html"))
+    suites = sorted((docs / "expectations").rglob("*.html"))
+    if not results or not suites:
+        raise RuntimeError(f"{docs} has no results or no suite: Data Docs look different now")
+    links = {name: page, "Results": results[-1], "Suite": suites[-1]}
+    for path in docs.rglob("*.html"):
+        text = REMOTE.sub("", path.read_text(encoding="utf-8"))
+        start = text.find("<body")
+        if start < 0:
+            raise RuntimeError(f"{path} has no <body>: Data Docs look different now")
+        end = text.index(">", start) + 1
+        bar = " · ".join(
+            f'<a href="{os.path.relpath(target, path.parent)}">{word}</a>'
+            for word, target in links.items()
+        )
+        with atomic_path(path) as temporary:
+            temporary.write_text(f"{text[:end]}{STYLE}<p>{bar}</p>{text[end:]}", encoding="utf-8")

@@ -1,0 +1,214 @@
+"""What the API's addresses do: bytes to slices to an answer."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import anyio
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from tumorseg.core.service_settings import Settings
+
+# At the top, though pictures need none of it: threads of two first volumes that imported it at once
+# would see its libraries half made.
+from tumorseg.imaging import seg
+from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.inference.answers import (
+    BatchAnswer,
+    ModelNamed,
+    SegmentAnswer,
+    SliceAnswer,
+    SliceFailure,
+    probability_png,
+    slice_answer,
+    summed_up,
+)
+from tumorseg.inference.predictor import Predictor, Segmentation
+from tumorseg.monitoring.ood import Familiarity
+from tumorseg.serving import operations
+from tumorseg.serving.batching import Grid, Slices
+from tumorseg.serving.forms import MAX_FILES
+from tumorseg.serving.guard import no_file, refusal
+from tumorseg.serving.lasting import all_or_none
+from tumorseg.serving.web.kept import Note
+from tumorseg.serving.web.shield import FAILED
+
+T = TypeVar("T")
+
+
+async def answered(work: Awaitable[Response]) -> Response:
+    """Turns whatever goes wrong into an answer; BentoML's own would hide or wrap the sentence."""
+    try:
+        return await work
+    except Rejected as error:
+        return refusal(error)
+    except Exception as error:
+        operations.log_failure(error)
+        return refusal(FAILED)
+
+
+class Endpoints:
+    """The API behind its addresses; each method answers one request.
+
+    Args:
+        predictor: The model.
+        familiarity: What training slices look like.
+        settings: The limits.
+        note: Is told about each slice that is segmented.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        familiarity: Familiarity,
+        settings: Settings,
+        note: Note = operations.note_slice,
+    ) -> None:
+        self._predictor = predictor
+        self._familiarity = familiarity
+        self._note = note
+        self._named = ModelNamed.of(predictor.info)
+        self._slices = Slices(predictor, settings)
+        # Decoded, a file may be a thousand times as large as it was sent.
+        self._pictures = anyio.CapacityLimiter(2 * settings.max_batch_size)
+        self._volumes = anyio.CapacityLimiter(settings.max_volumes)
+
+    @property
+    def slices(self) -> Slices:
+        """Where the slices of all requests meet."""
+        return self._slices
+
+    async def segment(self, file: bytes, probability: bool) -> Response:
+        """Answers one picture with a `SegmentAnswer`.
+
+        Raises:
+            Rejected: If the file cannot be used, or the service is too busy.
+        """
+
+        def answer(study: Study, grey: Grey, found: Segmentation, warnings: list[str]) -> Response:
+            whole = SegmentAnswer(
+                **dict(slice_answer(grey, study, found, warnings)),
+                **dict(self._named),
+                request_id=operations.request_id(),
+                probability_png=probability_png(found) if probability else None,
+            )
+            return _json(whole, leave_out=set() if probability else {"probability_png"})
+
+        return await self._picture(file, answer)
+
+    async def batch(self, files: Sequence[bytes | None]) -> Response:
+        """Answers several pictures with a `BatchAnswer`.
+
+        Raises:
+            Rejected: If there is no file or more than 64, or the service is too busy.
+        """
+        if not files:
+            raise Rejected(400, no_file("files"))
+        if len(files) > MAX_FILES:
+            raise Rejected(400, f"There are more than {MAX_FILES} files: send some of them later.")
+
+        def answer(study: Study, grey: Grey, found: Segmentation, said: list[str]) -> SliceAnswer:
+            return slice_answer(grey, study, found, said)
+
+        async def one(file: bytes | None) -> SliceAnswer | SliceFailure:
+            try:
+                return await self._picture(file or b"", answer)
+            except Rejected as error:
+                if error.status >= 500:  # nothing is wrong with the file
+                    raise
+                return SliceFailure(error=error.sentence)
+
+        results = await all_or_none(map(one, files))
+        whole = BatchAnswer(
+            **dict(self._named), request_id=operations.request_id(), results=results
+        )
+        return await self._slices.in_thread(_json, whole)
+
+    async def volume(self, file: bytes, output: str | None) -> Response:
+        """Answers a volume with a file on the same grid.
+
+        Args:
+            file: A DICOM file, a zip of a DICOM series, or NIfTI.
+            output: `seg` or `nifti`; for None or an empty one, the kind that was sent.
+
+        Raises:
+            Rejected: If the file cannot be used or not be answered so, or the service is too busy.
+        """
+
+        def keep(
+            _: Study, __: Grey, found: Segmentation, said: list[str]
+        ) -> tuple[Mask, list[str]]:
+            return found.mask, said
+
+        async with self._volumes:
+            study = await self._slices.in_thread(decode, file)
+            kind = _output(study, output)
+            await self._slices.in_thread(self._check, study, kind)
+            found = await self._each(study, keep)
+            masks, warnings = [mask for mask, _ in found], [said for _, said in found]
+            return await self._slices.in_thread(self._file, study, kind, masks, warnings)
+
+    async def _picture(
+        self, file: bytes, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
+    ) -> T:
+        async with self._pictures:
+            study = await self._slices.in_thread(decode, file)
+            if len(study.slices) > 1:
+                several = f"The file holds {len(study.slices)} slices"
+                raise Rejected(415, f"{several}: send volumes to /segment/volume.")
+            return (await self._each(study, answer))[0]
+
+    async def _each(
+        self, study: Study, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
+    ) -> list[T]:
+        def finish(grey: Grey, grid: Grid) -> T:
+            found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
+            look = self._familiarity.look(grey, study.colour, study.modality)
+            self._note(found, look)
+            return answer(study, grey, found, look.warnings)
+
+        return await self._slices.each(study, finish)
+
+    def _check(self, study: Study, output: str) -> None:
+        seg.check(study, output, self._predictor.info)
+
+    def _file(
+        self, study: Study, output: str, masks: list[Mask], warnings: list[list[str]]
+    ) -> Response:
+        info = self._predictor.info
+        if output == "seg":
+            content, kind, ending = seg.seg_file(study, masks, info), "application/dicom", "dcm"
+        else:
+            content, kind, ending = seg.nifti_file(study, masks), "application/gzip", "nii.gz"
+        headers = {
+            "Content-Disposition": f'attachment; filename="segmentation.{ending}"',
+            "X-Model-Version": info.version,
+            "X-Model-Digest": info.digest,
+            "X-Inputs-Known": json.dumps(self._named.inputs_known),
+            "X-Warnings": json.dumps(summed_up(warnings)),
+        }
+        if study.spacing is not None and study.thickness is not None:
+            voxel = study.spacing[0] * study.spacing[1] * study.thickness
+            headers["X-Tumour-Volume-mm3"] = f"{sum(int(m.sum()) for m in masks) * voxel:.3f}"
+        return Response(content, media_type=kind, headers=headers)
+
+
+def _json(answer: BaseModel, leave_out: set[str] | None = None) -> Response:
+    return Response(answer.model_dump_json(exclude=leave_out), media_type="application/json")
+
+
+def _output(study: Study, asked: str | None) -> str:
+    """The kind of the answer: `seg` or `nifti`."""
+    if study.kind == "picture":
+        raise Rejected(415, "The file is a picture, not DICOM or NIfTI: send it to /segment.")
+    if asked not in (None, "", "seg", "nifti"):
+        raise Rejected(400, "The form field `output` must be seg or nifti: correct it.")
+    if asked == "seg" and study.kind == "nifti":
+        raise Rejected(
+            400,
+            "A DICOM segmentation refers to the DICOM images, and the file is NIfTI: send the "
+            "DICOM series, or leave out the form field `output`.",
+        )
+    return asked or ("seg" if study.kind == "dicom" else "nifti")

@@ -1,1 +1,0 @@
-"""Bytes that somebody sent to slices, and masks back to files of the same kind."""

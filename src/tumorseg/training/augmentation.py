@@ -1,0 +1,80 @@
+"""Random transformations of image and mask together; the only module that knows albumentations.
+
+That library is unmaintained; whatever replaces it replaces this file.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tumorseg.core.errors import InputError
+from tumorseg.core.files import atomic_path
+from tumorseg.core.params import AugmentParams
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+# (image, mask, seed) → (image, mask), each uint8 of shape (S, S).
+Policy = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], Pair]
+
+
+def save_policy(params: AugmentParams, path: Path) -> None:
+    """Writes the policy that `params` describe as albumentations' JSON, for `load_policy`."""
+    degrees, shear = params.rotation_degrees, params.shear_degrees
+    policy = A.Compose(
+        [
+            A.HorizontalFlip(p=params.horizontal_flip_probability),
+            A.VerticalFlip(p=params.vertical_flip_probability),
+            A.Affine(
+                rotate=(-degrees, degrees),
+                translate_percent=(-params.shift, params.shift),
+                shear=(-shear, shear),
+                scale=(1 - params.zoom, 1 + params.zoom),
+                interpolation=cv2.INTER_LINEAR,
+                mask_interpolation=cv2.INTER_NEAREST,
+                p=params.affine_probability,
+            ),
+            A.RandomBrightnessContrast(
+                brightness_limit=params.brightness,
+                contrast_limit=params.contrast,
+                p=params.intensity_probability,
+            ),
+            A.RandomGamma(
+                gamma_limit=(100 * (1 - params.gamma), 100 * (1 + params.gamma)),
+                p=params.intensity_probability,
+            ),
+            A.GaussNoise(std_range=(0.0, params.noise), p=params.intensity_probability),
+        ]
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(policy.to_dict(), indent=2) + "\n")
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads a policy file.
+
+    Returns:
+        A function of image, mask and seed; the same seed always gives the same result.
+
+    Raises:
+        InputError: The file is missing or holds no policy.
+    """
+    try:
+        compose = A.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no augmentation policy ({error}); run `dvc repro augment`"
+        ) from None
+
+    def apply(image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int) -> Pair:
+        # set_random_seed would give every transformation the same seed, so that they all act, or
+        # none does; one shared stream keeps their draws independent.
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = compose(image=image, mask=mask)
+        return result["image"], result["mask"]
+
+    return apply

@@ -1,0 +1,82 @@
+"""What training draws: slices in an order and with transformations that only the seed decides."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tumorseg.data.arrays import Slices
+from tumorseg.imaging.preprocess import to_input
+from tumorseg.training.augmentation import Policy
+
+# (epoch, index): what the sampler hands to the data set.
+Draw = tuple[int, int]
+# Images, float32, and masks, uint8, each (B, 1, S, S); the slices' positions in their split, (B,).
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class TrainingSlices(Dataset[tuple[Tensor, Tensor, int]]):
+    """Slices as the network sees them in training: augmented, normalised.
+
+    Item (epoch, index) depends on nothing but the seed, the epoch and the index, whatever the
+    number of workers, the order, or how often training was interrupted.
+    """
+
+    def __init__(self, slices: Slices, policy: Policy, seed: int) -> None:
+        self.slices, self.policy, self.seed = slices, policy, seed
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
+        """Image, float32, and mask, uint8, of one draw, each (1, S, S), and its index."""
+        epoch, index = draw
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+        image, mask = self.policy(
+            np.array(self.slices.images[index]), np.array(self.slices.masks[index]), seed
+        )
+        return torch.from_numpy(to_input(image)), torch.from_numpy(mask)[None], index
+
+
+class ValidationSlices(Dataset[tuple[Tensor, Tensor, int]]):
+    """Slices as they are, normalised."""
+
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
+
+    def __len__(self) -> int:
+        return len(self.slices.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        """Image, float32, and mask, uint8, each (1, S, S), and the index."""
+        image = torch.from_numpy(to_input(self.slices.images[index]))
+        return image, torch.from_numpy(np.array(self.slices.masks[index]))[None], index
+
+
+class EpochSampler(Sampler[Draw]):
+    """A new order each epoch, the same for every network that is trained with the same seed.
+
+    Several processes deal it out like cards, so that their batches of one step are together the
+    one process's batch; the first few slices fill up the last round.
+
+    Args:
+        length: Number of slices.
+        seed: Of the orders.
+        rank: This process's number.
+        processes: How many train together.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+        self.rank, self.processes = rank, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.processes)
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        filled = np.resize(order, len(self) * self.processes)
+        return ((self.epoch, int(index)) for index in filled[self.rank :: self.processes])

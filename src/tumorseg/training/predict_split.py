@@ -1,0 +1,165 @@
+"""From networks and controls to masks to counts: a row a method, seed and slice."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from tumorseg.core.params import EvaluateParams, TrainParams
+from tumorseg.data import coco
+from tumorseg.data.arrays import Slices, true_masks
+from tumorseg.data.similarity import Thumbnails
+from tumorseg.evaluation import baselines as controls
+from tumorseg.evaluation.calibration import Reliability
+from tumorseg.evaluation.distances import distances
+from tumorseg.evaluation.lesions import lesions
+from tumorseg.evaluation.metrics import count, score
+from tumorseg.evaluation.threshold import best_threshold, dice_by_threshold
+from tumorseg.imaging.preprocess import Mask, to_input, to_native
+from tumorseg.training.networks import Probabilities, build_network
+
+Run = tuple[str, int]  # network and seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds out.
+
+    Attributes:
+        scored: A row a method, seed and slice: method, seed (none for controls), split, path,
+            group, category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
+            hd95 and surface_dice (on test), mask_rle, truth_rle. In pixels of the image's own
+            size, distances in `unit`.
+        thresholds: The probability from which each run calls a pixel tumour.
+        reliability: Network → how its probabilities on test compare with what is there.
+        unit: `mm` where every test image has a spacing, else `pixels`.
+    """
+
+    scored: pd.DataFrame
+    thresholds: dict[Run, float]
+    reliability: dict[str, Reliability]
+    unit: str
+
+
+def load_network(
+    name: str, training: TrainParams, weights: Path, params: EvaluateParams
+) -> Probabilities:
+    """A trained network as it is evaluated and served, from its safetensors."""
+    network = build_network(name, training.network(name))
+    network.load_state_dict(load_file(weights))
+    return Probabilities(network, params.test_time_flips).eval()
+
+
+@torch.inference_mode()
+def probabilities(
+    network: Probabilities, images: NDArray[np.uint8], batch_size: int = 16
+) -> NDArray[np.float32]:
+    """Tumour probabilities on the grid, computed on the GPU if there is one, in full float32.
+
+    Args:
+        network: In evaluation mode, on the CPU, where it is again afterwards.
+        images: Grey slices, uint8, shape (N, S, S).
+        batch_size: Slices at a time.
+
+    Returns:
+        float32, shape (N, S, S).
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parts = []
+    # The service computes in float32; TF32 would round ten bits earlier.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for start in range(0, len(images), batch_size):
+            batch = np.stack([to_input(image) for image in images[start : start + batch_size]])
+            parts.append(network(torch.from_numpy(batch).to(device))[:, 0].cpu().numpy())
+    network.cpu()
+    return np.concatenate(parts)
+
+
+def at_native_size(found: NDArray[np.float32], rows: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
+    """Brings probabilities on the grid to the images' own sizes, the way the service does."""
+    for probability, height, width in zip(found, rows["height"], rows["width"], strict=True):
+        yield to_native(probability, (height, width))
+
+
+def judge(
+    method: str,
+    masks: Iterable[Mask],
+    rows: pd.DataFrame,
+    params: EvaluateParams,
+    seed: int | None = None,
+    unit: str | None = None,
+) -> pd.DataFrame:
+    """Counts and scores of one method, a row a slice, with its masks as run lengths.
+
+    Args:
+        method: Its name.
+        masks: Its answers, at the images' own sizes.
+        rows: The manifest's rows of the slices.
+        params: The evaluate section.
+        seed: Of the network's training.
+        unit: Of the distances; None leaves them out.
+    """
+    table = []
+    for mask, truth, row in zip(masks, true_masks(rows), rows.itertuples(), strict=True):
+        entry = {"method": method, "seed": seed, "split": row.split, "path": row.path}
+        entry |= {"group": row.split_group, "category": row.categories}
+        entry |= count(mask, truth) | lesions(mask, truth, params.lesion_overlap)
+        if unit is not None:
+            spacing = _spacing(str(row.spacing_mm)) if unit == "mm" else None
+            entry |= distances(mask, truth, spacing, params.surface_tolerance)
+        table.append(entry | {"mask_rle": coco.encode(mask), "truth_rle": row.mask_rle})
+    return score(pd.DataFrame(table).astype({"seed": "Int64"}))
+
+
+def compare(
+    networks: dict[Run, Probabilities],
+    slices: dict[str, Slices],
+    manifest: pd.DataFrame,
+    thumbnails: Thumbnails,
+    params: EvaluateParams,
+) -> Comparison:
+    """Judges the networks on the validation and test splits, and the controls on the test split."""
+    rows = {split: manifest[manifest["split"] == split] for split in coco.SPLITS}
+    unit = "mm" if rows["test"]["spacing_mm"].ne("").all() else "pixels"
+    tables, thresholds = [], {}
+    reliability = {name: Reliability() for name, _ in networks}
+    for (name, seed), network in networks.items():
+        found = {split: probabilities(network, slices[split].images) for split in ("valid", "test")}
+        threshold = thresholds[name, seed] = choose_threshold(found["valid"], rows["valid"], params)
+        for split, maps in found.items():
+            masks: Iterator[Mask] = (p >= threshold for p in at_native_size(maps, rows[split]))
+            measured = unit if split == "test" else None
+            tables.append(judge(name, masks, rows[split], params, seed, measured))
+        for probability, truth in zip(
+            at_native_size(found["test"], rows["test"]), true_masks(rows["test"]), strict=True
+        ):
+            reliability[name].add(probability, truth)
+    train, test = slices["train"], slices["test"]
+    for name, answers in {
+        "copy": controls.copy(thumbnails, rows["train"], rows["test"]),
+        "intensity": controls.intensity(train, test, rows["test"]),
+        "background": controls.background(rows["test"]),
+    }.items():
+        tables.append(judge(name, answers, rows["test"], params, unit=unit))
+    return Comparison(pd.concat(tables, ignore_index=True), thresholds, reliability, unit)
+
+
+def choose_threshold(
+    found: NDArray[np.float32], rows: pd.DataFrame, params: EvaluateParams
+) -> float:
+    """The threshold of params, or the one with the highest mean Dice on the given slices."""
+    if params.threshold != "validation":
+        return params.threshold
+    table = dice_by_threshold(at_native_size(found, rows), true_masks(rows))
+    return best_threshold(table)
+
+
+def _spacing(text: str) -> tuple[float, float]:
+    row, column = text.split("×")
+    return float(row), float(column)

@@ -1,0 +1,172 @@
+"""A network with its loss, optimiser, schedule and validation figures, as Lightning needs them."""
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import CommonTrainParams
+from tumorseg.evaluation.metrics import dice
+from tumorseg.training.datasets import Batch
+from tumorseg.training.loss import bce_dice_loss
+from tumorseg.training.networks import UNet
+
+
+class Segmenter(lightning.LightningModule):
+    """What one step and one epoch of training are.
+
+    Args:
+        network: What is trained.
+        params: The section train.common.
+    """
+
+    def __init__(self, network: UNet, params: CommonTrainParams) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.params = params
+        self.resumed_plateau: dict[str, Any] | None = None
+        # The epoch with the lowest validation loss: its number, loss and weights.
+        self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf"), "weights": {}}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and loss of one batch."""
+        images, masks, _ = batch
+        logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        common = self.params
+        weights = (common.bce_weight, common.dice_weight, common.dice_over)
+        return logits, bce_dice_loss(logits, masks.float(), *weights)
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
+        """Loss and gradients of one batch.
+
+        Raises:
+            InputError: The loss is not a number; the message names the batch.
+        """
+        loss = self.loss(batch)[1]
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"epoch {self.current_epoch + 1}, batch {number + 1}: the loss is {loss.item()}; "
+                "lower train.common.learning_rate, or look at the train slices in rows "
+                f"{sorted(batch[2].tolist())} of the manifest's train split"
+            )
+        size = len(batch[0])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss * self._share_of_step(number, size)
+
+    def _share_of_step(self, number: int, size: int) -> float:
+        """Makes a step the mean of its slices; Lightning takes that of its passes, full or not."""
+        passes = self.trainer.accumulate_grad_batches
+        if passes == 1:
+            return 1.0
+        loader: Any = self.trainer.train_dataloader
+        full = passes * loader.batch_size
+        before = number // passes * full
+        return size * passes / min(full, len(loader.sampler) - before)
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting, and keeps the weights that are judged: averaged ones, if so chosen."""
+        self.sums = torch.zeros(3, device=self.device)  # of loss and Dice, and how many slices
+        state = self.network.state_dict()
+        self.judged = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Loss and hard mean Dice at 0.5, on the grid."""
+        logits, loss = self.loss(batch)
+        hard, truth = logits > 0, batch[1] > 0
+        positive, negative = (hard & truth).sum((1, 2, 3)), (hard ^ truth).sum((1, 2, 3))
+        scores = dice(positive.cpu().numpy(), negative.cpu().numpy())
+        size = len(batch[0])
+        self.sums += self.sums.new_tensor([float(loss) * size, scores.sum(), size])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over the slices of all processes.
+
+        Summed here, since Lightning's own mean is off where processes have unequal shares.
+
+        Raises:
+            InputError: The loss is not a number.
+        """
+        loss, score, count = self.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        means = {"val_loss": loss / count, "val_dice": score / count}
+        self.log_dict(means, prog_bar=True, sync_dist=True)
+        found, epoch = float(means["val_loss"]), self.current_epoch + 1
+        if not math.isfinite(found):
+            raise InputError(
+                f"epoch {epoch}: the validation loss is {found}; lower train.common.learning_rate"
+            )
+        if found < self.best["loss"]:
+            self.best = {"epoch": epoch, "loss": found, "weights": self.judged}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Loshchilov and Hutter 2019) with one of two schedules.
+
+        One cycle (Smith and Topin 2018) warms up and then falls to nothing along a cosine; plateau
+        lowers the rate when the validation loss stops falling.
+        """
+        common = self.params
+        # Biases and the scales of normalisation are not decayed: they do not overfit.
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": weights},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=common.learning_rate,
+            weight_decay=common.weight_decay,
+            fused=True,  # one pass over the weights
+        )
+        if common.schedule == "one_cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            cycle = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                common.learning_rate,
+                total_steps=steps,
+                # One step is no way up; PyTorch would divide by its length, zero.
+                pct_start=common.warm_up if common.warm_up * steps > 1.5 else 0.0,
+            )
+            return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+        # Ours rather than Lightning's, which would step it after the checkpoint of the epoch.
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer,
+            factor=common.plateau_factor,
+            patience=common.plateau_patience,
+            min_lr=common.minimum_learning_rate,
+        )
+        return optimizer
+
+    def on_train_epoch_end(self) -> None:
+        """Lets the plateau schedule see the epoch."""
+        if self.params.schedule == "plateau":
+            self.plateau.step(float(self.trainer.callback_metrics["val_loss"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the best weights and the plateau schedule; Lightning keeps the other's state."""
+        checkpoint["best"] = self.best
+        if self.params.schedule == "plateau":
+            checkpoint["plateau"] = self.plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up both; the schedule's state once the optimiser exists."""
+        self.best = checkpoint["best"]
+        self.resumed_plateau = checkpoint.get("plateau")
+
+    def on_train_start(self) -> None:
+        """Goes on where a checkpoint ended.
+
+        Raises:
+            InputError: Not all processes found the same checkpoint.
+        """
+        if self.trainer.world_size > 1:
+            epochs: Any = self.all_gather(torch.tensor(self.current_epoch, device=self.device))
+            if epochs.min() != epochs.max():
+                raise InputError(
+                    f"the processes go on from different epochs, {sorted(set(epochs.tolist()))}: "
+                    "put the repository on a disk that all nodes share"
+                )
+        if self.resumed_plateau is not None:
+            self.plateau.load_state_dict(self.resumed_plateau)
