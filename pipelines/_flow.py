@@ -19,18 +19,17 @@ from pydantic import ValidationError
 
 from tumorseg.core.environment import without_password
 from tumorseg.core.errors import MISTAKE, InputError, StageError
-from tumorseg.core.files import says_full
 from tumorseg.core.prefect_server import prefect_server
-from tumorseg.core.processes import process
+from tumorseg.core.processes import tag
 
 AGAIN = "type the same again: what has finished stays"
 
 
-def is_prefect_away(error: BaseException) -> bool:
-    """Whether Prefect's server failed; where it was never reached, its client says so in words."""
-    return isinstance(error, httpx.HTTPError) or (
-        isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API")
-    )
+def is_prefect_away(error: BaseException | None) -> bool:
+    """Whether Prefect's server failed; its client wraps what it met in other errors."""
+    while error and not isinstance(error, httpx.HTTPError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def explained(error: BaseException) -> str | None:
@@ -38,8 +37,8 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, InputError | StageError):
         return str(error)
     words = " ".join(str(error).split())
-    if says_full(words):
-        return f"{words}; make room, then {AGAIN}"
+    if isinstance(error, OSError) and not isinstance(error, httpx.HTTPError):
+        return f"{words}; once that is mended (a full disk: make room), {AGAIN}"
     if is_prefect_away(error):
         place = os.environ.get("PREFECT_API_URL", "its own address")
         answer = getattr(error, "response", None)
@@ -47,8 +46,7 @@ def explained(error: BaseException) -> str | None:
         return f"Prefect at {place} does not work ({why}); once it does, {AGAIN}"
     if isinstance(error, MlflowException):
         place = without_password(os.environ["MLFLOW_TRACKING_URI"])
-        why = words.partition(" with exception ")[0]  # what follows is the client's own Python
-        return f"MLflow at {place} does not work ({why[:200]}); once it does, {AGAIN}"
+        return f"MLflow at {place} does not work ({words[:200]}); once it does, {AGAIN}"
     return None
 
 
@@ -81,9 +79,9 @@ R = TypeVar("R")
 
 
 def own(flow: Any, flow_run: Any, state: Any) -> None:
-    """Notes on a flow run whose process it is, for `prefect_server.mark_crashed`."""
+    """Tags a flow run with its flow and process, for `prefect_server.mark_crashed`."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, process().tag])
+        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, flow.name, tag()])
 
 
 def stage(name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:

@@ -12,39 +12,45 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from prefect import runtime
+import httpx
+import psutil
+from filelock import FileLock, Timeout
+from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.utilities.urls import url_for
 
 from pipelines._flow import main, on_schedule, prefect_api, stage, step
-from pipelines._runs import bury, tell
 from pipelines.evaluate import REPORTS
 from pipelines.promote import DECISION
-from tumorseg.core import git as versions
-from tumorseg.core import lock
-from tumorseg.core.alerts import sentence
+from tumorseg.core import git, processes
+from tumorseg.core.alerts import alert, sentence
+from tumorseg.core.environment import STATE
 from tumorseg.core.errors import MISTAKE, InputError, StageError
-from tumorseg.core.files import FULL, atomic_path, ended_if_full, says_full, told_if_full
+from tumorseg.core.files import write_text
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
-from tumorseg.core.processes import end_group
 from tumorseg.data import dataset
-from tumorseg.importers import inbox, intake, rehearsal
+from tumorseg.importers import inbox, intake
 from tumorseg.reporting.retraining import page
 
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
 PAGE = REPORTS / "retrain.md"
+LOCK = STATE / "retrain.lock"
+CHILD = STATE / "retrain" / "child"  # the tag of the DVC process that works for a retraining
 
 
-def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> list[str]:
+def reproduce(name: str) -> list[str]:
     """Brings one stage up to date; DVC decides whether it has to run.
 
     Args:
         name: The stage.
-        noted: Told the process that leads a group of its own: whoever kills this one must end it.
 
     Returns:
         What DVC ran: the stage's name, or of each of its parts.
@@ -53,60 +59,49 @@ def reproduce(name: str, noted: Callable[[int], None] = lambda pid: None) -> lis
         StageError: The stage failed; its own message is in the log above.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
-    ran, full, again = [], False, True
-    dataset.forget_ended()
-    with (
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        ) as process,
-        ended_if_full(process) as without_room,
-    ):
+    ran, again = [], True
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        child = psutil.Process(process.pid)
+        write_text(CHILD, processes.tag(child))
         try:
-            noted(process.pid)
             assert process.stdout is not None
             for line in process.stdout:
                 print(line.rstrip())
-                full = full or says_full(line)
                 again = again and f"exited with {MISTAKE}" not in line
                 if match := re.match(r"Running stage '(.+)'", line):
                     ran.append(match[1])
         except BaseException:
-            end_group(process.pid)
+            processes.end_tree(child)
             raise
     if process.returncode:
-        full = full or without_room.is_set()
-        why = f"failed, since {FULL}: make room and start again" if full else "failed"
-        raise StageError(f"stage {name} {why}; later stages did not run", again=again)
+        raise StageError(f"stage {name} failed; later stages did not run", again=again)
     return ran
 
 
-def examine(batch: Path, params: RetrainParams) -> bool:
-    """Checks and audits a batch and stages what may join; False if it changed meanwhile."""
-    if not intake.stage(batch, load_params(ValidateParams), load_params(SplitParams), params):
+def end_orphan() -> None:
+    """Ends the DVC process of a killed retraining: it would write where this one does."""
+    if CHILD.exists() and (child := processes.find(CHILD.read_text())):
+        print(f"ending what a killed retraining left running (process {child.pid})")
+        processes.end_tree(child)
+    CHILD.unlink(missing_ok=True)
+
+
+def take_in(batch: Path, params: RetrainParams) -> None:
+    """Makes what may join of a batch a new data version, and sets apart what is refused."""
+    taken = intake.take_in(batch, load_params(ValidateParams), load_params(SplitParams), params)
+    if taken is None:
         print("the batch changed while it was read; it is left for the next time")
-        return False
-    return True
-
-
-def record(params: RetrainParams, batch: Path | None = None) -> None:
-    """Makes what is staged the new data version, and sets aside what is refused.
-
-    Args:
-        params: The retrain section.
-        batch: To examine anew where an earlier try took all back; None if a run before began it.
-    """
-    if not intake.unfinished() and (batch is None or not examine(batch, params)):
         return
-    taken = intake.finish(params)
-    outside = sum(taken.refused.values())
     print(
         f"batch {taken.batch} ({taken.kind}, {taken.slices} slices): {taken.train} to train, "
-        f"{taken.valid} to valid, {outside} to quarantine; data version {taken.after}"
+        f"{taken.valid} to valid, {sum(taken.refused.values())} to quarantine; "
+        f"data version {taken.after}"
     )
 
 
@@ -128,42 +123,63 @@ def push(places: list[str]) -> None:
             print(error)
             raise StageError("dvc push failed; its own words are in the log") from None
     if "git" in places:
-        versions.git("push", "--quiet")
+        git.git("push", "--quiet")
 
 
 def keep(what: str) -> None:
     """Commits what the run changed of dvc.lock and reports/, and nothing else."""
-    if not versions.has_commits():
+    if not git.has_commits():
         print("this is no git repository with a commit: dvc.lock and reports/ were not committed")
         return
-    made = versions.commit(["dvc.lock", str(REPORTS)], f"Retrained: {what}")
+    made = git.commit(["dvc.lock", str(REPORTS)], f"Retrained: {what}")
     print(f"dvc.lock and reports/: {'commit ' + made if made else 'nothing to commit'}")
 
 
 def publish(text: str) -> None:
     """Shows the page in Prefect and writes it to reports/retrain.md."""
     create_markdown_artifact(key="retrain", markdown=text, description="What a retraining did.")
-    with told_if_full("the champion is as the page says"), atomic_path(PAGE) as temporary:
-        temporary.write_text(text)
+    write_text(PAGE, text)
     print(text)
 
 
-@stage(name="retrain", on_failure=[tell], on_crashed=[tell])
+def alert_failed(flow: Any, run: Any, state: Any) -> None:
+    """A state hook that posts what failed; it raises nothing, since the failure must be seen."""
+    try:
+        error = state.result(raise_on_failure=False) if state.is_failed() else None
+        alert(flow.name, _failed_step(run), sentence(error), url_for(run))
+    except Exception as error:
+        print(f"no alert could be made ({type(error).__name__})")
+
+
+def _failed_step(run: Any) -> str:
+    """The name of the run's last task that did not complete."""
+    of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    last_first = TaskRunSort.EXPECTED_START_TIME_DESC
+    try:
+        with get_client(sync_client=True) as client:
+            tasks = client.read_task_runs(flow_run_filter=of_run, sort=last_first, limit=50)
+    except httpx.HTTPError:  # which step it was is worth less than the alert
+        return "unknown"
+    open_ones = [task for task in tasks if task.state is None or not task.state.is_completed()]
+    return open_ones[0].name.rpartition("-")[0] or open_ones[0].name if open_ones else "start"
+
+
+@stage(name="retrain", on_failure=[alert_failed], on_crashed=[alert_failed])
 def retrain(because: str = "asked for by hand") -> None:
     """Takes in what lies in the inbox, runs what is out of date, and says what came of it.
 
     Args:
         because: Who or what asked for it; the page says so.
     """
-    run = str(runtime.flow_run.id)
-    with (
-        told_if_full("what has finished stays"),
-        lock.noted(run) as note,
-        lock.hold(run=run) as held,
-    ):
-        lock.note_held(note)
-        bury(lock_is_ours=True)
-        _steps(Account(because), load_params(RetrainParams), held)
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(LOCK, timeout=0):
+            end_orphan()
+            _steps(Account(because), load_params(RetrainParams))
+    except Timeout:
+        raise StageError(
+            f"another retraining is running, which holds {LOCK}: wait for its end, or end it"
+        ) from None
 
 
 @dataclass
@@ -197,13 +213,11 @@ class Account:
         )
 
 
-def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
+def _steps(account: Account, params: RetrainParams) -> None:
     """The steps in their order, each a task; their account is published also where one fails."""
     tried = partial(step, retries=params.retries, delay_seconds=params.retry_delay_seconds)
     try:
-        intake.tidy()
-        if intake.unfinished():
-            tried(record, name="record what was cut off")(params)
+        intake.recover(params)
         if not intake.DATA.exists():
             tried(pull, name="pull data")()
         dataset.refuse_to_lose(intake.DATA)  # or a model would name a version it was not made of
@@ -211,10 +225,9 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
         account.waiting = len(waiting)
         for batch in ready:
             label = inbox.fingerprint(batch)[:8]
-            if tried(examine, name=f"examine {label}")(batch, params):
-                tried(record, name=f"record {label}")(params, batch)
+            tried(take_in, name=f"take in {label}")(batch, params)
         for name in STAGES:
-            ran = tried(reproduce, name=f"repro {name}")(name, held.child)
+            ran = tried(reproduce, name=f"repro {name}")(name)
             account.ran += ran
             account.current += [] if ran else [name]
         decided = json.loads(DECISION.read_text())["decision"]
@@ -222,11 +235,8 @@ def _steps(account: Account, params: RetrainParams, held: lock.Held) -> None:
         if params.push:
             tried(push, name="push")(list(params.push))
     except Exception as error:
-        said = sentence(f"{type(error).__name__}: {error}").rstrip(".")
-        try:
-            tried(publish, name="report")(account.page(said))
-        except Exception as other:  # what failed first is what must be seen
-            print(f"its page could not be published ({type(other).__name__})")
+        with suppress(OSError, httpx.HTTPError):  # what failed first is what must be seen
+            tried(publish, name="report")(account.page(sentence(error).rstrip(".")))
         raise
     tried(publish, name="report")(account.page())
     intake.forget_taken()
@@ -241,13 +251,12 @@ def command() -> None:
     when.add_argument("--cron", help="stay, and run at these times, such as '0 3 * * *'")
     chosen = parser.parse_args()
     if chosen.dry_run:
-        print(rehearsal.rehearse(STAGES))
+        print(intake.rehearse(STAGES))
         return
     with prefect_api():
         if chosen.now:
             retrain()
             return
-        bury(lock_is_ours=False)  # a run that is only called running would hold up all others
         on_schedule(retrain, chosen.cron, {"because": f"due by the schedule {chosen.cron}"})
 
 

@@ -42,12 +42,9 @@ def repository(template, tmp_path, monkeypatch) -> Path:
 def take_all(root: Path) -> list[intake.Taken]:
     """What the flow does with an inbox."""
     parts = sections(root)
-    intake.tidy()
-    if intake.unfinished():
-        intake.finish(parts[2])
+    intake.recover(parts[2])
     for batch in inbox.batches(Path("inbox"), 0)[0]:
-        if intake.stage(batch, *parts):
-            intake.finish(parts[2])
+        intake.take_in(batch, *parts)
     return intake.taken_in()
 
 

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from tumorseg.core.alerts import VARIABLE, alert, sentence
+from tumorseg.core.errors import InputError, StageError
 from tumorseg.core.prefect_server import free_port
 
 
@@ -70,19 +71,12 @@ def test_one_retry_and_then_only_a_word(receiver, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("error", "words"),
     [
-        (
-            "Flow run encountered an exception: StageError: stage train failed; later ones not",
-            "stage train failed; later ones not",
-        ),
-        (
-            "Flow run encountered an exception: InputError: data/train/Jane Doe.png: is broken",
-            "InputError; the run's log says more",
-        ),
-        ("/inbox/Jane Doe is gone", "it was ended from outside; the run's log says more"),
+        (StageError("stage train failed; later ones not"), "stage train failed; later ones not"),
+        (InputError("data/train/Jane Doe.png: is broken"), "InputError; the run's log says more"),
         (None, "it was ended from outside; the run's log says more"),
     ],
 )
-def test_a_sentence_names_no_file_of_the_data(message, said) -> None:
-    assert sentence(message) == said
+def test_a_sentence_names_no_file_of_the_data(error, words) -> None:
+    assert sentence(error) == words

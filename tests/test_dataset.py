@@ -8,6 +8,8 @@ import pytest
 
 from tumorseg.core.errors import InputError
 from tumorseg.data import dataset
+from tumorseg.importers import use as module
+from tumorseg.importers.use import download_from_kaggle, use
 
 
 @pytest.fixture
@@ -26,11 +28,11 @@ def contents(folder) -> dict:
 
 
 def test_use_copies_records_and_can_go_back(repository, phantom, coco_folder) -> None:
-    assert dataset.use(phantom).images == 22
+    assert use(phantom).images == 22
     assert contents(repository / "data") == contents(phantom)
     first = (repository / "data.dvc").read_text()
     other = coco_folder.write()
-    assert dataset.use(other).images == 2
+    assert use(other).images == 2
     assert contents(repository / "data") == contents(other)
     (repository / "data.dvc").write_text(first)
     dataset.dvc("checkout", "--quiet")
@@ -39,32 +41,32 @@ def test_use_copies_records_and_can_go_back(repository, phantom, coco_folder) ->
 
 
 def test_unrecorded_changes_are_never_lost(repository, phantom, coco_folder) -> None:
-    dataset.use(phantom)
+    use(phantom)
     (repository / "data" / "train" / "mine.jpg").write_bytes(b"precious")
     before = contents(repository / "data")
     with pytest.raises(InputError, match="dvc add data"):
-        dataset.use(coco_folder.write())
+        use(coco_folder.write())
     assert contents(repository / "data") == before
 
 
 def test_a_folder_that_dvc_does_not_know_is_not_overwritten(repository, phantom, coco_folder):
     shutil.copytree(phantom, repository / "data")
     with pytest.raises(InputError, match="not recorded"):
-        dataset.use(coco_folder.write())
+        use(coco_folder.write())
     assert contents(repository / "data") == contents(phantom)
 
 
 def test_another_layout_is_refused_before_anything_is_touched(repository, phantom, tmp_path):
-    dataset.use(phantom)
+    use(phantom)
     (tmp_path / "images" / "train").mkdir(parents=True)
     for folder in (tmp_path / "images", tmp_path / "nowhere", repository / "data"):
         with pytest.raises(InputError, match=folder.name):
-            dataset.use(folder)
+            use(folder)
     assert contents(repository / "data") == contents(phantom)
 
 
 def test_a_failing_dvc_puts_the_old_data_back(repository, phantom, coco_folder, monkeypatch):
-    dataset.use(phantom)
+    use(phantom)
     real = dataset.dvc
 
     def failing(*arguments: str) -> str:
@@ -72,9 +74,9 @@ def test_a_failing_dvc_puts_the_old_data_back(repository, phantom, coco_folder, 
             raise InputError("dvc add: disk full")
         return real(*arguments)
 
-    monkeypatch.setattr(dataset, "dvc", failing)
+    monkeypatch.setattr(module, "dvc", failing)
     with pytest.raises(InputError, match="disk full"):
-        dataset.use(coco_folder.write())
+        use(coco_folder.write())
     assert contents(repository / "data") == contents(phantom)
 
 
@@ -87,7 +89,7 @@ def test_kaggle_without_credentials_says_what_to_do(monkeypatch) -> None:
 
     monkeypatch.setattr(kagglehub, "dataset_download", refuse)
     with pytest.raises(InputError, match="KAGGLE_USERNAME"):
-        dataset.download_from_kaggle()
+        download_from_kaggle()
 
 
 def test_kaggle_out_of_reach_says_what_to_do(monkeypatch) -> None:
@@ -99,7 +101,7 @@ def test_kaggle_out_of_reach_says_what_to_do(monkeypatch) -> None:
 
     monkeypatch.setattr(kagglehub, "dataset_download", unreachable)
     with pytest.raises(InputError, match="tumorseg data use FOLDER"):
-        dataset.download_from_kaggle()
+        download_from_kaggle()
 
 
 def test_a_process_that_has_ended_does_not_hold_up_dvc(tmp_path) -> None:
@@ -124,7 +126,7 @@ def test_a_process_that_has_ended_does_not_hold_up_dvc(tmp_path) -> None:
 def test_data_that_were_never_pushed_come_from_dvcs_own_remote(
     repository, phantom, monkeypatch, tmp_path, capsys
 ) -> None:
-    dataset.use(phantom)
+    use(phantom)
     for name, more in (("own", ["--default"]), ("server", [])):
         dataset.dvc("remote", "add", "--quiet", *more, name, str(tmp_path / name))
     dataset.push()

@@ -14,9 +14,11 @@ from tests.test_dataset import contents
 from tumorseg import cli_data
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import ValidateParams, load_params
-from tumorseg.data import coco, dataset
+from tumorseg.data import coco
 from tumorseg.data.manifest import build_manifest
 from tumorseg.importers import Options, detect, dicom, dicom_image, import_folder, nifti, plan
+from tumorseg.importers import use as module
+from tumorseg.importers.use import use
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +263,10 @@ def test_arguments_are_checked(imported, tmp_path) -> None:
 
 def test_use_imports_under_data(imported, tmp_path, monkeypatch) -> None:
     recorded = []
-    monkeypatch.setattr(dataset, "dvc", lambda *arguments: recorded.append(arguments) or "")
+    monkeypatch.setattr(module, "dvc", lambda *arguments: recorded.append(arguments) or "")
     monkeypatch.chdir(tmp_path)
     sample, written, summary = imported("DICOM SEG")
-    assert dataset.use(sample.folder, kind="dicom") == summary
+    assert use(sample.folder, kind="dicom") == summary
     assert contents(tmp_path / "data") == contents(written)
     assert recorded == [("add", "data")] and [p.name for p in tmp_path.iterdir()] == ["data"]
 

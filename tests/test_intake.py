@@ -81,7 +81,7 @@ def test_what_dvc_or_git_refuse_is_taken_back(repository, template, monkeypatch,
     assert "not on a Friday" in capsys.readouterr().out
     assert contents(repository / "data") == contents(template / "data")
     assert contents(repository / "inbox") == contents(template / "inbox")
-    assert not git(repository, "status", "--porcelain") and not intake.unfinished()
+    assert not git(repository, "status", "--porcelain")
     hook.unlink()
     take_all(repository)
     check_taken(repository, template)
@@ -95,12 +95,17 @@ def test_a_batch_that_nobody_may_write_is_taken_in(repository, template, quick) 
     check_taken(repository, template)
 
 
-def test_what_comes_late_stays_in_the_inbox(repository, quick) -> None:
-    parts, batch = sections(repository), Path("inbox/monday")
-    assert intake.stage(batch, *parts)
-    (batch / "late.jpg").write_bytes(b"late")
-    intake.finish(parts[2])
-    assert (batch / "late.jpg").exists()
+def test_what_comes_late_stays_in_the_inbox(repository, quick, monkeypatch) -> None:
+    late, real = Path("inbox/monday/late.jpg"), intake.dvc
+
+    def slow(*words: str) -> str:
+        late.write_bytes(b"late")
+        return real(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(intake, "dvc", slow)
+        take_all(repository)
+    assert late.exists()
     again = take_all(repository)[-1]
     assert again.train + again.valid == 0 and again.refused["duplicate"] == 8
 
@@ -113,8 +118,8 @@ def test_a_batch_that_changes_while_it_is_read_is_left(repository, quick, monkey
         return real(batch, *rest)
 
     monkeypatch.setattr(intake, "examine", slow)
-    assert not intake.stage(Path("inbox/monday"), *sections(repository))
-    assert not list(repository.glob(".data*")) and not intake.unfinished()
+    assert intake.take_in(Path("inbox/monday"), *sections(repository)) is None
+    assert not list(repository.glob(".data*"))
 
 
 def test_a_batch_of_which_nothing_joins_makes_no_version(repository, quick) -> None:

@@ -1,43 +1,46 @@
-"""Processes and their names."""
+"""Processes, their tags, and their end."""
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
+import psutil
 import pytest
 
-from tumorseg.core.processes import Process, process
+from tumorseg.core import processes
+
+SLEEP = "import time; time.sleep(600)"
 
 
 def test_a_process_lives_until_it_ends_whether_or_not_anybody_took_note_of_it() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    named = process(child.pid)
-    assert named.lives() and process().lives()
+    child = subprocess.Popen([sys.executable, "-c", SLEEP])
+    tag = processes.tag(psutil.Process(child.pid))
+    assert processes.find(tag).pid == child.pid and not processes.is_dead(tag)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert named.lives() is False  # a zombie
-    assert process(child.pid).lives() is False
+    assert processes.is_dead(tag)  # a zombie
     child.wait()
-    assert named.lives() is False
+    assert processes.is_dead(tag) and processes.find(tag) is None
 
 
 def test_one_that_has_the_number_of_an_ended_one_is_another() -> None:
-    mine = process()
-    assert replace(mine, began=mine.began + "0").lives() is False
-    assert replace(mine, boot="an earlier one").lives() is False
+    before, _, started = processes.tag().rpartition(":")
+    assert not processes.is_dead(f"{before}:{started}")
+    assert processes.is_dead(f"{before}:{int(started) - 60}")
 
 
-def test_of_another_machine_nothing_is_known() -> None:
-    assert replace(process(), host="elsewhere").lives() is None
+@pytest.mark.parametrize("tag", ["process:elsewhere:1:0", "nightly", "", "process"])
+def test_of_another_machine_s_and_of_other_tags_nothing_is_known(tag: str) -> None:
+    assert not processes.is_dead(tag)
 
 
-def test_its_tag_names_it() -> None:
-    assert Process.tagged(process().tag) == process()
-
-
-@pytest.mark.parametrize(
-    "tag", ["process:x", "None", "nightly", "", "process:h:b:x:1", "a:h:b:1:1", "process:h:b:1:1:1"]
-)
-def test_other_tags_name_none(tag: str) -> None:
-    assert Process.tagged(tag) is None
+def test_a_process_ends_with_all_its_children() -> None:
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {SLEEP!r}])"
+    parent = psutil.Popen([sys.executable, "-c", code])
+    while not parent.children():
+        assert parent.poll() is None
+    (child,) = parent.children()
+    processes.end_tree(parent)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert parent.poll() is not None
+    processes.end_tree(parent)  # again is no error

@@ -16,15 +16,16 @@ import httpx
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.conftest import REPOSITORY
 from tests.inboxes import contents
 from tests.retraining import DECISION, git, make_repository, phantom_batch, variables
 from tests.test_alerts import Receiver
-from tumorseg.core import lock
 from tumorseg.core.alerts import VARIABLE
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.processes import members
+from tumorseg.core.prefect_server import prefect_server
+from tumorseg.core.processes import find
 from tumorseg.data import dataset
 
 pytestmark = pytest.mark.long
@@ -63,7 +64,7 @@ def faked(monkeypatch, fail: Exception | None = None):
 
     ran = []
 
-    def reproduce(name, noted=None):
+    def reproduce(name):
         ran.append(name)
         if name == "train" and fail is not None:
             raise fail
@@ -116,7 +117,6 @@ def test_the_steps_their_page_and_what_is_committed(repository, monkeypatch) -> 
         retrain(because="a test")  # nothing new, and the page says so
         page = Path("reports/retrain.md").read_text()
         assert "Nothing came in." in page and ", as before." in page
-    assert lock.dead_runs(lock_is_ours=True) == [] and lock.LOCK.read_text() == ""
 
 
 def test_a_failure_is_told_and_its_data_are_in_the_next_page(
@@ -180,7 +180,7 @@ def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> 
     assert "| coco | 6 |" in last_artifact() and not any(Path("inbox").iterdir())
 
 
-def test_a_full_disk_is_one_sentence(repository, monkeypatch, alerts) -> None:
+def test_a_full_disk_leaves_all_as_it_was_and_names_nobody(repository, monkeypatch, alerts) -> None:
     from tumorseg.importers import intake
 
     def full(*_: object) -> None:
@@ -188,16 +188,18 @@ def test_a_full_disk_is_one_sentence(repository, monkeypatch, alerts) -> None:
 
     monkeypatch.setattr(intake, "merge", full)
     before = {name: contents(Path(name)) for name in ("data", "inbox")}
-    with faked(monkeypatch) as (retrain, ran), pytest.raises(StageError, match="disk is full"):
+    with faked(monkeypatch) as (retrain, ran), pytest.raises(OSError, match="No space left"):
         retrain()
     assert not ran and {name: contents(Path(name)) for name in before} == before
-    assert alerts[0]["sentence"].startswith("the disk is full: make room")
-    assert alerts[0]["stage"].startswith("examine ")
+    assert alerts[0]["sentence"] == "OSError; the run's log says more"
+    assert alerts[0]["stage"].startswith("take in ")
 
 
 def test_two_at_once_are_refused_and_told(repository, monkeypatch, alerts) -> None:
-    mine = pytest.raises(StageError, match=f"process {os.getpid()} on")
-    with faked(monkeypatch) as (retrain, ran), lock.hold(), mine:
+    from pipelines.retrain import LOCK
+
+    refused = pytest.raises(StageError, match="another retraining is running")
+    with faked(monkeypatch) as (retrain, ran), FileLock(LOCK), refused:
         retrain()
     assert not ran and "another retraining is running" in alerts[0]["sentence"]
     assert len(git(repository, "log", "--format=%s").splitlines()) == 1
@@ -262,7 +264,7 @@ def test_a_dry_run_changes_nothing(repository) -> None:
 KILLED = """
 import os, signal
 import pipelines.retrain as module
-def reproduce(name, noted=None):
+def reproduce(name):
     print("at", name, flush=True)
     if name == "train":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -278,7 +280,7 @@ def test_a_killed_run_is_found_marked_and_told(repository, monkeypatch, alerts) 
     assert done.returncode == -signal.SIGKILL, done.stderr
     killed = ask("flow_runs", named)[0]
     assert killed["state_name"] == "Running" and not alerts
-    with faked(monkeypatch) as (retrain, _):
+    with faked(monkeypatch) as (retrain, _), prefect_server():  # as each command begins
         retrain()
     after, before = ask("flow_runs", named)[:2]
     assert before["id"] == killed["id"] and before["state_name"] == "Crashed"
@@ -300,19 +302,18 @@ def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repos
     decided.parent.mkdir(parents=True)
     decided.write_text(json.dumps(DECISION))
     first = subprocess.Popen([sys.executable, "-c", REAL], stdout=subprocess.DEVNULL)
+    note = Path(".state/retrain/child")
     deadline = time.monotonic() + 240
-    leader = None
-    while leader is None or len(members(leader)) < 2:
+    while not note.exists() or not (child := find(note.read_text())) or not child.children():
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-        if lock.LOCK.exists() and "child" in lock.LOCK.read_text():
-            leader = json.loads(lock.LOCK.read_text())["child"]["pid"]
+    stage = child.children()[0]
     first.kill()
     first.wait()
-    assert members(leader)  # `dvc repro` and the stage outlive the flow
+    assert child.is_running() and stage.is_running()  # both outlive the flow
     again = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert members(leader) == []
+    assert not any(process.is_running() for process in (child, stage))
     table = pd.read_parquet("artifacts/split/manifest.parquet")
     assert table["split"].value_counts()["test"] == 5 and len(table) == 22 + 6
     assert "Ran: validate, split." in last_artifact() and "| coco | 6 |" in last_artifact()
@@ -324,35 +325,37 @@ def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repos
     ).stdout.strip().endswith("up to date.")  # fmt: skip
 
 
-def test_a_stage_s_children_end_with_it_and_a_full_disk_is_recognised(tmp_path, monkeypatch):
+def test_a_stage_s_children_end_with_it(tmp_path, monkeypatch) -> None:
     import pipelines.retrain as module
 
     (tmp_path / "dvc.py").write_text(
         "import subprocess, sys, time\n"
         "print(\"Running stage 'train@unet-0':\", flush=True)\n"
-        "if sys.argv[-1] == 'full':\n"
-        "    print('OSError: [Errno 28] No space left on device')\n"
+        "if sys.argv[-1] == 'wrong':\n"
         "    sys.exit(1)\n"
         "if sys.argv[-1] == 'fine':\n"
         "    sys.exit(0)\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('waits', flush=True)\n"
         "time.sleep(600)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert module.reproduce("fine") == ["train@unet-0"]
-    with pytest.raises(StageError, match="stage full failed, since the disk is full"):
-        module.reproduce("full")
-    groups = []
+    with pytest.raises(StageError, match="stage wrong failed; later stages did not run"):
+        module.reproduce("wrong")
+    family = []
 
-    def interrupt(pid: int) -> None:
-        groups.append(pid)
-        time.sleep(1.5)
-        raise KeyboardInterrupt
+    def interrupt(*words: str) -> None:
+        if words == ("waits",):
+            child = find(module.CHILD.read_text())
+            family.extend([child, *child.children()])
+            raise KeyboardInterrupt
 
+    monkeypatch.setattr("builtins.print", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        module.reproduce("long", interrupt)
-    assert members(groups[0]) == []
+        module.reproduce("long")
+    assert len(family) == 2 and not any(process.is_running() for process in family)
 
 
 def test_prefect_yaml_has_flows_that_are_there() -> None:

@@ -5,16 +5,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
 from tumorseg.core import prefect_server as server
 from tumorseg.core.environment import PREFECT_URL_FILE, answers
-from tumorseg.core.processes import process
+from tumorseg.core.errors import InputError
+from tumorseg.core.processes import tag
 
 USER = """
 import sys
-from tumorseg import environment
+from tumorseg.core import environment
 environment.set_up()
 from tumorseg.core.prefect_server import prefect_server
 with prefect_server() as url:
@@ -58,7 +60,7 @@ def noted(tmp_path, monkeypatch) -> Iterator[subprocess.Popen]:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     server.FOLDER.mkdir(parents=True)
-    (server.FOLDER / "process").write_text(process(child.pid).tag)
+    (server.FOLDER / "process").write_text(tag(psutil.Process(child.pid)))
     PREFECT_URL_FILE.write_text("http://127.0.0.1:1/api")
     yield child
     child.kill()
@@ -71,14 +73,15 @@ def test_a_server_that_is_slow_to_answer_is_waited_for(noted, monkeypatch) -> No
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")  # as `set_up` leaves it
     with server.prefect_server() as url:
         assert url == "http://127.0.0.1:1/api" and noted.poll() is None
-    assert noted.wait(20) != 0 and not PREFECT_URL_FILE.exists()  # its last user ended it
+    assert noted.wait(20) is not None and not PREFECT_URL_FILE.exists()  # its last user ended it
 
 
 def test_one_that_has_died_or_hangs_is_replaced(noted, monkeypatch) -> None:
     monkeypatch.setattr(server, "answers", lambda url: False)
     monkeypatch.setattr(server, "PATIENCE_SECONDS", 1)
-    assert server._running_prefect() is None
-    assert noted.wait(20) != 0 and not PREFECT_URL_FILE.exists()
+    with pytest.raises(InputError, match="did not start"), server.prefect_server():
+        pass
+    assert noted.wait(20) is not None and not PREFECT_URL_FILE.exists()
 
 
 def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch) -> None:
@@ -97,4 +100,4 @@ def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(server, "started", started)
     with pytest.raises(KeyboardInterrupt), server.prefect_server():
         pass
-    assert begun[0].poll() is not None and not PREFECT_URL_FILE.exists()
+    assert begun[0].wait(20) is not None and not PREFECT_URL_FILE.exists()

@@ -7,33 +7,37 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tumorseg import cli_data, cli_registry
+from tumorseg import cli_registry
 from tumorseg.core import environment, experiments
 from tumorseg.core.environment import PACKAGED
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import FULL, ended_if_full
 from tumorseg.data import dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
-app.add_typer(cli_data.app, name="data")
+data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, tracked by DVC.")
+app.add_typer(data_app, name="data")
 app.command()(cli_registry.rollback)
 app.command()(cli_registry.history)
 app.command()(cli_registry.package)
+
+if TYPE_CHECKING:  # the readers of NIfTI and DICOM take seconds to import
+    from tumorseg.importers import Summary
 
 METRICS = Path("reports/metrics.json")
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends it with one sentence and status 1."""
+    """Runs the command; a user's mistake or a full disk ends it with one sentence and status 1."""
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"tumorseg: {error}")
 
 
@@ -88,16 +92,12 @@ def run(
 
 def reproduce(clock: "Clock", command: list[str]) -> int:
     """Runs a `dvc` command, a lap a stage, and returns its exit status."""
-    dataset.forget_ended()
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "dvc", *command],
-            stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        ) as process,
-        ended_if_full(process) as full,
-    ):
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", *command],
+        stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
         assert process.stdout is not None
         current = "dvc"
         for line in process.stdout:
@@ -106,8 +106,6 @@ def reproduce(clock: "Clock", command: list[str]) -> int:
                 clock.lap(current)
                 current = match[1]
         clock.lap(current)
-    if full.is_set():
-        raise InputError(f"{FULL}: make room, then type the same again: what has finished stays")
     return process.returncode
 
 
@@ -222,6 +220,86 @@ def env() -> None:
     """Print the environment of a run, for `eval "$(tumorseg env)"`."""
     for name in ("PATH", *environment.defaults(Path.cwd())):
         print(f"export {name}={shlex.quote(os.environ[name])}")
+
+
+@data_app.command("use")
+def data_use(
+    folder: Path,
+    format_: Annotated[
+        str, typer.Option("--format", help="auto, coco, masks, nifti or dicom.")
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    axis: Annotated[
+        str, typer.Option(help="Slices of volumes: axial, coronal or sagittal.")
+    ] = "axial",
+    slices: Annotated[
+        str, typer.Option(help="Slices of volumes: all, tumour (labelled ones) or every:N.")
+    ] = "all",
+    modality: Annotated[
+        str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
+    ] = None,
+) -> None:
+    """Import FOLDER (COCO, images with masks, NIfTI, or DICOM with SEG) to data/."""
+    from tumorseg.importers import Options, plan
+    from tumorseg.importers.use import use
+
+    kind = None if format_ == "auto" else format_
+    options = Options(axis=axis, slices=slices, modality=modality)
+    if dry_run:
+        print(plan(folder, kind, options))
+    else:
+        _report(use(folder, kind=kind, options=options))
+
+
+@data_app.command("labels")
+def data_labels(
+    folder: Path,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only compare.")] = False,
+) -> None:
+    """Put the COCO labels in FOLDER's train/, valid/ and test/ on the same images."""
+    from tumorseg.data import labels
+
+    print("the present labels, judged by those of", folder)
+    print(labels.table(labels.compare_labels(folder, Path("data"))))
+    print("A perfect model of the present labels would reach these figures, judged by the others.")
+    if not dry_run:
+        labels.use_labels(folder)
+        print("data/ now has the other labels, recorded in data.dvc.")
+        print("next: `make run`; `dvc metrics diff` and `dvc plots diff` show what it changed;")
+        print("      `git add data.dvc dvc.lock reports && git commit` keeps it as a version")
+
+
+@data_app.command("phantom")
+def data_phantom(
+    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
+) -> None:
+    """Make the phantom set anew and put it under data/."""
+    from tumorseg.data.phantom import make_phantom
+    from tumorseg.importers.use import use
+
+    with tempfile.TemporaryDirectory(dir=environment.STATE) as scratch:
+        make_phantom(Path(scratch, "data"), seed=seed)
+        _report(use(Path(scratch, "data")))
+
+
+@data_app.command("pull")
+def data_pull() -> None:
+    """Fetch the data version that data.dvc names from DVC's remote."""
+    dataset.pull()
+
+
+@data_app.command("kaggle")
+def data_kaggle() -> None:
+    """Download the published brain-tumour set from Kaggle and put it under data/."""
+    from tumorseg.importers.use import download_from_kaggle, use
+
+    _report(use(download_from_kaggle()))
+
+
+def _report(summary: "Summary") -> None:
+    print(summary)
+    print(f"data/ now holds {summary.images} images, recorded in data.dvc.")
+    print("next: `make run`; then `git commit data.dvc` keeps this version")
 
 
 if __name__ == "__main__":

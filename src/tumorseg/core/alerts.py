@@ -1,27 +1,28 @@
 """A word to whoever watches, by webhook: what failed and when, never whose scan it was."""
 
 import os
-import re
 import time
 from typing import Any
 
 import httpx
+
+from tumorseg.core.errors import StageError
 
 VARIABLE = "TUMORSEG_ALERT_URL"
 TIMEOUT_SECONDS = 10.0
 TRIES = 2
 
 
-def sentence(message: str | None) -> str:
-    """What an alert may say of a Prefect state's message, which may name files.
+def sentence(error: object) -> str:
+    """What an alert may say of a failure, whose message may name files.
 
-    Only a StageError's own words are said; of another exception only its kind.
+    That is a StageError's message; of another exception its type; where there is none, as for a run
+    that was cancelled, that it was ended from outside.
     """
-    message = message or ""
-    if told := re.search(r"\bStageError: (.+)", message):
-        return told[1]
-    if kind := re.search(r"\b(\w+(?:Error|Exception|Warning))\b", message):
-        return f"{kind[1]}; the run's log says more"
+    if isinstance(error, StageError):
+        return str(error)
+    if isinstance(error, Exception):
+        return f"{type(error).__name__}; the run's log says more"
     return "it was ended from outside; the run's log says more"
 
 

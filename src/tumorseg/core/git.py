@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Sequence
 
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.files import FULL, says_full
 
 # Used where git knows nobody, such as in a container.
 NOBODY = {"user.name": "tumorseg", "user.email": "tumorseg@localhost"}
@@ -30,8 +29,7 @@ def git(*arguments: str) -> str:
         words = done.stderr.strip() or done.stdout.strip()
         print(words)
         command = next(word for word in arguments if not word.startswith(("-", "user.")))
-        why = f", since {FULL}" if says_full(words) else "; its own words are in the log"
-        raise StageError(f"git {command} failed{why}")
+        raise StageError(f"git {command} failed; its own words are in the log")
     return done.stdout
 
 

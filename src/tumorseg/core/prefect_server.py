@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,18 +10,20 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+from filelock import FileLock
+
 from tumorseg.core import processes
+from tumorseg.core.alerts import alert
 from tumorseg.core.environment import PREFECT_URL_FILE, STATE, answers, noted_prefect
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import atomic_path, locked
 
 PATIENCE_SECONDS = 120
 FOLDER = PREFECT_URL_FILE.parent
-_SERVER = FOLDER / "process"  # which process the server is
+_SERVER = FOLDER / "process"  # the tag of the server's process
 
 
 def free_port(preferred: int) -> int:
@@ -58,12 +59,9 @@ def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(psutil.NoSuchProcess):
+            processes.end_tree(psutil.Process(process.pid))
+        process.wait()
 
 
 @contextmanager
@@ -86,80 +84,69 @@ def prefect_server() -> Iterator[str]:
         yield url
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    change = partial(locked, FOLDER / "start.lock", "start or end of Prefect", PATIENCE_SECONDS)
-    with (FOLDER / "users").open("a") as users:  # all that use the server share its lock
-        with change():
+    change = FileLock(FOLDER / "start.lock", timeout=PATIENCE_SECONDS)
+    with (FOLDER / "users").open("a") as users:  # a shared lock of all that use the server
+        with change:
             fcntl.flock(users, fcntl.LOCK_SH)
-            url = _running_prefect() or _start_prefect()
+            url = _running() or _start()
         os.environ["PREFECT_API_URL"] = url
         mark_crashed(url)
         try:
             yield url
         finally:
             del os.environ["PREFECT_API_URL"]
-            with change():
-                fcntl.flock(users, fcntl.LOCK_UN)
-                with suppress(BlockingIOError):  # somebody else uses it
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _end_prefect()
+            with change, suppress(BlockingIOError):  # another process uses it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end()
 
 
-def _server() -> processes.Process | None:
-    """The process that `_start_prefect` noted."""
-    try:
-        return processes.Process.tagged(_SERVER.read_text())
-    except FileNotFoundError:  # none was started, or `make clean` took the note
+def _running() -> str | None:
+    """The address of the server that an earlier command started, once it answers."""
+    url = noted_prefect()
+    if url and not (_SERVER.exists() and processes.find(_SERVER.read_text())):
         return None
+    return url if url and _answers_in_time(url) else None
 
 
-def _running_prefect() -> str | None:
-    """The address of the server that an earlier command started; one that is slow is waited for."""
-    url, server = noted_prefect(), _server()
+def _answers_in_time(url: str, process: subprocess.Popen[bytes] | None = None) -> bool:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while url and not answers(url):
-        if not (server and server.lives()) or time.monotonic() > deadline:
-            _end_prefect()
-            return None
+    while not answers(url):
+        if time.monotonic() > deadline or (process and process.poll() is not None):
+            return False
         time.sleep(0.3)
-    return url
+    return True
 
 
-def _start_prefect() -> str:
+def _start() -> str:
+    _end()
     port = free_port(4200)
     url = f"http://127.0.0.1:{port}/api"
     log = FOLDER / "server.log"
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = started(command, log)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    _SERVER.write_text(processes.tag(psutil.Process(process.pid)))
+    PREFECT_URL_FILE.write_text(url)
     try:
-        while not answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"the Prefect server did not start; its last words are in {log}")
-            time.sleep(0.3)
-        with atomic_path(_SERVER) as temporary:
-            temporary.write_text(processes.process(process.pid).tag)
-        PREFECT_URL_FILE.write_text(url)
-    except BaseException:  # nobody else knows of it
-        process.kill()
-        process.wait()
+        if not _answers_in_time(url, process):
+            raise InputError(f"the Prefect server did not start; its last words are in {log}")
+    except BaseException:
+        _end()
         raise
     return url
 
 
-def _end_prefect() -> None:
+def _end() -> None:
     PREFECT_URL_FILE.unlink(missing_ok=True)
-    server = _server()
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + 20
-        while server and server.lives() and time.monotonic() < deadline:
-            with suppress(ProcessLookupError):
-                os.kill(server.pid, sign)
-            time.sleep(0.5)
+    if _SERVER.exists() and (server := processes.find(_SERVER.read_text())):
+        processes.end_tree(server)
     _SERVER.unlink(missing_ok=True)
 
 
 def mark_crashed(prefect_url: str) -> None:
-    """Ends the flow runs that a process of this machine left running when it was killed.
+    """Ends the flow runs that a killed process of this machine left running.
+
+    Prefect would call them running for ever, and a deployment of one run at a time would start no
+    other. A killed retraining is alerted here, since its own hooks could not run.
 
     Args:
         prefect_url: The Prefect API, such as `http://127.0.0.1:4200/api`.
@@ -178,10 +165,12 @@ def mark_crashed(prefect_url: str) -> None:
             "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
         )
         for run in running:
-            its = filter(None, map(processes.Process.tagged, run["tags"]))
-            if any(process.lives() is False for process in its):
+            if any(map(processes.is_dead, run["tags"])):
                 post(f"/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
                 print(f"flow run {run['name']}: marked as crashed, its process was killed")
+                if "retrain" in run["tags"]:
+                    page = f"{prefect_url.removesuffix('/api')}/runs/flow-run/{run['id']}"
+                    alert("retrain", "retrain", "its process was killed", page)
     except (OSError, ValueError) as error:  # tidying up is no reason not to run
         print(f"flow runs of killed processes could not be marked as crashed: {error}")
 

@@ -1,42 +1,35 @@
-"""A batch's way into the data set: staged beside it, then swapped in, recorded, and only then gone.
+"""A batch's way from the inbox into the data set: staged beside it, swapped in, recorded, removed.
 
-Everything is made in `.data.intake/` next to `data/`. Its journal, written last, decides: without
-it a take-in that was cut off never happened, with it `finish` brings it to its end, however often
-it was cut off in between.
+Everything is made in `.data.intake/` next to `data/`. A take-in that was cut off is undone by
+`recover` as long as data.dvc was not committed, and only its remains are cleared away afterwards;
+the batch leaves the inbox last.
 """
 
 import json
 import shutil
+import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from tumorseg.core import git as versions
+from tumorseg.core import git
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.files import (
-    FULL,
-    move_folder,
-    remove_folder,
-    says_full,
-    told_if_full,
-    write_json,
-)
-from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
+from tumorseg.core.files import remove_folder, write_json
+from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.data.dataset import dvc, refuse_to_lose
-from tumorseg.importers.inbox import Refusal, Unpacked, fingerprint, judge, unpack
-from tumorseg.importers.merging import merge, set_aside
+from tumorseg.importers.inbox import Refusal, Unpacked, batches, fingerprint, judge, unpack
+from tumorseg.importers.merging import merge, quarantine
 
 DATA = Path("data")
-UNDO = "undo.json"  # the journal of a take-in that is being taken back
 # What was taken in since the last report: a run that is killed leaves it to the next one's.
 TAKEN = STATE / "retrain" / "taken.json"
-UNTOUCHED = "data/, the inbox and the champion are as they were"
 GROUPED = (
     "split.method is grouped, which deals all slices anew when data come in, so that the test "
     "split would not stay the same and no champion could be compared: set split.method: official "
@@ -50,7 +43,7 @@ class Taken:
 
     Attributes:
         batch: Eight digits of its fingerprint; reports call it so.
-        folder: Its name in the inbox; only in the journal.
+        folder: Its name in the inbox; empty in reports.
         fingerprint: As it was read.
         kind: The importer's name.
         slices: How many it held.
@@ -133,169 +126,181 @@ def examine(
     return unpacked, verdicts
 
 
-def stage(
+def take_in(
     batch: Path,
     validate: ValidateParams,
     split: SplitParams,
     retrain: RetrainParams,
     data: Path = DATA,
-) -> bool:
-    """Prepares everything that a batch changes, without changing it; the journal comes last.
+) -> Taken | None:
+    """Makes what may join of a batch a new data version, and moves the rest to the quarantine.
 
     Returns:
-        Whether it is ready for `finish`; False where the batch changed while it was read.
+        What became of it; None where the batch changed while it was read, and nothing was done.
 
     Raises:
         InputError: data/ or data.dvc holds changes that are not recorded.
-        StageError: The disk is full.
+        StageError: The version could not be recorded; data/ and the inbox are as they were.
     """
+    recover(retrain, data)
+    git.refuse_changed(f"{data.name}.dvc")
+    refuse_to_lose(data)
     place = work(data)
-    with told_if_full(UNTOUCHED):
-        tidy(data)
-        versions.refuse_changed(f"{data.name}.dvc")
-        refuse_to_lose(data)
-    remove_folder(place)
-    mark, now = fingerprint(batch), time.gmtime()
+    place.mkdir(parents=True)
     try:
-        with told_if_full(UNTOUCHED):
-            place.mkdir(parents=True)
-            unpacked, verdicts = examine(batch, place, validate, split, retrain, data)
-            if fingerprint(batch) != mark:
-                remove_folder(place)
-                return False
-            joins = verdicts[verdicts["reason"].isna()]
-            refused = verdicts[verdicts["reason"].notna()]
-            if len(joins):
-                merge(data, place, joins)
-            if len(refused):
-                set_aside(place, batch.name, refused)
-            sides = Counter(joins["side"])
-            before = version(data)
-            taken = Taken(
-                batch=mark[:8],
-                folder=batch.name,
-                fingerprint=mark,
-                kind=unpacked.kind,
-                slices=unpacked.slices,
-                train=sides["train"],
-                valid=sides["valid"],
-                refused={str(key): n for key, n in refused["reason"].value_counts().items()},
-                quarantine=f"{time.strftime('%Y%m%dT%H%M%SZ', now)}-{mark[:8]}"
-                if len(refused)
-                else None,
-                keep=bool(unpacked.refused),
-                before=before,
-                after=before,
-                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
-            )
-            shutil.copyfile(data.with_name(f"{data.name}.dvc"), place / "record")
-            write_json(place / "journal.json", asdict(taken))
-    except Exception:
-        remove_folder(place)
-        raise
-    return True
+        taken = _prepare(batch, place, validate, split, retrain, data)
+        if fingerprint(batch) != taken.fingerprint:
+            remove_folder(place)
+            return None
+        # From here on `recover` knows what was begun.
+        write_json(place / "taken.json", asdict(taken))
+        if taken.train or taken.valid:
+            data.rename(place / "before")
+            (place / "data").rename(data)
+            dvc("add", data.name)
+            added = f"{taken.train} slices for training, {taken.valid} for validation"
+            git.commit([f"{data.name}.dvc"], f"New data: batch {taken.batch}, {added}")
+    except Exception as error:
+        recover(retrain, data)
+        if not isinstance(error, InputError | StageError):
+            raise
+        print(error)  # the words of DVC or git
+        raise StageError(
+            "no new data version, since it could not be recorded; data/, the inbox and the "
+            "champion are as they were"
+        ) from None
+    recover(retrain, data)
+    return replace(taken, after=version(data))
 
 
-def unfinished(data: Path = DATA) -> bool:
-    """Whether a take-in was decided and not brought to its end."""
-    return (work(data) / "journal.json").exists()
+def _prepare(
+    batch: Path,
+    place: Path,
+    validate: ValidateParams,
+    split: SplitParams,
+    retrain: RetrainParams,
+    data: Path,
+) -> Taken:
+    """Builds the next data set and the quarantine's folder in `place`."""
+    mark, now = fingerprint(batch), time.gmtime()
+    unpacked, verdicts = examine(batch, place, validate, split, retrain, data)
+    joins = verdicts[verdicts["reason"].isna()]
+    refused = verdicts[verdicts["reason"].notna()]
+    if len(joins):
+        merge(data, place, joins)
+    if len(refused):
+        quarantine(place, batch.name, refused)
+    splits, before = Counter(joins["side"]), version(data)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", now)
+    return Taken(
+        batch=mark[:8],
+        folder=batch.name,
+        fingerprint=mark,
+        kind=unpacked.kind,
+        slices=unpacked.slices,
+        train=splits["train"],
+        valid=splits["valid"],
+        refused={str(key): n for key, n in refused["reason"].value_counts().items()},
+        quarantine=f"{stamp}-{mark[:8]}" if len(refused) else None,
+        keep=bool(unpacked.refused),
+        before=before,
+        after=before,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+    )
 
 
-def finish(retrain: RetrainParams, data: Path = DATA) -> Taken:
-    """Swaps the staged data set in, records it, and clears the batch away; may be repeated.
+def recover(retrain: RetrainParams, data: Path = DATA) -> None:
+    """Brings a take-in to its end, or undoes it where its version was not committed.
 
-    Raises:
-        StageError: The new version cannot be recorded; data/ is as before, the batch still there.
+    That is the end of each take-in, and the beginning of each retraining.
     """
     place = work(data)
-    taken = Taken(**json.loads((place / "journal.json").read_text()))
-    if taken.train or taken.valid:
-        try:
-            _record(taken, data)
-        except (InputError, StageError, OSError) as error:
-            if isinstance(error, InputError):
-                print(error)  # DVC's own words
-            _take_back(data)
-            why = FULL if says_full(str(error)) else "it could not be recorded"
-            raise StageError(f"no new data version, since {why}; {UNTOUCHED}") from None
-        taken = Taken(**asdict(taken) | {"after": version(data)})
-    remove_folder(_done(data))
-    with told_if_full("the new data version is recorded"):
-        _clear_away(taken, retrain, place)
-        told = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
-        nameless = [asdict(each) | {"folder": ""} for each in (*told, taken)]
-        write_json(TAKEN, nameless)
-    place.rename(_done(data))
-    tidy(data)
-    return taken
-
-
-def tidy(data: Path = DATA) -> None:
-    """Removes what a take-in left that was cut off before it was decided, or after its end.
-
-    One that was cut off while it was taken back is taken back.
-    """
-    remove_folder(_done(data))
-    if (work(data) / UNDO).exists():
-        _undo(data)
-    elif not unfinished(data):
-        remove_folder(work(data))
-
-
-def _done(data: Path) -> Path:
-    return data.with_name(f".{data.name}.done")
-
-
-def _record(taken: Taken, data: Path) -> None:
-    place, before = work(data), work(data) / "before"
-    if (place / "data").exists():
-        if data.exists():
-            if before.exists():  # cut off between the renames, and data/ brought back by hand
-                refuse_to_lose(data)
-                shutil.rmtree(before)
-            data.rename(before)
-        (place / "data").rename(data)
-    dvc("add", data.name)
-    added = f"{taken.train} slices for training, {taken.valid} for validation"
-    versions.commit([f"{data.name}.dvc"], f"New data: batch {taken.batch}, {added}")
-
-
-def _take_back(data: Path) -> None:
-    """Undoes a version that was not committed."""
-    place = work(data)
-    if versions.committed(f"{data.name}.dvc") != (place / "record").read_text():
-        return  # recorded by an earlier try: it stands
-    (place / "journal.json").rename(place / UNDO)  # from here on it never happened
-    _undo(data)
-
-
-def _undo(data: Path) -> None:
-    """Puts data/ and its record back; may be repeated. Renaming takes no room on a full disk."""
-    place = work(data)
-    before, kept = place / "before", place / "record"
-    if before.exists():
-        if data.exists():
-            data.rename(place / "failed")
-        before.rename(data)
-    if kept.exists():
-        kept.rename(data.with_name(f"{data.name}.dvc"))
+    if (place / "taken.json").exists():
+        taken = Taken(**json.loads((place / "taken.json").read_text()))
+        committed = git.committed(f"{data.name}.dvc") or ""
+        if not (taken.train or taken.valid) or taken.before not in committed:
+            _clear_away(replace(taken, after=version(data)), retrain, place)
+        elif (place / "before").exists():
+            git.git("checkout", "--quiet", "HEAD", "--", f"{data.name}.dvc")
+            remove_folder(data)
+            (place / "before").rename(data)
     remove_folder(place)
 
 
 def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
-    inbox, quarantine = Path(retrain.inbox), Path(retrain.quarantine)
-    batch, hidden = inbox / taken.folder, inbox / f".taken-{taken.batch}"
-    if batch.exists() and not hidden.exists() and fingerprint(batch) == taken.fingerprint:
-        batch.rename(hidden)  # what came into it since stays where it is
+    """Notes what was taken in, moves the refused to the quarantine, and removes the batch."""
+    others = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
+    write_json(TAKEN, [asdict(replace(each, folder="")) for each in (*others, taken)])
+    batch = Path(retrain.inbox, taken.folder)
+    gone = batch.with_name(f".taken-{taken.batch}")  # hidden: nothing looks at it any more
+    if batch.exists() and fingerprint(batch) == taken.fingerprint:
+        batch.rename(gone)  # what came into it since stays where it is
     if taken.quarantine:
-        growing, complete = (quarantine / f"{dot}{taken.quarantine}" for dot in (".", ""))
-        if not complete.exists():
-            quarantine.mkdir(parents=True, exist_ok=True)
-            move_folder(place / "quarantine", growing)
-            if taken.keep:
-                move_folder(hidden, growing / "original")
-            growing.rename(complete)
+        target = Path(retrain.quarantine, taken.quarantine)
+        if (place / "quarantine").exists():
+            remove_folder(target)
+            shutil.copytree(place / "quarantine", target, symlinks=True)
+            if taken.keep and gone.exists():
+                shutil.copytree(gone, target / "original", symlinks=True)
     try:
-        remove_folder(hidden)
-    except PermissionError as error:  # nothing looks at hidden folders, and the next batch waits
-        print(f"{hidden}: is taken in and cannot be removed ({error.strerror}); remove it by hand")
+        remove_folder(gone)
+    except PermissionError as error:
+        print(f"{gone}: is taken in and cannot be removed ({error.strerror}); remove it by hand")
+
+
+def rehearse(stages: Sequence[str], data: Path = DATA) -> str:
+    """Says what would come in, what would be quarantined and why, and which stages would run.
+
+    Batches are examined one by one against the data set as it is, in a temporary folder.
+
+    Args:
+        stages: In their order.
+        data: The data set.
+    """
+    params = load_params(RetrainParams)
+    lines = []
+    if (work(data) / "taken.json").exists():
+        lines.append("would first finish or undo a take-in that was cut off")
+    ready, waiting = batches(Path(params.inbox), params.settle_seconds)
+    lines += [
+        f"{folder}: left alone, changed less than retrain.settle_seconds ago" for folder in waiting
+    ]
+    comes = False
+    for batch in ready:
+        said, joins = _batch(batch, params, data)
+        lines += said
+        comes = comes or joins
+    if not (ready or waiting):
+        lines.append(f"{params.inbox}/: nothing there")
+    try:
+        if ready:
+            git.refuse_changed(f"{data.name}.dvc")
+        refuse_to_lose(data)
+    except InputError as error:
+        lines.append(f"nothing would come in or run: {error}")
+    changed: dict[str, Any] = json.loads(dvc("status", "--json").strip() or "{}")
+    stale = [name for name in stages if any(key.split("@")[0] == name for key in changed)]
+    lines.append(f"out of date by `dvc status`: {', '.join(stale) or 'no stage'}")
+    if comes:
+        lines.append(f"with the new data: {stages[0]}, and what follows where its input changes")
+    elif stale:
+        lines.append("and what follows these where its input changes")
+    return "\n".join(lines)
+
+
+def _batch(batch: Path, params: RetrainParams, data: Path) -> tuple[list[str], bool]:
+    sections = load_params(ValidateParams), load_params(SplitParams), params
+    with tempfile.TemporaryDirectory(dir=STATE) as scratch:
+        try:
+            unpacked, verdicts = examine(batch, Path(scratch), *sections, data)
+        except InputError as error:
+            return [f"{batch}: would not come in: {error}"], False
+    joins = verdicts[verdicts["reason"].isna()]
+    refused = verdicts[verdicts["reason"].notna()]
+    sides = joins["side"].value_counts()
+    lines = [
+        f"{batch} ({unpacked.kind}, {unpacked.slices} slices): {sides.get('train', 0)} would go "
+        f"to train, {sides.get('valid', 0)} to valid, {len(refused)} to {params.quarantine}/"
+    ]
+    lines += [f"  {name}: {why}" for name, why in zip(refused["name"], refused["why"], strict=True)]
+    return lines, len(joins) > 0

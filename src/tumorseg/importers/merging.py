@@ -1,4 +1,4 @@
-"""COCO folders put together: the next data set, and what is set aside."""
+"""COCO folders put together: the next data set, and the quarantine."""
 
 import csv
 import json
@@ -74,11 +74,11 @@ def _next_id(entries: list[Any]) -> int:
     return max((found for found in ids if isinstance(found, int)), default=0) + 1
 
 
-def set_aside(place: Path, batch: str, refused: pd.DataFrame) -> None:
+def quarantine(place: Path, batch: str, refused: pd.DataFrame) -> None:
     """Builds the quarantine's folder: a COCO folder of its own, and a line why for each."""
-    aside, unpacked = place / "quarantine", place / "unpacked" / "train"
-    aside.mkdir()
-    with (aside / "quarantine.csv").open("w", newline="") as file:
+    refused_to, unpacked = place / "quarantine", place / "unpacked" / "train"
+    refused_to.mkdir()
+    with (refused_to / "quarantine.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["batch", "name", "reason", "why"])
         for row in refused[["name", "reason", "why"]].to_numpy():
@@ -87,6 +87,6 @@ def set_aside(place: Path, batch: str, refused: pd.DataFrame) -> None:
     if names:
         document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
         append(document, coco.read_document(unpacked / coco.ANNOTATIONS), names)
-        (aside / coco.ANNOTATIONS).write_text(json.dumps(document), encoding="utf-8")
+        (refused_to / coco.ANNOTATIONS).write_text(json.dumps(document), encoding="utf-8")
         for name in names:
-            (unpacked / name).rename(aside / name)
+            (unpacked / name).rename(refused_to / name)
