@@ -6,7 +6,7 @@ export PIP_CACHE_DIR ?= $(CURDIR)/.state/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup run server-run test test-long ui serve image lint lock clean
+.PHONY: help setup run server-run test test-long ui serve image lint size lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,10 +49,18 @@ image: setup  ## Make a container image of the packaged champion (needs Docker o
 	echo "run it: $$engine run -p 3000:3000 -e TUMORSEG_API_KEY=... --stop-timeout 150 $$tag" && \
 	echo "        (a stop waits for the answers to all that was accepted)"
 
-lint: setup  ## Format, lint and check types
+lint: setup  ## Format, lint, check types and the direction of imports
 	@ruff format .
 	@ruff check --fix .
 	@mypy
+	@lint-imports
+
+size:  ## Count lines and modules of each room
+	@printf '%-24s %7s %7s\n' '' modules lines; \
+	count() { printf '%-24s %7s %7s\n' "$$1" $$(git ls-files "$$@" | wc -l) $$(git ls-files "$$@" | xargs cat | wc -l); }; \
+	for room in $$(git ls-files src/tumorseg | cut -d/ -f3 | grep -v "[.]" | sort -u); do count "src/tumorseg/$$room/*.py"; done; \
+	for place in src pipelines tests benchmarks deploy; do count "$$place/*.py"; done; \
+	count 'src/*.html' 'src/*.css' 'src/*.js' 'src/*.md'
 
 lock:  ## Resolve the dependencies of pyproject.toml anew into requirements.lock
 	rm -rf .state/lock && $(PYTHON) -m venv .state/lock
