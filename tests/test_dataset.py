@@ -1,5 +1,3 @@
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -102,25 +100,6 @@ def test_kaggle_out_of_reach_says_what_to_do(monkeypatch) -> None:
     monkeypatch.setattr(kagglehub, "dataset_download", unreachable)
     with pytest.raises(InputError, match="tumorseg data use FOLDER"):
         download_from_kaggle()
-
-
-def test_a_process_that_has_ended_does_not_hold_up_dvc(tmp_path) -> None:
-    """Though nobody has asked after it yet, so that its number is still taken."""
-    ended = subprocess.Popen([sys.executable, "-c", "pass"])
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    mine, dead = {"pid": os.getpid(), "cmd": "dvc"}, {"pid": ended.pid, "cmd": "dvc repro"}
-    table = tmp_path / "rwlock"
-    table.write_text(
-        json.dumps({"read": {"a": [dead, mine], "b": [dead]}, "write": {"c": dead, "d": mine}})
-    )
-    dataset.forget_ended(table)
-    ended.wait()
-    assert json.loads(table.read_text()) == {"read": {"a": [mine]}, "write": {"d": mine}}
-    for text in ("", "[]", '{"read": 1}'):
-        table.write_text(text)
-        dataset.forget_ended(table)
-        assert table.read_text() == text
-    dataset.forget_ended(tmp_path / "none")
 
 
 def test_data_that_were_never_pushed_come_from_dvcs_own_remote(

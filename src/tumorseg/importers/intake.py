@@ -236,12 +236,14 @@ def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
     if batch.exists() and fingerprint(batch) == taken.fingerprint:
         batch.rename(gone)  # what came into it since stays where it is
     if taken.quarantine:
-        target = Path(retrain.quarantine, taken.quarantine)
-        if (place / "quarantine").exists():
-            remove_folder(target)
-            shutil.copytree(place / "quarantine", target, symlinks=True)
+        complete = Path(retrain.quarantine, taken.quarantine)
+        growing = complete.with_name(f".{complete.name}")
+        if not complete.exists():
+            remove_folder(growing)
+            shutil.copytree(place / "quarantine", growing, symlinks=True)
             if taken.keep and gone.exists():
-                shutil.copytree(gone, target / "original", symlinks=True)
+                shutil.copytree(gone, growing / "original", symlinks=True)
+            growing.rename(complete)
     try:
         remove_folder(gone)
     except PermissionError as error:
