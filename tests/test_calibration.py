@@ -5,9 +5,13 @@ from hypothesis import strategies as st
 
 from tests.test_metrics import square
 from tumorseg.core.errors import InputError
-from tumorseg.evaluation.calibration import Reliability
+from tumorseg.evaluation.calibration import (
+    THRESHOLDS,
+    Reliability,
+    best_threshold,
+    dice_by_threshold,
+)
 from tumorseg.evaluation.metrics import count, dice
-from tumorseg.evaluation.threshold import THRESHOLDS, best_threshold, dice_by_threshold
 
 NOTHING = square(0, 0, 0, 0)
 

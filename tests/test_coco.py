@@ -3,7 +3,7 @@ import pytest
 
 from tumorseg.core.errors import InputError
 from tumorseg.data import coco
-from tumorseg.data.geometry import box_fill
+from tumorseg.data.shapes import box_fill
 from tumorseg.imaging.contours import outlines
 
 BLOB = np.zeros((64, 80), bool)

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.test_metrics import square
-from tumorseg.evaluation.distances import distances
+from tumorseg.evaluation.metrics import distances
 
 NOTHING = square(0, 0, 0, 0)
 
@@ -154,10 +154,10 @@ def test_monai_loads_in_silence_and_only_when_needed(tmp_path) -> None:
         "        asked.append((event, args))\n"
         "sys.addaudithook(watch)\n"
         "from pathlib import Path\n"
-        "from tumorseg import environment\n"
+        "from tumorseg.core import environment\n"
         "environment.set_up(Path(sys.argv[1]))\n"
         "import numpy as np\n"
-        "from tumorseg.evaluation.distances import distances\n"
+        "from tumorseg.evaluation.metrics import distances\n"
         "assert not {'monai', 'torch'} & set(sys.modules)\n"
         "distances(np.eye(9) > 0, np.ones((9, 9)) > 0, None, 1)\n"
         "assert 'monai' in sys.modules and 'torchvision' not in sys.modules\n"

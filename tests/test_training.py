@@ -13,14 +13,13 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import NETWORKS, EvaluateParams, NetworkParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.coco import decode
-from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
-from tumorseg.evaluation.threshold import THRESHOLDS
+from tumorseg.evaluation.calibration import THRESHOLDS
+from tumorseg.evaluation.results import reduce, split_optimism, table, verdicts
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_input, to_native
 from tumorseg.training.datasets import EpochSampler
-from tumorseg.training.devices import compiler
 from tumorseg.training.loss import bce_dice_loss
-from tumorseg.training.predict_split import compare, judge, load_network, probabilities
-from tumorseg.training.trainer import train
+from tumorseg.training.predict_split import compare, load_network, probabilities, score_masks
+from tumorseg.training.trainer import compiler, train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(
@@ -270,7 +269,7 @@ def test_a_threshold_is_chosen_where_the_test_split_has_no_say(workplace, traine
 
         def mean_dice(cut, maps=maps) -> float:
             masks = [to_native(p, (96, 96)) >= cut for p in maps]
-            return judge("any", masks, rows, EVALUATE)["dice"].mean()
+            return score_masks("any", masks, rows, EVALUATE)["dice"].mean()
 
         assert mean_dice(threshold) == max(mean_dice(cut) for cut in THRESHOLDS)
 
@@ -286,17 +285,17 @@ def test_flips_are_the_mean_of_both_ways(trained) -> None:
         assert torch.allclose(flipped(image), expected) and not torch.equal(expected, plain(image))
 
 
-def test_the_honesty_gap_needs_both_splits() -> None:
+def test_split_optimism_needs_both_splits() -> None:
     now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
     other = {"unet": {"over_seeds_test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
     grouped = {"split": {"method": "grouped"}, "test": now}
-    assert honesty_gap(grouped, {}) == {}
-    assert honesty_gap(grouped, other) == {
+    assert split_optimism(grouped, {}) == {}
+    assert split_optimism(grouped, other) == {
         "unet": {"official": 0.7, "grouped": 0.4, "gap": 0.3},
         "copy": {"official": 0.69, "grouped": 0.3, "gap": 0.39},
     }
     official = grouped | {"split": {"method": "official"}}
-    assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+    assert split_optimism(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
 
 
 @pytest.mark.slow
@@ -321,7 +320,7 @@ def test_a_compiled_network_trains_alike(workplace, tmp_path) -> None:
 def test_without_a_compiler_training_goes_on(
     workplace, train_params, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("tumorseg.training.devices.compiler", lambda: None)
+    monkeypatch.setattr("tumorseg.training.trainer.compiler", lambda: None)
     common = train_params.common.model_copy(update={"compile": True, "epochs": 1})
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
     assert "no C++ compiler" in capsys.readouterr().out

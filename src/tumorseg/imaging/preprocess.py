@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
+COLOUR_DIFFERENCE = 2.0  # grey values between the channels, on average; JPEG alone makes about one
+
 
 def to_grey(image: Image.Image) -> Grey:
     """Turns any Pillow image into one grey channel.
@@ -33,6 +35,17 @@ def to_grey(image: Image.Image) -> Grey:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return np.asarray(image.convert("L"))
+
+
+def is_coloured(image: Image.Image) -> bool:
+    """Whether the channels of a Pillow image differ by more than a JPEG's own error.
+
+    Only the brightness of a coloured picture is used.
+    """
+    if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
+        return False
+    sample = np.asarray(image.convert("RGB"))[::4, ::4]  # every 16th pixel is enough
+    return bool(np.ptp(sample, axis=2).mean() > COLOUR_DIFFERENCE)
 
 
 def to_square(plane: NDArray[Any]) -> NDArray[Any]:
