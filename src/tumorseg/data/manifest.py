@@ -27,7 +27,7 @@ from tumorseg.core.params import ValidateParams
 from tumorseg.data import coco
 from tumorseg.data.leakage import SIDE, thumbnail
 from tumorseg.data.shapes import box_fill, label_flags
-from tumorseg.imaging.preprocess import is_coloured, to_grey
+from tumorseg.imaging.preprocess import COLOURED, coloured_share, to_grey
 
 MANIFEST = Path("artifacts/validate/manifest.parquet")
 SPLIT_MANIFEST = Path("artifacts/split/manifest.parquet")  # the same, with the splits in use
@@ -315,7 +315,7 @@ def _scan(path: Path, root: Path, max_side: int) -> Scanned:
                 # A JPEG with several pictures in it, as phones write, calls itself MPO.
                 kind = "JPEG" if picture.format == "MPO" else picture.format
                 mode, grey = picture.mode, to_grey(picture)
-                coloured = is_coloured(picture)
+                coloured = coloured_share(picture) > COLOURED
     except Image.UnidentifiedImageError:
         damaged = content.startswith(SIGNATURES)
         why = "has a damaged header" if damaged else "is neither JPEG nor PNG"

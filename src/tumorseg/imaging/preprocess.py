@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-COLOUR_DIFFERENCE = 2.0  # grey values between the channels, on average; JPEG alone makes about one
+COLOURED = 0.05  # share of coloured pixels from which a picture counts as coloured
+_STEP = 4  # in each direction: every 16th pixel shows the share well enough
+_CLEARLY = 24  # grey levels between channels: more than JPEG's artefacts in a grey picture
 
 
 def to_grey(image: Image.Image) -> Grey:
@@ -37,15 +39,16 @@ def to_grey(image: Image.Image) -> Grey:
     return np.asarray(image.convert("L"))
 
 
-def is_coloured(image: Image.Image) -> bool:
-    """Whether the channels of a Pillow image differ by more than a JPEG's own error.
-
-    Only the brightness of a coloured picture is used.
-    """
-    if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
-        return False
-    sample = np.asarray(image.convert("RGB"))[::4, ::4]  # every 16th pixel is enough
-    return bool(np.ptp(sample, axis=2).mean() > COLOUR_DIFFERENCE)
+def coloured_share(image: Image.Image) -> float:
+    """The share of a loaded image's pixels whose channels differ clearly, in [0, 1]."""
+    if image.mode in ("L", "LA", "1") or image.mode.startswith(("I", "F")):
+        return 0.0
+    width, height = (max(side // _STEP, 1) for side in image.size)
+    sample = image.resize((width, height), Image.Resampling.NEAREST)
+    red, green, blue = map(np.asarray, sample.convert("RGB").split())
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    return float(np.mean(brightest - darkest > _CLEARLY))
 
 
 def to_square(plane: NDArray[Any]) -> NDArray[Any]:
