@@ -94,8 +94,9 @@ def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging)
     assert summary["val_dice"] == history.loc[summary["best_epoch"], "val_dice"]
 
 
-def test_workers_draw_the_same(workplace, train_params, tmp_path) -> None:
-    common = train_params.common.model_copy(update={"workers": 2})
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path, workers) -> None:
+    common = train_params.common.model_copy(update={"workers": workers})
     fit(workplace, "unet", train_params, tmp_path / "a")
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path / "b")
     first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
@@ -109,26 +110,6 @@ def test_a_warm_up_of_one_step_is_none(workplace, train_params, tmp_path) -> Non
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
     rates = pd.read_csv(tmp_path / "history.csv")["learning_rate"]
     assert rates.is_monotonic_decreasing
-
-
-def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path) -> None:
-    for name in ("a", "b"):
-        fit(workplace, "unet", train_params, tmp_path / name)
-    first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
-    assert first == second
-
-
-def test_training_runs_the_policy_on_every_slice_of_every_epoch(
-    workplace, train_params, tmp_path
-) -> None:
-    seeds = []
-
-    def spy(image, mask, seed):
-        seeds.append(seed)
-        return workplace["policy"](image, mask, seed)
-
-    train("unet", 0, train_params, workplace["slices"], spy, tmp_path, tmp_path / "c")
-    assert len(seeds) == len(set(seeds)) == 2 * 12
 
 
 def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
@@ -148,16 +129,18 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
         assert summary["val_dice"] > 0.9, summary
 
 
-def test_a_grid_that_does_not_fit_is_named(workplace, train_params, tmp_path) -> None:
-    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="batch", stem=3)
-    params = train_params.model_copy(update={"unet": deep})
-    with pytest.raises(InputError, match=r"image_size is 64.*multiple of 48"):
-        fit(workplace, "unet", params, tmp_path)
-
-
-def test_one_pixel_at_the_bottom_is_named(workplace, train_params, tmp_path) -> None:
-    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="instance", stem=4)
-    with pytest.raises(InputError, match=r"image_size 64 leaves one pixel at the bottom"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "batch", "stem": 3}, r"image_size is 64.*multiple of 48"),
+        ({"norm": "instance", "stem": 4}, "image_size 64 leaves one pixel at the bottom"),
+    ],
+)
+def test_a_grid_that_does_not_fit_is_named(
+    workplace, train_params, tmp_path, changes, message
+) -> None:
+    deep = NetworkParams(channels=[2, 4, 4, 4, 4], **changes)
+    with pytest.raises(InputError, match=message):
         fit(workplace, "unet", train_params.model_copy(update={"unet": deep}), tmp_path)
 
 

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ BROKEN = (
     *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
     *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
 )
-BATCH = 64  # files read at a time: bounds the memory, whatever the number of files
 
 
 @dataclass(frozen=True)
@@ -272,10 +270,8 @@ def scan(paths: Iterable[Path], root: Path, max_side: int) -> Iterator[Scanned]:
     Yields:
         Its properties and thumbnail, uint8 of shape (48, 48), black where there is a problem.
     """
-    waiting = iter(paths)
     with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
-        while batch := list(islice(waiting, BATCH)):
-            yield from pool.map(lambda path: _scan(path, root, max_side), batch)
+        yield from pool.map(lambda path: _scan(path, root, max_side), paths)
 
 
 def _scan(path: Path, root: Path, max_side: int) -> Scanned:
