@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
-from tumorseg.data.splits import EXCLUDED, assign_splits, grouped, official, slice_groups
+from tumorseg.data.splits import EXCLUDED, assign_splits, grouped, official, find_groups
 
 
 def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def pairs_of(tmp_path):
 def test_a_chain_is_cut_between_patients(pairs_of) -> None:
     lengths = [7, 12, 5, 9, 10, 8]
     table = slices(list(range(100, 100 + sum(lengths))))
-    groups = slice_groups(table, pairs_of(table, patients(lengths)), shortest=4, longest=12)
+    groups = find_groups(table, pairs_of(table, patients(lengths)), shortest=4, longest=12)
     truth = np.repeat(np.arange(len(lengths)), lengths)
     # Cuts only at true borders: each group is one patient, or whole patients.
     borders = np.flatnonzero(np.diff(groups)) + 1
@@ -63,14 +63,14 @@ def test_a_chain_is_cut_between_patients(pairs_of) -> None:
 
 def test_a_gap_in_the_numbers_ends_a_chain(pairs_of) -> None:
     table = slices([1, 2, 3, 5, 6, 90])
-    groups = slice_groups(table, pairs_of(table, patients([6])), shortest=2, longest=50)
+    groups = find_groups(table, pairs_of(table, patients([6])), shortest=2, longest=50)
     assert groups.tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_known_patients_stay_whole_whatever_the_numbers_say(pairs_of) -> None:
     names = ["a", "a", "b", "b", "a", "b"]
     table = slices([1, 2, 3, 4, 5, 6], groups=names)
-    groups = slice_groups(table, pairs_of(table, patients([6])), shortest=1, longest=2)
+    groups = find_groups(table, pairs_of(table, patients([6])), shortest=1, longest=2)
     assert groups.tolist() == [0, 0, 1, 1, 0, 1]
 
 
@@ -79,7 +79,7 @@ def test_equal_and_similar_slices_join_groups(pairs_of) -> None:
     thumbnails = patients([1] * 5)
     thumbnails[4] = thumbnails[1] // 2 + 9  # the same picture at another gain
     pairs = pairs_of(table, thumbnails, threshold=0.99)
-    groups = slice_groups(table, pairs, shortest=2, longest=4)
+    groups = find_groups(table, pairs, shortest=2, longest=4)
     assert groups.tolist() == [0, 1, 0, 2, 1]
 
 
@@ -92,7 +92,7 @@ def chain_pairs(table, alike) -> pd.DataFrame:
 
 def test_slices_of_one_number_are_never_divided() -> None:
     table = slices([1, 2, 2, 3, 4])
-    groups = slice_groups(table, chain_pairs(table, [0.9, 0.0, 0.5, 0.9]), shortest=1, longest=2)
+    groups = find_groups(table, chain_pairs(table, [0.9, 0.0, 0.5, 0.9]), shortest=1, longest=2)
     assert groups[1] == groups[2] and len(set(groups)) > 1
 
 
@@ -159,7 +159,7 @@ def test_cuts_leave_no_block_too_short(alike, shortest, data) -> None:
     longest = data.draw(st.integers(2 * shortest, 60))
     steps = data.draw(st.lists(st.integers(0, 1), min_size=len(alike), max_size=len(alike)))
     table = slices(np.cumsum([0, *steps]).tolist())
-    groups = slice_groups(table, chain_pairs(table, alike), shortest, longest)
+    groups = find_groups(table, chain_pairs(table, alike), shortest, longest)
     assert np.isin(np.diff(groups), [0, 1]).all()
     assert all(steps[place] for place in np.flatnonzero(np.diff(groups)))
     lengths = np.bincount(groups)

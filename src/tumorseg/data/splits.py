@@ -69,7 +69,7 @@ def assign_splits(
     return [split_of[str(group)] for group in groups]
 
 
-def slice_groups(
+def find_groups(
     table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int
 ) -> NDArray[np.intp]:
     """Numbers the groups of slices that must stay together.
@@ -154,15 +154,15 @@ def grouped(
     Args:
         table: The manifest, without problems.
         pairs: From `tumorseg.data.leakage.find_pairs`.
-        shortest: As for `slice_groups`.
-        longest: As for `slice_groups`.
+        shortest: As for `find_groups`.
+        longest: As for `find_groups`.
         seed: As for `assign_splits`.
 
     Returns:
         The manifest with `official_split` (what `split` was), `split` (train, valid, test or
         aside) and `split_group`.
     """
-    groups = slice_groups(table, pairs, shortest, longest)
+    groups = find_groups(table, pairs, shortest, longest)
     splits = assign_splits([str(number) for number in groups], strata(table), seed=seed)
     result = table.assign(official_split=table["split"], split=splits, split_group=groups)
     for larger, others in (("train", ("valid", "test")), ("valid", ("test",))):
@@ -178,12 +178,12 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
     Returns:
         As `grouped`.
     """
-    groups = slice_groups(table, pairs, shortest, longest)
+    groups = find_groups(table, pairs, shortest, longest)
     return table.assign(official_split=table["split"], split_group=groups)
 
 
 def fingerprint(rows: pd.DataFrame) -> dict[str, Any]:
-    """Identifies a test set: its size, and digests of its images and labels.
+    """What tells one test set from another: its size, and digests of its images and labels.
 
     Args:
         rows: Manifest rows, with path, sha256, split_group and mask_rle.
