@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
-from tumorseg.data.splits import EXCLUDED, assign_splits, grouped, official, find_groups
+from tumorseg.data.splits import EXCLUDED, assign_splits, find_groups, grouped, official
 
 
 def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:
