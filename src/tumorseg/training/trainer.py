@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import time
@@ -177,8 +178,9 @@ def train(
     try:
         trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
     except Exception:
-        if trainer.strategy.launcher is not None:  # the others would wait for this process
-            trainer.strategy.launcher.kill(signal.SIGTERM)
+        if trainer.strategy.launcher is not None:
+            # The others write nothing; they may wait for this process where no signal is heard.
+            trainer.strategy.launcher.kill(signal.SIGKILL)
         raise
     if not trainer.is_global_zero:
         return {}
@@ -246,12 +248,9 @@ def hardware() -> str:
     """The processor that trains, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    name = platform.processor() or platform.machine()
     listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        names = [line for line in listing.read_text().splitlines() if line.startswith("model name")]
-        name = names[0].partition(":")[2].strip() if names else name
-    return f"{os.cpu_count()} cores of {name}"
+    name = listing.exists() and re.search(r"^model name\s*:\s*(.+)", listing.read_text(), re.M)
+    return f"{os.cpu_count()} cores of {name[1].strip() if name else platform.machine()}"
 
 
 def compiler() -> str | None:
