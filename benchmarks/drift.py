@@ -199,7 +199,7 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
     with tempfile.TemporaryDirectory() as scratch:
         section, split = load_params(ValidateParams), load_params(SplitParams)
         small = Path(scratch, "small.npy")
-        manifest = build_manifest(data, section, small, Path(scratch, "scan.db"))
+        manifest = build_manifest(data, section, small)
         pairs = find_pairs(manifest, small, section.near_duplicate)
     usable = manifest[manifest["problem"].isna()].reset_index(drop=True)
     groups = find_groups(usable, pairs, split.shortest_block, split.longest_block)

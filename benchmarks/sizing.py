@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tumorseg.data.similarity import SIDE, similar_pairs
+from tumorseg.data.leakage import SIDE, similar_pairs
 
 FACTORS = (1, 10, 100, 10_000)
 SIZES = (2_146, 4_292, 8_584)
@@ -36,7 +36,6 @@ def per_slice(root: Path) -> dict[str, float]:
     places = {
         "pictures and labels (data/)": root / "data",
         "arrays": root / "artifacts/augment/arrays",
-        "arrays remembered (.state/grids.db)": root / ".state/grids.db",
         "DVC's cache": root / ".state/dvc",
         "thumbnails": root / "artifacts/validate/thumbnails.npy",
     }

@@ -39,7 +39,7 @@ from tumorseg.data.manifest import build_manifest
 from tumorseg.data.phantom import make_phantom
 from tumorseg.registry.export import export_onnx
 from tumorseg.training.augmentation import Policy, load_policy, save_policy
-from tumorseg.training.devices import precision
+from tumorseg.training.trainer import precision
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
 SPLITS = ("train", "valid")
@@ -163,8 +163,8 @@ def find_slices(chosen: argparse.Namespace, scratch: Path) -> tuple[dict[str, Sl
     data, folder = scratch / "data", scratch / "arrays"
     make_phantom(data, counts={"train": count, "valid": count // 4}, size=max(96, chosen.size))
     section = load_params(ValidateParams, chosen.params)
-    table = build_manifest(data, section, scratch / "small.npy", scratch / "scan.db")
-    build_arrays(table, data, chosen.size, folder, scratch / "grids.db")
+    table = build_manifest(data, section, scratch / "small.npy")
+    build_arrays(table, data, chosen.size, folder)
     save_policy(load_params(AugmentParams, chosen.params), scratch / "policy.json")
     slices = {split: load_slices(split, folder) for split in SPLITS}
     return slices, load_policy(scratch / "policy.json"), "a phantom's"

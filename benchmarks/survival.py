@@ -50,7 +50,7 @@ def prepare(root: Path, epochs: int) -> None:
 
 def forget(root: Path) -> None:
     """Removes what a run made, so that the next one starts from the data."""
-    for name in ("artifacts", "reports", "dvc.lock", ".state/train", ".state/scan.db"):
+    for name in ("artifacts", "reports", "dvc.lock", ".state/train"):
         path = root / name
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def validate(data: Path, scratch: Path) -> None:
         nonlocal last
         laps[name], last = time.perf_counter() - last, time.perf_counter()
 
-    table = build_manifest(data, params, small, scratch / "scan.db")
+    table = build_manifest(data, params, small)
     lap("manifest")
     pairs = find_pairs(table, small, params.near_duplicate)
     lap("pairs")

@@ -1,4 +1,4 @@
-"""evaluate: weights → masks → counts → table, for both networks and the controls."""
+"""evaluate: weights → masks → counts → table, for both networks and the baselines."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,15 @@ from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, Train
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
-from tumorseg.evaluation.results import TITLES, honesty_gap, reduce, table, verdicts
+from tumorseg.evaluation.results import (
+    TITLES,
+    Comparison,
+    Run,
+    reduce,
+    split_optimism,
+    table,
+    verdicts,
+)
 from tumorseg.evaluation.strata import strata
 from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
@@ -23,7 +31,7 @@ from tumorseg.reporting.cards import write_cards
 from tumorseg.reporting.inputs import ReportInputs, Training
 from tumorseg.reporting.report import write_report
 from tumorseg.training.networks import Probabilities
-from tumorseg.training.predict_split import Comparison, Run, compare, load_network
+from tumorseg.training.predict_split import compare, load_network
 
 REPORTS = Path("reports")
 MASKS = Path("artifacts/evaluate/masks.parquet")
@@ -31,7 +39,7 @@ MASKS = Path("artifacts/evaluate/masks.parquet")
 
 @stage(name="evaluate")
 def evaluate() -> None:
-    """Compares the networks with each other and with the controls; draws what they predict."""
+    """Compares the networks with each other and with the baselines; draws what they predict."""
     params, training = load_params(EvaluateParams), load_params(TrainParams)
     networks = {
         (name, seed): load_network(
@@ -64,22 +72,22 @@ def evaluate() -> None:
     step(report)(result, comparison, parts, calibration, networks, training.seeds)
     print("\n" + table(result))
     print("\n".join(["", *verdicts(result)]))
-    say_honesty_gap(result)
+    report_split_optimism(result)
 
 
-def say_honesty_gap(figures: dict[str, Any]) -> None:
+def report_split_optimism(figures: dict[str, Any]) -> None:
     """Compares with the last run on the other split, if MLflow knows one of the same recipe."""
     others = {"official": "grouped", "grouped": "official"}
     tags = {"split": others[figures["split"]["method"]], "data_md5": lineage()["data_md5"]}
     tags |= {"recipe": recipe()}
-    gaps = honesty_gap(
+    gaps = split_optimism(
         figures, step(latest_figures, retries=2)(load_params(RegisterParams).experiment, tags)
     )
     write_json(REPORTS / "honesty.json", gaps)
     for method, pair in gaps.items():
         print(
             f"{TITLES[method]}: mean Dice {pair['official']:.3f} on the official split, "
-            f"{pair['grouped']:.3f} on the grouped one: honesty gap {pair['gap']:+.3f}"
+            f"{pair['grouped']:.3f} on the grouped one: split optimism {pair['gap']:+.3f}"
         )
 
 

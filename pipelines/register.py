@@ -16,7 +16,7 @@ from tumorseg.core.files import write_json
 from tumorseg.core.params import EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.data.splits import identify
+from tumorseg.data.splits import fingerprint
 from tumorseg.monitoring.drift_reference import FILE, reference
 from tumorseg.monitoring.ood_reference import describe
 from tumorseg.registry import runs as tracking
@@ -95,7 +95,7 @@ def register() -> None:
                 "test": figures["runs"][chosen]["test"]
                 | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
                 # By which promote tells whether a later test set is still this one.
-                "test_set": identify(load_manifest().query("split == 'test'")),
+                "test_set": fingerprint(load_manifest().query("split == 'test'")),
                 "inputs": inputs,
             },
         )

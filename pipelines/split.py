@@ -1,4 +1,4 @@
-"""split: manifest → the same with every slice's side, as the data set has it or by groups."""
+"""split: manifest → the same with every slice's split, as the data set has it or by groups."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,8 @@ from pipelines._flow import command, stage, step
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json
 from tumorseg.core.params import SplitParams, load_params
-from tumorseg.data.audit import control_figures
+from tumorseg.data.audit import baseline_figures
+from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import PAIRS, mark_leaks
 from tumorseg.data.manifest import (
     MANIFEST,
@@ -19,12 +20,12 @@ from tumorseg.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from tumorseg.data.splits import ASIDE, SIDES, grouped, official
+from tumorseg.data.splits import EXCLUDED, grouped, official
 
 
 @stage(name="split")
 def split() -> None:
-    """Decides who is trained on and who is tested on, and says what still ties the sides."""
+    """Decides which slices are for training and for testing, and reports what still ties them."""
     params = load_params(SplitParams)
     table, pairs = load_manifest(MANIFEST), pd.read_parquet(PAIRS)
     blocks = (params.shortest_block, params.longest_block)
@@ -32,35 +33,35 @@ def split() -> None:
         result = step(grouped)(table, pairs, *blocks, params.seed)
     else:
         result = step(official)(table, pairs, *blocks)
-    empty = [side for side in SIDES if not (result["split"] == side).any()]
+    empty = [name for name in SPLITS if not (result["split"] == name).any()]
     if empty:
         raise InputError(
             f"split: no slice would be in {' and '.join(empty)}: {result['split_group'].nunique()} "
             f"groups do not divide; set split.method: official in params.yaml, or add data"
         )
-    result = mark_leaks(result, pairs, SIDES)
+    result = mark_leaks(result, pairs, SPLITS)
     write_json(Path("reports/split.json"), describe(result, params.method))
     save_manifest(result, SPLIT_MANIFEST)
 
 
 def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
     """The figures of reports/split.json, also printed."""
-    used = table[table["split"] != ASIDE]
+    used = table[table["split"] != EXCLUDED]
     counts = used["split"].value_counts()
     assignment = "\n".join(sorted(table["path"] + " " + table["split"]))
     torn = used.groupby("split_group")["split"].nunique() > 1
     figures: dict[str, object] = {
         "method": method,
         "digest": hashlib.sha256(assignment.encode()).hexdigest(),
-        "slices": {side: int(counts.get(side, 0)) for side in SIDES},
-        "shares": {side: round(float(counts.get(side, 0) / len(used)), 4) for side in SIDES},
-        "set_aside": int((table["split"] == ASIDE).sum()),
+        "slices": {name: int(counts.get(name, 0)) for name in SPLITS},
+        "shares": {name: round(float(counts.get(name, 0) / len(used)), 4) for name in SPLITS},
+        "set_aside": int((table["split"] == EXCLUDED).sum()),
         "groups": len(torn),
         "groups_torn_apart": int(torn.sum()),
         "slices_with_neighbour_elsewhere": int(used["neighbour_elsewhere"].sum()),
         "slices_with_near_duplicate_elsewhere": int(used["near_duplicate_elsewhere"].sum()),
         "slices_with_duplicate_elsewhere": int(used["duplicate_elsewhere"].sum()),
-        "controls": control_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
+        "controls": baseline_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
     }
     for name, value in figures.items():
         print(f"{name}: {value}")

@@ -18,8 +18,8 @@ from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, load_slices
 from tumorseg.registry import runs as tracking
-from tumorseg.training import devices
 from tumorseg.training.augmentation import load_policy
+from tumorseg.training.trainer import is_first_process
 from tumorseg.training.trainer import train as fit
 
 TRAINED = Path("artifacts/train")
@@ -28,7 +28,7 @@ SOURCES = ("training/*.py", "imaging/preprocess.py")
 
 @stage(name="train", flow_run_name="train-{network}-{seed}")
 def train(network: str, seed: int) -> None:
-    """Trains one network, or goes on where it was interrupted; MLflow shows each epoch."""
+    """Trains one network, or resumes where it was interrupted; MLflow shows each epoch."""
     params = load_params(TrainParams)
     chosen = params.network(network)
     checkpoints = unfinished(network, seed, params)
@@ -48,14 +48,14 @@ def train(network: str, seed: int) -> None:
     )
     with atomic_path(known) as temporary:
         temporary.write_text(str(logger.run_id))
-    summary = step(take_part, name="train")(network, seed, logger)
+    summary = step(train_here, name="train")(network, seed, logger)
     write_json(TRAINED / f"{network}-{seed}" / "run.json", summary | {"run_id": logger.run_id})
     shutil.rmtree(checkpoints)
     print(f"{network}-{seed}: {summary}")
 
 
-def take_part(network: str, seed: int, logger: Logger | None = None) -> dict[str, Any]:
-    """What each process of a training does; the first one's answer is the summary."""
+def train_here(network: str, seed: int, logger: Logger | None = None) -> dict[str, Any]:
+    """The part of one process in a training; only the first one returns a summary."""
     params = load_params(TrainParams)
     return fit(
         network,
@@ -66,20 +66,20 @@ def take_part(network: str, seed: int, logger: Logger | None = None) -> dict[str
         TRAINED / f"{network}-{seed}",
         unfinished(network, seed, params),
         logger,
-        progress_bar=sys.stderr.isatty() and devices.rank() == 0,
+        progress_bar=sys.stderr.isatty() and is_first_process(),
     )
 
 
 def unfinished(network: str, seed: int, params: TrainParams) -> Path:
-    """Where this very training keeps its checkpoints.
+    """The folder of this very training's checkpoints.
 
-    What it is trained on and by which code is part of the name, so that nothing is resumed that
-    would come to other weights.
+    Its name is a digest of data, parameters and code, so that nothing is resumed that would come
+    to other weights.
     """
     if not POLICY.exists():
         raise InputError(f"{POLICY}: is not there; run `dvc repro augment`")
-    told = params.common.model_dump_json() + params.network(network).model_dump_json()
-    digest = hashlib.sha256(f"{told} torch {torch.__version__}".encode())
+    sections = params.common.model_dump_json() + params.network(network).model_dump_json()
+    digest = hashlib.sha256(f"{sections} torch {torch.__version__}".encode())
     code = Path(tracking.__file__).parents[1]
     sources = [path for pattern in SOURCES for path in sorted(code.glob(pattern))]
     for path in (*sorted(ARRAYS.glob("*.npy")), POLICY, *sources):
@@ -88,21 +88,16 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
     return STATE / "train" / f"{network}-{seed}" / digest.hexdigest()[:16]
 
 
-def run(network: str, seed: int) -> int:
-    """Trains in this process, in several that it starts, or as one of those; the exit status."""
+def run(network: str, seed: int) -> None:
+    """Runs the flow, or trains along, where Lightning or the user started a further process."""
+    if is_first_process():
+        main(train, network, seed)
+        return
     try:
-        common = load_params(TrainParams).common
-        if not devices.launched(common):
-            command = [sys.executable, "-m", "pipelines.train", network, str(seed)]
-            return devices.launch(common, command)
-        if devices.rank() > 0:  # the flow, MLflow and the files are the first one's
-            take_part(network, seed)
-            return 0
+        train_here(network, seed)
     except InputError as error:
         print(f"train: {error}", file=sys.stderr)
-        return MISTAKE
-    main(train, network, seed)
-    return 0
+        sys.exit(MISTAKE)
 
 
 if __name__ == "__main__":
@@ -110,4 +105,4 @@ if __name__ == "__main__":
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("seed", type=int)
     chosen = parser.parse_args()
-    sys.exit(run(chosen.network, chosen.seed))
+    run(chosen.network, chosen.seed)

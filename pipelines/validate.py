@@ -45,7 +45,7 @@ def validate() -> None:
         print(line)
     stop_on_critical(lines)
     if unusable.any():
-        print(f"{unusable.sum()} set aside, listed in reports/unusable.csv; data/ is as it was")
+        print(f"{unusable.sum()} excluded, listed in reports/unusable.csv; data/ is as it was")
     save_pairs(pairs)
     save_manifest(manifest[~unusable].reset_index(drop=True))
 

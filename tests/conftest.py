@@ -157,7 +157,6 @@ TINY_TRAIN = {
         "workers": 0,
         "devices": 1,
         "nodes": 1,
-        "rendezvous": "localhost:29400",
         "precision": "32-true",
         "compile": False,
         "deterministic": True,
@@ -187,10 +186,10 @@ def workplace(phantom, tmp_path_factory) -> dict:
 
     folder = tmp_path_factory.mktemp("work")
     section = load_params(ValidateParams, REPOSITORY / "params.yaml")
-    manifest = build_manifest(phantom, section, folder / "small.npy", folder / "scan.db")
+    manifest = build_manifest(phantom, section, folder / "small.npy")
     pairs = find_pairs(manifest, folder / "small.npy", section.near_duplicate)
     manifest = official(manifest, pairs, shortest=2, longest=4)
-    build_arrays(manifest, phantom, 64, folder / "arrays", folder / "grids.db")
+    build_arrays(manifest, phantom, 64, folder / "arrays")
     save_policy(load_params(AugmentParams, REPOSITORY / "params.yaml"), folder / "policy.json")
     return {
         "manifest": manifest,

@@ -32,7 +32,7 @@ def prepare(data: Path, case: Case) -> Outcome:
 def examine(data: Path, params: ValidateParams, scratch: Path) -> pd.DataFrame:
     """The manifest of a folder with its leaks marked, as validate makes it."""
     small = scratch / "thumbnails.npy"
-    table = build_manifest(data, params, small, scratch / "scan.db")
+    table = build_manifest(data, params, small)
     return mark_leaks(table, find_pairs(table, small, params.near_duplicate), coco.SPLITS)
 
 

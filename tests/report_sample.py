@@ -12,8 +12,8 @@ from tests.conftest import REPOSITORY
 from tumorseg.core.params import NetworkParams
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
+from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, mark_leaks
-from tumorseg.data.splits import SIDES
 from tumorseg.evaluation.metrics import count, score
 from tumorseg.evaluation.paired import comparisons
 from tumorseg.reporting.inputs import ReportInputs, Training
@@ -96,7 +96,7 @@ def make_inputs(workplace: dict, data: Path, folder: Path) -> ReportInputs:
     """
     np.save(folder / "small.npy", workplace["thumbnails"])
     pairs = find_pairs(workplace["manifest"], folder / "small.npy", 0.95)
-    manifest = mark_leaks(workplace["manifest"], pairs, SIDES)
+    manifest = mark_leaks(workplace["manifest"], pairs, SPLITS)
     slices = per_slice(manifest)
     strata = pd.DataFrame(
         {"by": "size", "stratum": name, "method": method, "slices": 2, "mean_dice": 0.5}

@@ -5,9 +5,13 @@ from hypothesis import strategies as st
 
 from tests.test_metrics import square
 from tumorseg.core.errors import InputError
-from tumorseg.evaluation.calibration import Reliability
+from tumorseg.evaluation.calibration import (
+    THRESHOLDS,
+    Reliability,
+    best_threshold,
+    dice_by_threshold,
+)
 from tumorseg.evaluation.metrics import count, dice
-from tumorseg.evaluation.threshold import THRESHOLDS, best_threshold, dice_by_threshold
 
 NOTHING = square(0, 0, 0, 0)
 
@@ -132,17 +136,20 @@ def test_thresholds_ascend() -> None:
         dice_by_threshold([plane(0.3)], [NOTHING], [0.5, 0.4])
 
 
-def test_the_best_threshold_has_the_highest_mean() -> None:
-    assert best_threshold(np.array([[0.9, 0.5, 0.0], [0.1, 0.6, 0.9]]), [0.3, 0.5, 0.7]) == 0.5
-    assert best_threshold(np.array([[0.9, 0.5, 0.8]]), [0.3, 0.5, 0.7]) == 0.3
-
-
-def test_equal_thresholds_are_settled_near_a_half() -> None:
-    assert best_threshold(np.full((3, 19), 0.8)) == 0.5
-    assert best_threshold(np.array([[0.8, 0.8, 0.1, 0.2]]), [0.1, 0.2, 0.5, 0.6]) == 0.2
-    assert best_threshold(np.array([[0.8, 0.8]]), [0.45, 0.55]) == 0.45
-    # 0.1 + 0.7 and 0.2 + 0.6 are equal but for rounding.
-    assert best_threshold(np.array([[0.1, 0.2], [0.7, 0.6]]), [0.9, 0.6]) == 0.6
+@pytest.mark.parametrize(
+    ("table", "thresholds", "best"),
+    [
+        ([[0.9, 0.5, 0.0], [0.1, 0.6, 0.9]], [0.3, 0.5, 0.7], 0.5),
+        ([[0.9, 0.5, 0.8]], [0.3, 0.5, 0.7], 0.3),
+        # Of equals the one nearest to a half.
+        ([[0.8] * 19] * 3, THRESHOLDS, 0.5),
+        ([[0.8, 0.8, 0.1, 0.2]], [0.1, 0.2, 0.5, 0.6], 0.2),
+        ([[0.8, 0.8]], [0.45, 0.55], 0.45),
+        ([[0.1, 0.2], [0.7, 0.6]], [0.9, 0.6], 0.6),  # equal but for rounding
+    ],
+)
+def test_the_best_threshold_has_the_highest_mean(table, thresholds, best) -> None:
+    assert best_threshold(np.array(table), thresholds) == best
 
 
 def test_there_is_no_threshold_without_slices() -> None:

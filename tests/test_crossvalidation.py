@@ -1,13 +1,13 @@
-"""Folds: disjoint, whole, and never a group or a neighbour on two sides."""
+"""Folds: disjoint, whole, and never a group or a neighbour in two parts."""
 
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import locked
 from tumorseg.core.params import CrossvalidateParams
 from tumorseg.training.crossvalidation import (
     Place,
@@ -45,19 +45,19 @@ def test_each_slice_is_judged_once_by_a_network_that_saw_none_of_its_group(count
     group, number = slices["split_group"].to_numpy(), slices["slice_number"].to_numpy(int)
     for fold in folds:
         assert not set(group[fold.train]) & set(group[fold.valid])
-        assert len(fold.train) + len(fold.valid) + fold.aside == len(slices)
+        assert len(fold.train) + len(fold.valid) + fold.excluded == len(slices)
         assert fold.groups == len(set(group[fold.valid]))
         # Groups were cut from one chain: what is next to a judged slice is not trained on.
         distance = np.abs(number[fold.train][:, None] - number[fold.valid])
-        assert distance.min() == 2 and fold.aside > 0
+        assert distance.min() == 2 and fold.excluded > 0
     sizes = [len(fold.valid) for fold in folds]
     assert max(sizes) - min(sizes) <= 10  # two groups
 
 
-def test_named_patients_need_no_slice_set_aside() -> None:
+def test_named_patients_exclude_no_slice() -> None:
     named = table()
     named["group"] = [f"patient {number}" for number in named["split_group"]]
-    assert [fold.aside for fold in divide(pool(named), 3, seed=0)] == [0, 0, 0]
+    assert [fold.excluded for fold in divide(pool(named), 3, seed=0)] == [0, 0, 0]
 
 
 def test_test_slices_take_no_part() -> None:
@@ -74,11 +74,11 @@ def test_fewer_groups_than_folds_are_one_sentence() -> None:
 def test_a_fold_holds_the_slices_that_its_table_names(workplace) -> None:
     slices = pool(workplace["manifest"])
     (fold, _) = divide(slices, 2, seed=0)
-    sides = fold_slices(fold, workplace["folder"] / "arrays")
-    whole = np.concatenate([workplace["slices"][side].masks for side in ("train", "valid")])
-    for side, rows in (("train", fold.train), ("valid", fold.valid)):
-        assert np.array_equal(sides[side].masks, whole[rows]) and len(rows)
-        filled = sides[side].masks.any(axis=(1, 2))
+    parts = fold_slices(fold, workplace["folder"] / "arrays")
+    whole = np.concatenate([workplace["slices"][split].masks for split in ("train", "valid")])
+    for split, rows in (("train", fold.train), ("valid", fold.valid)):
+        assert np.array_equal(parts[split].masks, whole[rows]) and len(rows)
+        filled = parts[split].masks.any(axis=(1, 2))
         assert np.array_equal(filled, slices["tumour_fraction"].to_numpy()[rows] > 0)
 
 
@@ -92,7 +92,8 @@ def test_a_fold_is_trained_once(workplace, train_params, tmp_path) -> None:
     workers = CrossvalidateParams(
         scheduler=None, workers=2, threads=1, retries=0, folds=2, networks=["unet"], seed=0
     )
-    with locked(still_trains, "training", 0):
+    still_trains.parent.mkdir(parents=True)
+    with FileLock(still_trains):
         first = train_fold(fold, "unet", 0, train_params, place, workers)
     assert still_trains.exists()
     shutil.rmtree(still_trains.parent)

@@ -81,7 +81,7 @@ def test_what_is_written_is_consistent(imported, title: str, tmp_path) -> None:
             ids = [each["id"] for doc in written_documents.values() for each in doc[key]]
             assert len(ids) == len(set(ids))
     section = load_params(ValidateParams, REPOSITORY / "params.yaml")
-    table = build_manifest(written, section, tmp_path / "small.npy", tmp_path / "scan.db")
+    table = build_manifest(written, section, tmp_path / "small.npy")
     assert table["problem"].isna().all()
 
 

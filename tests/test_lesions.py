@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.test_metrics import square
-from tumorseg.evaluation.lesions import detection, lesions
+from tumorseg.evaluation.metrics import detection, lesions
 
 NOTHING = square(0, 0, 0, 0)
 

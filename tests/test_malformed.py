@@ -70,7 +70,7 @@ def test_a_bad_input_has_the_outcome_that_is_stated(case: Case, tmp_path) -> Non
             assert found == set(outcome.oddities)
     assert contents(data) == before
     left = {path.name for path in scratch.iterdir()} if scratch.exists() else set()
-    assert left <= {"thumbnails.npy", "scan.db"}
+    assert left <= {"thumbnails.npy"}
 
 
 WHOLE = [case for case in CASES if case in FOLDERS or case.imports]

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 
 import numpy as np
@@ -11,7 +10,14 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import FINDINGS, ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.coco import decode
-from tumorseg.data.expectations import ELSEWHERE, ODDITIES, check, report, stop_on_critical, suite
+from tumorseg.data.expectations import (
+    ELSEWHERE,
+    QUALITY_FLAGS,
+    check,
+    report,
+    stop_on_critical,
+    suite,
+)
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.manifest import build_manifest, load_manifest, save_manifest
 from tumorseg.reporting.data_docs import settle
@@ -24,7 +30,7 @@ def manifest_of(tmp_path):
     """Builds the manifest of a folder, its leaks marked, as validate does."""
 
     def build(root, params=PARAMS):
-        table = build_manifest(root, params, tmp_path / "small.npy", tmp_path / "scan.db")
+        table = build_manifest(root, params, tmp_path / "small.npy")
         pairs = find_pairs(table, tmp_path / "small.npy", params.near_duplicate)
         return mark_leaks(table, pairs, coco.SPLITS)
 
@@ -37,7 +43,7 @@ def lines_of(manifest, tmp_path, params=PARAMS) -> list[str]:
 
 def test_every_finding_of_the_params_is_an_expectation_and_the_other_way_round() -> None:
     assert {e.meta["finding"] for e in suite(PARAMS)} == set(FINDINGS)
-    assert set(ODDITIES) | set(ELSEWHERE) <= set(FINDINGS)
+    assert set(QUALITY_FLAGS) | set(ELSEWHERE) <= set(FINDINGS)
 
 
 def test_a_row_says_what_later_stages_need(coco_folder, manifest_of, tmp_path) -> None:
@@ -147,7 +153,7 @@ def test_what_stops_a_run_is_the_user_s_choice(coco_folder, manifest_of, tmp_pat
         stop_on_critical(lines_of(table, tmp_path, strict))
 
 
-def test_oddities_are_noted(coco_folder, manifest_of, tmp_path) -> None:
+def test_quality_flags_are_noted(coco_folder, manifest_of, tmp_path) -> None:
     bow = [10, 10, 40, 40, 40, 10, 10, 40]
     coco_folder.add("train", "bow.png", [{"segmentation": [bow], "bbox": [10, 10, 30, 30]}])
     coco_folder.add("train", "out.png", [(70, 50, 40, 40)])
@@ -196,31 +202,6 @@ def test_a_link_out_of_the_folder_is_not_followed(coco_folder, manifest_of, tmp_
     (root / "train" / "a.png").symlink_to(tmp_path / "secret.png")
     row = manifest_of(root).query("path == 'train/a.png'").iloc[0]
     assert row["problem"] == "outside"
-
-
-def test_unchanged_files_are_not_decoded_again(coco_folder, manifest_of, monkeypatch) -> None:
-    from tumorseg.data import scan
-
-    coco_folder.add("train", "a.png", [(1, 1, 9, 9)])
-    root = coco_folder.write()
-    first = manifest_of(root)
-    decoded = []
-    examine = scan._examine
-    monkeypatch.setattr(
-        scan, "_examine", lambda *given: decoded.append(given[1]) or examine(*given)
-    )
-    assert manifest_of(root).equals(first) and decoded == []
-    os.utime(root / "train" / "a.png")  # only the content counts
-    assert manifest_of(root).equals(first) and decoded == []
-    Image.fromarray(np.zeros((64, 80), np.uint8)).save(root / "train" / "a.png")
-    again = manifest_of(root)
-    assert len(decoded) == 1 and not again.equals(first)
-
-
-def test_a_damaged_memory_is_begun_anew(coco_folder, manifest_of, tmp_path) -> None:
-    first = manifest_of(coco_folder.write())
-    (tmp_path / "scan.db").write_bytes(b"not a database" * 100)
-    assert manifest_of(coco_folder.root).equals(first)
 
 
 @pytest.mark.real_data

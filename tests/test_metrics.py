@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg.data.arrays import Slices
+from tumorseg.data.audit import copied_masks
 from tumorseg.data.coco import encode
-from tumorseg.data.similarity import thumbnail
-from tumorseg.evaluation import baselines as controls
+from tumorseg.data.leakage import thumbnail
+from tumorseg.evaluation import baselines
 from tumorseg.evaluation.metrics import count, dice, iou, score, summarise
 
 
@@ -102,15 +102,18 @@ def test_copy_takes_the_most_similar_train_slice() -> None:
     masks = [square(i, i, i + 5, i + 5) for i in range(6)]
     test = np.clip(train[[4, 1]].astype(int) // 2 + 30, 0, 255).astype(np.uint8)  # another gain
     small = np.stack([thumbnail(image) for image in (*train, *test)])
-    copied = list(controls.copy(small, rows_of(masks), rows_of(masks[:2], first=6)))
+    copied = list(copied_masks(small, rows_of(masks), rows_of(masks[:2], first=6)))
     assert np.array_equal(copied[0], masks[4]) and np.array_equal(copied[1], masks[1])
 
 
-def test_copy_fits_the_test_slice() -> None:
-    images = np.random.default_rng(0).integers(0, 255, (2, 48, 48)).astype(np.uint8)
-    small, large = rows_of([square(2, 2, 8, 8)]), rows_of([square(0, 0, 0, 0, side=40)], first=1)
-    (copied,) = controls.copy(images, small, large)
-    assert copied.shape == (40, 40) and copied.sum() == pytest.approx(144, abs=20)
+def test_a_copied_mask_keeps_its_shape_on_a_picture_of_another_shape() -> None:
+    # Similarity is that of padded squares, so a circle must stay one, in the same place.
+    mask = np.zeros((60, 100), bool)
+    mask[25:35, 45:55] = True
+    upright, double, same = baselines.copy([mask] * 3, [(100, 60), (200, 200), (60, 100)])
+    assert np.array_equal(upright, square(45, 25, 55, 35, side=100)[:, :60])
+    assert np.array_equal(double, square(90, 90, 110, 110, side=200))
+    assert same is mask
 
 
 def test_intensity_band_is_the_best_of_all() -> None:
@@ -119,19 +122,15 @@ def test_intensity_band_is_the_best_of_all() -> None:
     # Tumour between two kinds of healthy tissue: a single threshold would not do.
     healthy = np.where(rng.random(masks.shape) > 0.5, 40, 220)
     images = np.where(masks, 120, healthy).astype(np.uint8)
-    low, high = controls.best_band(images, masks)
+    low, high = baselines.best_band(images, masks)
     assert 40 < low <= 120 <= high < 220
-    slices = Slices(images, masks)
-    rows = rows_of([m.astype(bool) for m in masks])
-    assert all(
-        np.array_equal(found, mask > 0)
-        for found, mask in zip(controls.intensity(slices, slices, rows), masks, strict=True)
-    )
+    found = baselines.intensity(images, masks, images, [(32, 32)] * 4)
+    assert np.array_equal(list(found), masks > 0)
 
 
 def test_background_is_empty_at_the_slice_s_size() -> None:
-    (mask,) = controls.background(rows_of([square(0, 0, 5, 5)]))
-    assert mask.shape == (20, 20) and not mask.any()
+    (mask,) = baselines.background([(20, 30)])
+    assert mask.shape == (20, 30) and not mask.any()
 
 
 def test_what_is_not_defined_is_none() -> None:

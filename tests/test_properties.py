@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle_tools
 
 from tumorseg.data import coco
-from tumorseg.data.geometry import box_fill
-from tumorseg.data.similarity import normalised, similar_pairs, thumbnail
+from tumorseg.data.leakage import normalised, similar_pairs, thumbnail
+from tumorseg.data.shapes import box_fill
 from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_native
 

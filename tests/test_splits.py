@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
-from tumorseg.data.splits import ASIDE, SIDES, _cuts, assign_sides, find_groups, grouped, official
+from tumorseg.data.splits import EXCLUDED, assign_splits, find_groups, grouped, official
 
 
 def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:
@@ -82,12 +83,20 @@ def test_equal_and_similar_slices_join_groups(pairs_of) -> None:
     assert groups.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_slices_of_one_number_are_never_parted() -> None:
-    cuttable = np.array([True, False, True, True])
-    assert 1 not in _cuts(np.array([0.9, 0.0, 0.5, 0.9]), cuttable, shortest=1, longest=2)
+def chain_pairs(table, alike) -> pd.DataFrame:
+    """Neighbours of one chain, with these correlations."""
+    paths = table["path"].to_numpy()
+    columns = {"left": paths[:-1], "right": paths[1:], "correlation": alike}
+    return pd.DataFrame(columns | {"kind": "neighbour"})
 
 
-def test_grouped_leaves_nothing_between_the_sides(pairs_of) -> None:
+def test_slices_of_one_number_are_never_divided() -> None:
+    table = slices([1, 2, 2, 3, 4])
+    groups = find_groups(table, chain_pairs(table, [0.9, 0.0, 0.5, 0.9]), shortest=1, longest=2)
+    assert groups[1] == groups[2] and len(set(groups)) > 1
+
+
+def test_grouped_leaves_nothing_between_the_splits(pairs_of) -> None:
     rng = np.random.default_rng(1)
     lengths = rng.integers(6, 14, 60).tolist()
     count = sum(lengths)
@@ -95,19 +104,19 @@ def test_grouped_leaves_nothing_between_the_sides(pairs_of) -> None:
     table["tumour_fraction"] = rng.random(count) * 0.1
     pairs = pairs_of(table, patients(lengths), threshold=0.98)
     result = grouped(table, pairs, shortest=10, longest=30, seed=0)
-    used = result[result["split"] != ASIDE].reset_index(drop=True)
-    assert not neighbours_elsewhere(used, SIDES).any()
-    assert not linked_elsewhere(used, pairs, "near", SIDES).any()
+    used = result[result["split"] != EXCLUDED].reset_index(drop=True)
+    assert not neighbours_elsewhere(used, SPLITS).any()
+    assert not linked_elsewhere(used, pairs, "near", SPLITS).any()
     shares = used["split"].value_counts(normalize=True)
-    for side, wanted in {"train": 0.7, "valid": 0.2, "test": 0.1}.items():
-        assert shares[side] == pytest.approx(wanted, abs=0.05)
-    assert (result["split"] == ASIDE).mean() < 0.06
+    for name, wanted in {"train": 0.7, "valid": 0.2, "test": 0.1}.items():
+        assert shares[name] == pytest.approx(wanted, abs=0.05)
+    assert (result["split"] == EXCLUDED).mean() < 0.06
     assert (result["official_split"] == "train").all()
     again = grouped(table, pairs, shortest=10, longest=30, seed=0)
     assert again.equals(result)
 
 
-def test_official_keeps_the_sides_and_tells_the_groups(pairs_of) -> None:
+def test_official_keeps_the_splits_and_numbers_the_groups(pairs_of) -> None:
     table = slices([1, 2, 3, 9])
     table["split"] = ["train", "test", "train", "valid"]
     result = official(table, pairs_of(table, patients([3, 1])), shortest=2, longest=9)
@@ -115,13 +124,13 @@ def test_official_keeps_the_sides_and_tells_the_groups(pairs_of) -> None:
     assert result["split_group"].tolist() == [0, 0, 0, 1]
 
 
-def test_every_category_and_size_is_on_every_side() -> None:
+def test_every_category_and_size_is_in_every_split() -> None:
     rng = np.random.default_rng(0)
     strata = rng.choice(["a", "b", "c"], 90, p=[0.6, 0.3, 0.1])
     groups = [f"group {index // 3}" for index in range(90)]
     strata = np.repeat(strata[::3], 3)
-    sides = pd.Series(assign_sides(groups, strata))
-    share = pd.crosstab(sides, strata, normalize="columns")
+    splits = pd.Series(assign_splits(groups, strata))
+    share = pd.crosstab(splits, strata, normalize="columns")
     assert (share.loc["train"] - 0.7).abs().max() < 0.12
 
 
@@ -131,13 +140,13 @@ def test_every_category_and_size_is_on_every_side() -> None:
     kinds=st.lists(st.sampled_from("abc"), min_size=40, max_size=40),
     seed=st.integers(0, 5),
 )
-def test_no_group_is_ever_parted_and_no_side_is_empty(sizes, kinds, seed) -> None:
+def test_no_group_is_ever_divided_and_no_split_is_empty(sizes, kinds, seed) -> None:
     groups = np.repeat([f"g{index}" for index in range(len(sizes))], sizes)
     strata = np.repeat(kinds[: len(sizes)], sizes)
-    sides = pd.Series(assign_sides(groups, strata, seed=seed))
-    assert sides.groupby(groups).nunique().max() == 1
-    assert set(sides) == set(SIDES)
-    assert sides.tolist() == assign_sides(groups, strata, seed=seed)
+    splits = pd.Series(assign_splits(groups, strata, seed=seed))
+    assert splits.groupby(groups).nunique().max() == 1
+    assert set(splits) == set(SPLITS)
+    assert splits.tolist() == assign_splits(groups, strata, seed=seed)
 
 
 @settings(max_examples=60)
@@ -148,13 +157,13 @@ def test_no_group_is_ever_parted_and_no_side_is_empty(sizes, kinds, seed) -> Non
 )
 def test_cuts_leave_no_block_too_short(alike, shortest, data) -> None:
     longest = data.draw(st.integers(2 * shortest, 60))
-    cuttable = np.array(
-        data.draw(st.lists(st.booleans(), min_size=len(alike), max_size=len(alike)))
-    )
-    cuts = sorted(_cuts(np.array(alike), cuttable, shortest, longest))
-    assert cuttable[cuts].all() if cuts else True
-    lengths = np.diff([-1, *cuts, len(alike)])
-    if cuts:
+    steps = data.draw(st.lists(st.integers(0, 1), min_size=len(alike), max_size=len(alike)))
+    table = slices(np.cumsum([0, *steps]).tolist())
+    groups = find_groups(table, chain_pairs(table, alike), shortest, longest)
+    assert np.isin(np.diff(groups), [0, 1]).all()
+    assert all(steps[place] for place in np.flatnonzero(np.diff(groups)))
+    lengths = np.bincount(groups)
+    if len(lengths) > 1:
         assert lengths.min() >= shortest
-    if cuttable.all():
+    if all(steps):
         assert lengths.max() <= longest

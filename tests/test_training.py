@@ -13,14 +13,13 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import NETWORKS, EvaluateParams, NetworkParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.coco import decode
-from tumorseg.evaluation.results import honesty_gap, reduce, table, verdicts
-from tumorseg.evaluation.threshold import THRESHOLDS
+from tumorseg.evaluation.calibration import THRESHOLDS
+from tumorseg.evaluation.results import reduce, split_optimism, table, verdicts
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_input, to_native
 from tumorseg.training.datasets import EpochSampler
-from tumorseg.training.devices import compiler
 from tumorseg.training.loss import bce_dice_loss
-from tumorseg.training.predict_split import compare, judge, load_network, probabilities
-from tumorseg.training.trainer import train
+from tumorseg.training.predict_split import compare, load_network, probabilities, score_masks
+from tumorseg.training.trainer import compiler, train
 
 SPLIT = {"method": "official", "digest": "0"}
 EVALUATE = EvaluateParams(
@@ -95,8 +94,9 @@ def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging)
     assert summary["val_dice"] == history.loc[summary["best_epoch"], "val_dice"]
 
 
-def test_workers_draw_the_same(workplace, train_params, tmp_path) -> None:
-    common = train_params.common.model_copy(update={"workers": 2})
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path, workers) -> None:
+    common = train_params.common.model_copy(update={"workers": workers})
     fit(workplace, "unet", train_params, tmp_path / "a")
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path / "b")
     first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
@@ -110,26 +110,6 @@ def test_a_warm_up_of_one_step_is_none(workplace, train_params, tmp_path) -> Non
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
     rates = pd.read_csv(tmp_path / "history.csv")["learning_rate"]
     assert rates.is_monotonic_decreasing
-
-
-def test_the_same_seed_gives_the_same_weights(workplace, train_params, tmp_path) -> None:
-    for name in ("a", "b"):
-        fit(workplace, "unet", train_params, tmp_path / name)
-    first, second = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b"))
-    assert first == second
-
-
-def test_training_runs_the_policy_on_every_slice_of_every_epoch(
-    workplace, train_params, tmp_path
-) -> None:
-    seeds = []
-
-    def spy(image, mask, seed):
-        seeds.append(seed)
-        return workplace["policy"](image, mask, seed)
-
-    train("unet", 0, train_params, workplace["slices"], spy, tmp_path, tmp_path / "c")
-    assert len(seeds) == len(set(seeds)) == 2 * 12
 
 
 def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
@@ -149,16 +129,18 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
         assert summary["val_dice"] > 0.9, summary
 
 
-def test_a_grid_that_does_not_fit_is_named(workplace, train_params, tmp_path) -> None:
-    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="batch", stem=3)
-    params = train_params.model_copy(update={"unet": deep})
-    with pytest.raises(InputError, match=r"image_size is 64.*multiple of 48"):
-        fit(workplace, "unet", params, tmp_path)
-
-
-def test_one_pixel_at_the_bottom_is_named(workplace, train_params, tmp_path) -> None:
-    deep = NetworkParams(channels=[2, 4, 4, 4, 4], norm="instance", stem=4)
-    with pytest.raises(InputError, match=r"image_size 64 leaves one pixel at the bottom"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "batch", "stem": 3}, r"image_size is 64.*multiple of 48"),
+        ({"norm": "instance", "stem": 4}, "image_size 64 leaves one pixel at the bottom"),
+    ],
+)
+def test_a_grid_that_does_not_fit_is_named(
+    workplace, train_params, tmp_path, changes, message
+) -> None:
+    deep = NetworkParams(channels=[2, 4, 4, 4, 4], **changes)
+    with pytest.raises(InputError, match=message):
         fit(workplace, "unet", train_params.model_copy(update={"unet": deep}), tmp_path)
 
 
@@ -270,7 +252,7 @@ def test_a_threshold_is_chosen_where_the_test_split_has_no_say(workplace, traine
 
         def mean_dice(cut, maps=maps) -> float:
             masks = [to_native(p, (96, 96)) >= cut for p in maps]
-            return judge("any", masks, rows, EVALUATE)["dice"].mean()
+            return score_masks("any", masks, rows, EVALUATE)["dice"].mean()
 
         assert mean_dice(threshold) == max(mean_dice(cut) for cut in THRESHOLDS)
 
@@ -286,17 +268,17 @@ def test_flips_are_the_mean_of_both_ways(trained) -> None:
         assert torch.allclose(flipped(image), expected) and not torch.equal(expected, plain(image))
 
 
-def test_the_honesty_gap_needs_both_splits() -> None:
+def test_split_optimism_needs_both_splits() -> None:
     now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
     other = {"unet": {"over_seeds_test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
     grouped = {"split": {"method": "grouped"}, "test": now}
-    assert honesty_gap(grouped, {}) == {}
-    assert honesty_gap(grouped, other) == {
+    assert split_optimism(grouped, {}) == {}
+    assert split_optimism(grouped, other) == {
         "unet": {"official": 0.7, "grouped": 0.4, "gap": 0.3},
         "copy": {"official": 0.69, "grouped": 0.3, "gap": 0.39},
     }
     official = grouped | {"split": {"method": "official"}}
-    assert honesty_gap(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+    assert split_optimism(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
 
 
 @pytest.mark.slow
@@ -321,7 +303,7 @@ def test_a_compiled_network_trains_alike(workplace, tmp_path) -> None:
 def test_without_a_compiler_training_goes_on(
     workplace, train_params, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("tumorseg.training.devices.compiler", lambda: None)
+    monkeypatch.setattr("tumorseg.training.trainer.compiler", lambda: None)
     common = train_params.common.model_copy(update={"compile": True, "epochs": 1})
     fit(workplace, "unet", train_params.model_copy(update={"common": common}), tmp_path)
     assert "no C++ compiler" in capsys.readouterr().out

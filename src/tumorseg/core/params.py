@@ -144,7 +144,6 @@ class CommonTrainParams(Section):
     workers: int = Field(ge=0)
     devices: PositiveInt  # processes on this node, one a GPU or so many on its CPU
     nodes: PositiveInt
-    rendezvous: str = Field(pattern=r"^[^\s:]+:\d+$")  # where several nodes meet, host:port
     precision: Literal["auto", "32-true", "bf16-mixed"]  # auto: bf16 where there is such hardware
     compile: bool
     deterministic: bool

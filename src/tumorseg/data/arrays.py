@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ from PIL import Image
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import new_array
 from tumorseg.data import coco
-from tumorseg.data.memory import Memory
 from tumorseg.imaging.preprocess import Mask, mask_to_grid, to_grey, to_grid
 
 ARRAYS = Path("artifacts/augment/arrays")
-MADE_OF = "manifest.sha256"  # in the same folder
-MEMORY = Path(".state/grids.db")
-AT_ONCE = 64  # slices in flight
-VERSION = 1  # of the preprocessing; another number forgets what was remembered
+DIGEST = "manifest.sha256"  # in the same folder
+BATCH = 64  # slices read at a time
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,12 @@ def true_masks(rows: pd.DataFrame) -> Iterator[Mask]:
         yield coco.decode(rle, int(height), int(width))
 
 
-def build_arrays(
-    manifest: pd.DataFrame, data: Path, size: int, folder: Path = ARRAYS, memory: Path = MEMORY
-) -> None:
+def sizes(rows: pd.DataFrame) -> list[tuple[int, int]]:
+    """Height and width of the images of manifest rows, in pixels."""
+    return [(int(h), int(w)) for h, w in zip(rows["height"], rows["width"], strict=True)]
+
+
+def build_arrays(manifest: pd.DataFrame, data: Path, size: int, folder: Path = ARRAYS) -> None:
     """Writes `<split>_images.npy` and `<split>_masks.npy` for each split.
 
     Args:
@@ -62,73 +61,50 @@ def build_arrays(
         data: The folder to which the manifest's paths are relative.
         size: The side S of the grid, in pixels.
         folder: Where to; replaced as a whole once everything is written.
-        memory: Remembers the grids of files and labels, so that only changed ones are made anew.
     """
+
+    def grids(row: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        mask = coco.decode(row.mask_rle, int(row.height), int(row.width))
+        return to_grid(read_slice(data / row.path), size), mask_to_grid(mask, size)
+
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    with Memory(memory, f"grids_{VERSION}") as store, ThreadPoolExecutor() as pool:
-
-        def grids(row: Any) -> tuple[bytes, bytes]:
-            return _image_grid(row, data, size, store), _mask_grid(row, size, store)
-
+    with ThreadPoolExecutor() as pool:
         for split in coco.SPLITS:
             rows = manifest[manifest["split"] == split]
             images, masks = (
                 new_array(unfinished / f"{split}_{kind}.npy", (len(rows), size, size))
                 for kind in ("images", "masks")
             )
-            waiting = enumerate(rows.itertuples())
-            # Batches, since a pool would run ahead of the writing and hold what it has read.
-            while batch := list(islice(waiting, AT_ONCE)):
-                found = pool.map(grids, [row for _, row in batch])
-                for (index, _), (image, mask) in zip(batch, found, strict=True):
-                    images[index] = np.frombuffer(image, np.uint8).reshape(size, size)
-                    masks[index] = np.frombuffer(mask, np.uint8).reshape(size, size)
+            # In batches, since a pool would read ahead of the writing and hold what it has read.
+            for start in range(0, len(rows), BATCH):
+                batch = rows.iloc[start : start + BATCH].itertuples()
+                for index, (image, mask) in enumerate(pool.map(grids, batch), start):
+                    images[index], masks[index] = image, mask
             images.flush()
             masks.flush()
-    (unfinished / MADE_OF).write_text(_digest(manifest))
+    (unfinished / DIGEST).write_text(_digest(manifest))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 
 def check_made_of(manifest: pd.DataFrame, folder: Path = ARRAYS) -> None:
-    """Whoever takes rows of a manifest for rows of the arrays asks this first.
+    """Checks that rows of a manifest are rows of the arrays.
 
     Raises:
-        InputError: The arrays are of other slices, labels, sides or of another order.
+        InputError: The arrays are of other slices, labels, splits or of another order.
     """
-    try:
-        known = (folder / MADE_OF).read_text()
-    except OSError:
-        known = ""
-    if known != _digest(manifest):
+    path = folder / DIGEST
+    if not path.exists() or path.read_text() != _digest(manifest):
         raise InputError(f"{folder}: is of another manifest; run `dvc repro augment`")
 
 
 def _digest(manifest: pd.DataFrame) -> str:
     """Of what decides which slice and label is where."""
     columns = manifest[["split", "sha256", "height", "width", "mask_rle"]]
-    told = columns.to_csv(index=False, lineterminator="\n")
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def _image_grid(row: Any, data: Path, size: int, store: Memory) -> bytes:
-    key = f"image {size} {row.sha256}"
-    if (known := store.get(key)) is None:
-        known = to_grid(read_slice(data / row.path), size).tobytes()
-        store.put(key, known)
-    return known
-
-
-def _mask_grid(row: Any, size: int, store: Memory) -> bytes:
-    label = hashlib.sha256(row.mask_rle.encode()).hexdigest()
-    key = f"mask {size} {row.height}x{row.width} {label}"
-    if (known := store.get(key)) is None:
-        mask = coco.decode(row.mask_rle, int(row.height), int(row.width))
-        known = mask_to_grid(mask, size).tobytes()
-        store.put(key, known)
-    return known
+    text = columns.to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_slices(split: str, folder: Path = ARRAYS) -> Slices:

@@ -1,17 +1,16 @@
 """What a reviewer asks about a data set before reading any result: every figure of audit.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tumorseg.data import coco
-from tumorseg.data.arrays import true_masks
-from tumorseg.data.geometry import RECTANGLE_FILL
-from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.similarity import Thumbnails
-from tumorseg.evaluation import baselines as controls
+from tumorseg.data.arrays import sizes, true_masks
+from tumorseg.data.leakage import Thumbnails, most_similar, neighbours_elsewhere
+from tumorseg.data.shapes import RECTANGLE_FILL
+from tumorseg.evaluation import baselines
 from tumorseg.evaluation.metrics import count, score, summarise
 from tumorseg.imaging.preprocess import Mask
 
@@ -35,7 +34,8 @@ def audit(
 
     Returns:
         images, unusable, labels (geometry and pairing), duplicates, leakage, splits (balance and
-        sizes), controls (all background, copy) and findings; plain values, ready for JSON.
+        sizes), controls (the baselines all background and copy) and findings; plain values, ready
+        for JSON.
     """
     usable = table[table["problem"].isna()]
     return {
@@ -45,7 +45,7 @@ def audit(
         "duplicates": _duplicates(usable, pairs),
         "leakage": _leakage(usable),
         "splits": {split: _balance(usable[usable["split"] == split]) for split in coco.SPLITS},
-        "controls": control_figures(usable, thumbnails),
+        "controls": baseline_figures(usable, thumbnails),
         "outliers": _outliers(usable),
         "findings": findings,
     }
@@ -63,8 +63,8 @@ def _labels(usable: pd.DataFrame) -> dict[str, Any]:
             "edges": FILL_EDGES.round(2).tolist(),
             "images": histogram.tolist(),
         },
-        "self_intersections": _odd(usable, "self_intersection"),
-        "out_of_frame": _odd(usable, "out_of_frame"),
+        "self_intersections": _flagged(usable, "self_intersection"),
+        "out_of_frame": _flagged(usable, "out_of_frame"),
         "wrong_if_paired_by_position": {
             split: int(usable.loc[usable["split"] == split, "wrong_if_zipped"].sum())
             for split in coco.SPLITS
@@ -72,7 +72,7 @@ def _labels(usable: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _odd(usable: pd.DataFrame, name: str) -> int:
+def _flagged(usable: pd.DataFrame, name: str) -> int:
     return int(usable["oddities"].str.split(",").map(lambda names: name in names).sum())
 
 
@@ -120,14 +120,26 @@ def _balance(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def control_figures(usable: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Any]:
-    """What the two controls that need no training score on the test split."""
+def copied_masks(thumbnails: Thumbnails, train: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Mask]:
+    """For each slice the mask of the most similar train slice: the `copy` baseline.
+
+    Args:
+        thumbnails: Of all slices, uint8, shape (N, 48, 48); the manifest's column is its index.
+        train: The manifest rows whose masks may be copied.
+        rows: Those of the slices to be segmented.
+    """
+    small, wanted = (thumbnails[part["thumbnail"].to_numpy(np.intp)] for part in (train, rows))
+    return baselines.copy(true_masks(train.iloc[most_similar(small, wanted)]), sizes(rows))
+
+
+def baseline_figures(usable: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Any]:
+    """The scores on the test split of the two baselines that need no training."""
     train, test = (usable[usable["split"] == split] for split in ("train", "test"))
     if train.empty or test.empty:
         return {}
     answers = {
-        "background": controls.background(test),
-        "copy": controls.copy(thumbnails, train, test),
+        "background": baselines.background(sizes(test)),
+        "copy": copied_masks(thumbnails, train, test),
     }
     figures = {name: agreement(masks, true_masks(test)) for name, masks in answers.items()}
     keys = ("micro_dice", "mean_dice", "mean_dice_low", "mean_dice_high", "accuracy")
@@ -144,9 +156,9 @@ def _outliers(usable: pd.DataFrame) -> dict[str, Any]:
     sizes = usable["width"].astype(str) + "×" + usable["height"].astype(str)
     return {
         "sizes": {str(k): int(v) for k, v in sizes.value_counts().head(10).items()},
-        "size": _odd(usable, "size_outlier"),
-        "intensity": _odd(usable, "intensity_outlier"),
-        "blank": _odd(usable, "blank"),
+        "size": _flagged(usable, "size_outlier"),
+        "intensity": _flagged(usable, "intensity_outlier"),
+        "blank": _flagged(usable, "blank"),
         "mean_grey_percentiles": {
             str(p): round(float(np.percentile(usable["mean"], p)), 1) for p in PERCENTILES
         }

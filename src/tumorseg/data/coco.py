@@ -5,6 +5,7 @@ import math
 import re
 import reprlib
 import stat
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -224,11 +225,9 @@ def _mark_zipped(document: dict[str, Any], listed: list[LabelledImage]) -> None:
 
 
 def _mark_repeated_names(listed: list[LabelledImage]) -> None:
-    seen: dict[str, int] = {}
+    count = Counter(image.file_name for image in listed)
     for image in listed:
-        seen[image.file_name] = seen.get(image.file_name, 0) + 1
-    for image in listed:
-        if seen[image.file_name] > 1 and image.problem is None:
+        if count[image.file_name] > 1 and image.problem is None:
             image.problem = ("listed_twice", "is listed more than once")
 
 

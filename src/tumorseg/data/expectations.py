@@ -1,23 +1,28 @@
-"""The Great Expectations suite on the manifest: what stops a run, and what is only said."""
+"""The Great Expectations suite on the manifest: what stops a run, and what only warns."""
 
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
 import great_expectations.expectations as expect
 import pandas as pd
+from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import ValidateParams
 from tumorseg.data import coco
-from tumorseg.data.geometry import RECTANGLE_FILL
-from tumorseg.reporting.data_docs import validated
+from tumorseg.data.shapes import RECTANGLE_FILL
 
-ROWS = {"unexpected_index_column_names": ["path"], "include_unexpected_rows": False}
+RESULT_FORMAT = {
+    "result_format": "COMPLETE",
+    "unexpected_index_column_names": ["path"],
+    "include_unexpected_rows": False,
+}
 NAMED = 5  # files that a message names before it counts the rest
 
-# Finding → the sentence that a failure prints, for what `manifest` and `leakage` note as oddities
-# or columns of their own.
-ODDITIES = {
+# Finding → the sentence that a failure prints, for the manifest's quality flags and its columns
+# from `leakage`.
+QUALITY_FLAGS = {
     "rotated": "no picture is turned by EXIF; labels may mean the picture before it is turned",
     "coloured": "every picture is grey; of a coloured one only the brightness is used",
     "blank": "no picture is blank",
@@ -98,30 +103,55 @@ def suite(params: ValidateParams) -> list[expect.Expectation]:
         expect.ExpectColumnValuesToNotMatchRegex(
             column="oddities", regex=rf"\b{name}\b", **about(name, sentence)
         )
-        for name, sentence in ODDITIES.items()
+        for name, sentence in QUALITY_FLAGS.items()
     ]
     return expectations
 
 
 def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[dict[str, Any]]:
-    """Runs the suite and writes Data Docs.
+    """Runs the suite in a context that leaves nothing behind but Data Docs.
 
     Args:
         manifest: As `tumorseg.data.manifest.build_manifest` returns it, with its leaks marked.
         params: The validate section.
-        docs: Receives the HTML site; its entry is `index.html`.
+        docs: Receives Great Expectations' own HTML site; its entry is `index.html`.
 
     Returns:
         One finding an expectation: name, expectation (a sentence), success, severity, images
         (number of offenders), examples (up to five paths).
+
+    Raises:
+        RuntimeError: An expectation could not be computed.
     """
     # An image that cannot be used fills no split, and its size or mode must not stop the run too.
     of_usable = manifest[["split", "width", "height", "mode"]].where(manifest["problem"].isna())
-    known = manifest.drop(columns="mask_rle").assign(**of_usable)
-    results = validated(
-        "manifest", known, suite(params), docs, {"result_format": "COMPLETE"} | ROWS
+    table = manifest.drop(columns="mask_rle").assign(**of_usable)
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
+    builder = {"class_name": "DefaultSiteIndexBuilder"}
+    site = {"class_name": "SiteBuilder", "site_index_builder": builder, "store_backend": store}
+    context.add_data_docs_site("docs", site)
+    asset = context.data_sources.add_pandas("data").add_dataframe_asset("manifest")
+    definition = gx.ValidationDefinition(
+        name="manifest",
+        data=asset.add_batch_definition_whole_dataframe("all rows"),
+        suite=context.suites.add(gx.ExpectationSuite(name="manifest", expectations=suite(params))),
     )
-    return [_finding(result) for result in results]
+    checkpoint = gx.Checkpoint(
+        name="manifest",
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[UpdateDataDocsAction(name="docs")],
+        result_format=RESULT_FORMAT,
+    )
+    outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
+    (validation,) = outcome.run_results.values()
+    for result in validation.results:
+        raised = result.exception_info or {}
+        if raised.get("raised_exception"):
+            raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
+    return [_finding(result) for result in validation.results]
 
 
 def _finding(result: Any) -> dict[str, Any]:
@@ -159,6 +189,6 @@ def stop_on_critical(lines: list[str]) -> None:
     if critical:
         raise InputError(
             "data/ is not fit for use: mend what is named here and type `dvc add data`, or choose "
-            "in params.yaml (validate.stop_on; validate.quarantine sets unusable files aside); "
+            "in params.yaml (validate.stop_on; validate.quarantine excludes unusable files); "
             "reports/audit.html shows it\n  " + "\n  ".join(critical)
         )

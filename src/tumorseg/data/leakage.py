@@ -1,4 +1,8 @@
-"""What ties slices of different splits together: equal files, look-alikes, neighbouring slices."""
+"""What ties slices of different splits together: equal files, look-alikes, neighbouring slices.
+
+Slices are alike by the correlation of their thumbnails, computed a block at a time so that memory
+stays small.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +10,90 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from tumorseg.core.files import atomic_path
-from tumorseg.data.similarity import correlation, similar_pairs
+from tumorseg.imaging.preprocess import Grey, to_square
 
 PAIRS = Path("artifacts/validate/pairs.parquet")
+SIDE = 48  # pixels; the published copy baseline uses the same
+BLOCK = 1024  # rows compared at once: 1024 × 1024 correlations take 4 MB
+
+Thumbnails = NDArray[np.uint8]  # (N, SIDE, SIDE)
+
+
+def thumbnail(grey: Grey) -> NDArray[np.uint8]:
+    """A slice, shape (H, W), reduced to uint8 of shape (SIDE, SIDE)."""
+    square = Image.fromarray(to_square(grey))
+    # The sharpest of the usual filters makes the strongest copy baseline: 0.696 micro Dice on the
+    # published set, against 0.691 with area averaging.
+    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def normalised(thumbnails: Thumbnails) -> NDArray[np.float32]:
+    """Centred rows of unit length, float32, shape (N, SIDE²); their products are correlations."""
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def most_similar(train: Thumbnails, test: Thumbnails) -> NDArray[np.intp]:
+    """For each test slice the index of the train slice of highest correlation.
+
+    Args:
+        train: Shape (N, SIDE, SIDE).
+        test: Shape (M, SIDE, SIDE).
+
+    Returns:
+        Shape (M,).
+    """
+    index = np.zeros(len(test), np.intp)
+    best = np.full(len(test), -np.inf, np.float32)
+    wanted = normalised(test)
+    for start in range(0, len(train), BLOCK):
+        found = wanted @ normalised(train[start : start + BLOCK]).T
+        at = found.argmax(axis=1)
+        value = found[np.arange(len(test)), at]
+        better = value > best
+        index[better], best[better] = at[better] + start, value[better]
+    return index
+
+
+def similar_pairs(
+    thumbnails: Thumbnails, rows: NDArray[np.intp], threshold: float
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """All pairs of slices whose correlation is at least `threshold`.
+
+    Args:
+        thumbnails: Shape (N, SIDE, SIDE), memory-mapped where N is large.
+        rows: Which of them to compare, shape (M,).
+        threshold: Of the correlation, −1 to 1.
+
+    Returns:
+        Positions i < j in `rows`, shape (P, 2), and their correlations, shape (P,).
+    """
+    pairs, values = [np.empty((0, 2), np.intp)], [np.empty(0, np.float32)]
+    for top in range(0, len(rows), BLOCK):
+        wanted = normalised(thumbnails[rows[top : top + BLOCK]])
+        for left in range(top, len(rows), BLOCK):
+            found = wanted @ normalised(thumbnails[rows[left : left + BLOCK]]).T
+            i, j = np.nonzero(found >= threshold)
+            upper = i + top < j + left
+            i, j = i[upper], j[upper]
+            pairs.append(np.column_stack([i + top, j + left]))
+            values.append(found[i, j])
+    return np.concatenate(pairs), np.concatenate(values)
+
+
+def correlation(thumbnails: Thumbnails, pairs: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The correlation of given pairs of slices: indices (P, 2) → float32, shape (P,)."""
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(pairs), BLOCK):
+        left, right = pairs[start : start + BLOCK].T
+        parts.append(
+            np.einsum("ij,ij->i", normalised(thumbnails[left]), normalised(thumbnails[right]))
+        )
+    return np.concatenate(parts)
 
 
 def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.DataFrame:
@@ -24,7 +107,7 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
     Returns:
         A row a pair: `left` and `right` (paths), `kind` (`exact`, `near` or `neighbour`) and
         `correlation` of the thumbnails. Each equal file is paired with the first of its kind, each
-        numbered slice with the next one: enough to tell what is connected.
+        numbered slice with the next one: enough to find what is connected.
     """
     usable = table[table["problem"].isna()]
     small = np.load(thumbnails, mmap_mode="r")
@@ -64,19 +147,19 @@ def save_pairs(pairs: pd.DataFrame, path: Path = PAIRS) -> None:
         pairs.to_parquet(temporary, index=False)
 
 
-def neighbours_elsewhere(table: pd.DataFrame, sides: tuple[str, ...]) -> NDArray[np.bool_]:
+def neighbours_elsewhere(table: pd.DataFrame, splits: tuple[str, ...]) -> NDArray[np.bool_]:
     """Whether each slice has a neighbour, by number, in another of these splits.
 
     A neighbour is a slice of the same group (or of none) whose number differs by at most one.
 
     Args:
         table: With path, split, group and slice_number.
-        sides: The splits in which neighbours count.
+        splits: Where neighbours count.
     """
     keys = list(zip(table["group"].fillna(""), table["slice_number"], strict=True))
     holders: dict[tuple[str, int], set[str]] = {}
     for (series, number), split in zip(keys, table["split"], strict=True):
-        if not pd.isna(number) and split in sides:
+        if not pd.isna(number) and split in splits:
             holders.setdefault((series, int(number)), set()).add(split)
     return np.array(
         [
@@ -89,7 +172,7 @@ def neighbours_elsewhere(table: pd.DataFrame, sides: tuple[str, ...]) -> NDArray
 
 
 def linked_elsewhere(
-    table: pd.DataFrame, pairs: pd.DataFrame, kind: str, sides: tuple[str, ...]
+    table: pd.DataFrame, pairs: pd.DataFrame, kind: str, splits: tuple[str, ...]
 ) -> NDArray[np.bool_]:
     """Whether each slice is paired, as `exact` or `near`, with a slice in another of these splits.
 
@@ -106,27 +189,27 @@ def linked_elsewhere(
             partners.setdefault(two, set()).update(splits_of.get(one, ()))
     return np.array(
         [
-            bool((partners.get(name, set()) - {own}) & set(sides))
+            bool((partners.get(name, set()) - {own}) & set(splits))
             for name, own in zip(content, table["split"], strict=True)
         ],
         bool,
     )
 
 
-def mark_leaks(table: pd.DataFrame, pairs: pd.DataFrame, sides: tuple[str, ...]) -> pd.DataFrame:
+def mark_leaks(table: pd.DataFrame, pairs: pd.DataFrame, splits: tuple[str, ...]) -> pd.DataFrame:
     """Adds to each slice whether another of these splits holds something too much like it.
 
     Args:
         table: With path, split, group and slice_number.
         pairs: From `find_pairs`.
-        sides: The splits that matter.
+        splits: Those that matter.
 
     Returns:
         The table with the columns `neighbour_elsewhere`, `near_duplicate_elsewhere` and
         `duplicate_elsewhere`.
     """
     return table.assign(
-        neighbour_elsewhere=neighbours_elsewhere(table, sides),
-        near_duplicate_elsewhere=linked_elsewhere(table, pairs, "near", sides),
-        duplicate_elsewhere=linked_elsewhere(table, pairs, "exact", sides),
+        neighbour_elsewhere=neighbours_elsewhere(table, splits),
+        near_duplicate_elsewhere=linked_elsewhere(table, pairs, "near", splits),
+        duplicate_elsewhere=linked_elsewhere(table, pairs, "exact", splits),
     )

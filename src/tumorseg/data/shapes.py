@@ -1,4 +1,4 @@
-"""What one COCO annotation draws, checked first: pycocotools trusts whatever it is given.
+"""The shape of COCO annotations, checked before it is drawn: pycocotools trusts its input.
 
 Run lengths that do not add up make it write past its memory, and an outline that goes far away
 makes it ask for more than there is.
@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as rle_tools
+from shapely.geometry import Polygon
+from shapely.validation import explain_validity
 
 Points = NDArray[np.float64]  # (N, 2): x and y in pixels
 
-FARTHEST = (
-    1e6  # pixels, for a coordinate and for an outline's length; drawing takes ~100 B for each
-)
+FARTHEST = 1e6  # pixels, of a coordinate and an outline's length; drawing takes ~100 B for each
+RECTANGLE_FILL = 0.99  # of its bounding box, from which an annotation is a rectangle
+FRAME_TOLERANCE = 1.0  # pixels: exports round
 
 
 def polygons(annotation: dict[str, Any]) -> list[Points]:
@@ -59,6 +62,53 @@ def runs(shape: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     if min(lengths, default=0) < 0 or sum(lengths) != pixels:
         raise ValueError(f"its run lengths do not add up to the picture's {pixels} pixels")
     return {"size": [height, width], "counts": lengths}
+
+
+def box_fill(annotation: dict[str, Any], rle: dict[str, Any]) -> float:
+    """Area of an annotation over the area of its bounding box; 1 for an axis-aligned rectangle.
+
+    Polygons are measured by their coordinates, where no raster blurs the edge.
+
+    Args:
+        annotation: COCO's.
+        rle: The same as run lengths, from `tumorseg.data.coco.annotation_rle`.
+    """
+    shape = annotation.get("segmentation")
+    if not shape:
+        return 1.0
+    if isinstance(shape, list) and len(shape) == 1:
+        (points,) = polygons(annotation)
+        x, y = points[:, 0], points[:, 1]
+        area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2  # shoelace formula
+        box = float(np.ptp(x) * np.ptp(y))
+    else:
+        area = float(rle_tools.area(rle))
+        box = float(np.prod(rle_tools.toBbox(rle)[2:]))
+    return min(float(area / box), 1.0) if box else 0.0
+
+
+def label_flags(annotations: list[dict[str, Any]], height: int, width: int) -> set[str]:
+    """The quality flags of an image's labels, which can be drawn nevertheless, as finding names.
+
+    Args:
+        annotations: COCO's, which `polygons` and `runs` accept.
+        height: Of the image, in pixels.
+        width: In pixels.
+    """
+    found = set()
+    frame = np.array([width, height]) + FRAME_TOLERANCE
+    for annotation in annotations:
+        if annotation.get("segmentation") and isinstance(annotation["segmentation"], dict):
+            continue
+        for points in polygons(annotation):
+            if "Self-intersection" in explain_validity(Polygon(points)):
+                found.add("self_intersection")
+            if (points < -FRAME_TOLERANCE).any() or (points > frame).any():
+                found.add("out_of_frame")
+    ids = [str(annotation.get("id")) for annotation in annotations]
+    if len(set(ids)) < len(ids):
+        found.add("duplicate_annotation_id")
+    return found
 
 
 def _numbers(values: Any, what: str) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
-"""Which slices belong together, and on which side each group goes.
+"""Which slices belong together, and to which split each group goes.
 
 Slices of one patient look alike. Where some are trained on and others tested on, the test measures
-memory. Here every group lies on one side; what remains between sides is what the table says.
+memory. Here every group lies in one split; what remains between splits is in the manifest.
 """
 
 import hashlib
@@ -16,56 +16,57 @@ from scipy.sparse.csgraph import connected_components
 
 from tumorseg.data.leakage import neighbours_elsewhere
 
-SIDES = ("train", "valid", "test")
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
-# A slice that belongs to no side: it lies between two of them.
-ASIDE = "aside"
+# Of a slice that is in no split, since it lies between two of them.
+EXCLUDED = "aside"
 
 
-def assign_sides(
+def assign_splits(
     groups: Sequence[str],
     strata: Sequence[str],
     fractions: dict[str, float] = FRACTIONS,
     seed: int = 0,
 ) -> list[str]:
-    """Puts every group on one side, so that each side gets its share of every stratum.
+    """Puts every group into one split, so that each gets its share of every stratum.
 
     Largest group first, each goes where it leaves the counts nearest to the shares asked for: the
-    greedy rule of scikit-learn's StratifiedGroupKFold, for sides of unequal size.
+    greedy rule of scikit-learn's StratifiedGroupKFold, for splits of unequal size.
 
     Args:
         groups: The group of each slice, length N.
         strata: What shall be spread evenly, such as category and tumour size, length N.
-        fractions: Side → share of the slices, summing to 1.
+        fractions: Split → share of the slices, summing to 1.
         seed: Decides between groups of equal size.
 
     Returns:
-        The side of each slice, length N. No side is empty if there are as many groups as sides.
+        The split of each slice, length N. None is empty if there are as many groups as splits.
     """
     counts = pd.crosstab(np.asarray(groups, str), np.asarray(strata, str))
     sizes = counts.sum(axis=1)
     shuffled = np.random.default_rng(seed).permutation(len(counts))
     order = shuffled[np.argsort(-sizes.to_numpy()[shuffled], kind="stable")]
-    share = np.array(list(fractions.values()))[:, None]  # sides × 1
+    share = np.array(list(fractions.values()))[:, None]  # splits × 1
     # The last column, all slices, keeps the sizes right where strata are many and small.
     each = np.column_stack([counts.to_numpy(), sizes]) / np.append(counts.sum(), sizes.sum())
-    filled = np.zeros((len(share), each.shape[1]))  # sides × strata, as shares
+    filled = np.zeros((len(share), each.shape[1]))  # splits × strata, as shares
     chosen = np.empty(len(counts), int)
     for group in order:
         costs = [
-            np.square(filled + each[group] * (np.arange(len(share)) == side)[:, None] - share).sum()
-            for side in range(len(share))
+            np.square(
+                filled + each[group] * (np.arange(len(share)) == split)[:, None] - share
+            ).sum()
+            for split in range(len(share))
         ]
         chosen[group] = int(np.argmin(costs))
         filled[chosen[group]] += each[group]
-    for side in range(len(share)):
+    for split in range(len(share)):
         fullest = int(np.argmax(np.bincount(chosen, minlength=len(share))))
-        if side not in chosen and np.count_nonzero(chosen == fullest) > 1:
+        if split not in chosen and np.count_nonzero(chosen == fullest) > 1:
             movable = [group for group in order if chosen[group] == fullest]
-            chosen[movable[-1]] = side  # the smallest
+            chosen[movable[-1]] = split  # the smallest
     names = list(fractions)
-    side_of = {group: names[side] for group, side in zip(counts.index, chosen, strict=True)}
-    return [side_of[str(group)] for group in groups]
+    split_of = {group: names[split] for group, split in zip(counts.index, chosen, strict=True)}
+    return [split_of[str(group)] for group in groups]
 
 
 def find_groups(
@@ -106,10 +107,10 @@ def find_groups(
     numbers = table.set_index("path")["slice_number"]
     for _, chain in rows.groupby(starts):
         cuttable = numbers[chain["left"]].to_numpy() != numbers[chain["right"]].to_numpy()
-        kept = np.ones(len(chain), bool)
-        kept[_cuts(chain["correlation"].to_numpy(), cuttable, shortest, longest)] = False
-        edges[0] = np.append(edges[0], place[chain["left"]].to_numpy()[kept])
-        edges[1] = np.append(edges[1], place[chain["right"]].to_numpy()[kept])
+        uncut = np.ones(len(chain), bool)
+        uncut[_cuts(chain["correlation"].to_numpy(), cuttable, shortest, longest)] = False
+        edges[0] = np.append(edges[0], place[chain["left"]].to_numpy()[uncut])
+        edges[1] = np.append(edges[1], place[chain["right"]].to_numpy()[uncut])
     ones = np.ones(len(edges[0]))
     graph = coo_array((ones, (edges[0], edges[1])), shape=(len(table), len(table)))
     return connected_components(graph, directed=False)[1]
@@ -144,35 +145,35 @@ def strata(table: pd.DataFrame) -> list[str]:
 def grouped(
     table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int, seed: int
 ) -> pd.DataFrame:
-    """Splits a data set so that slices that belong together are on one side.
+    """Splits a data set so that slices that belong together are in one split.
 
-    Where a chain of numbered slices had to be cut and its parts came to different sides, the
-    slices at the cut that are in the larger side are set aside, so that no slice has a neighbour
-    on another side.
+    Where a chain of numbered slices had to be cut and its parts came to different splits, the
+    slices at the cut that are in the larger split are excluded, so that no slice has a neighbour
+    in another split.
 
     Args:
         table: The manifest, without problems.
         pairs: From `tumorseg.data.leakage.find_pairs`.
         shortest: As for `find_groups`.
         longest: As for `find_groups`.
-        seed: As for `assign_sides`.
+        seed: As for `assign_splits`.
 
     Returns:
         The manifest with `official_split` (what `split` was), `split` (train, valid, test or
         aside) and `split_group`.
     """
     groups = find_groups(table, pairs, shortest, longest)
-    sides = assign_sides([str(number) for number in groups], strata(table), seed=seed)
-    result = table.assign(official_split=table["split"], split=sides, split_group=groups)
+    splits = assign_splits([str(number) for number in groups], strata(table), seed=seed)
+    result = table.assign(official_split=table["split"], split=splits, split_group=groups)
     for larger, others in (("train", ("valid", "test")), ("valid", ("test",))):
         between = neighbours_elsewhere(result, others) & (result["split"] == larger).to_numpy()
         # Slices whose group is known are together already; numbers say nothing across groups.
-        result.loc[between & result["group"].isna().to_numpy(), "split"] = ASIDE
+        result.loc[between & result["group"].isna().to_numpy(), "split"] = EXCLUDED
     return result
 
 
 def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int) -> pd.DataFrame:
-    """Leaves the splits as the data set has them, and says which groups they tear apart.
+    """Leaves the splits as the data set has them, and numbers the groups.
 
     Returns:
         As `grouped`.
@@ -181,7 +182,7 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
     return table.assign(official_split=table["split"], split_group=groups)
 
 
-def identify(rows: pd.DataFrame) -> dict[str, Any]:
+def fingerprint(rows: pd.DataFrame) -> dict[str, Any]:
     """What tells one test set from another: its size, and digests of its images and labels.
 
     Args:

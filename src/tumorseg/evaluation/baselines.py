@@ -1,31 +1,39 @@
-"""Controls: what a method that has learnt nothing scores. A result that does not beat them is none.
+"""Baselines: methods that have learnt nothing. A result that does not beat them is none.
 
-Each answers masks at the size of the test images.
+Each yields masks at the size of the test images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from tumorseg.data.arrays import Slices, true_masks
-from tumorseg.data.similarity import Thumbnails, most_similar
 from tumorseg.imaging.preprocess import Mask, mask_to_grid, to_native
 
+Sizes = Iterable[tuple[int, int]]  # height and width of each test image, in pixels
 
-def background(rows: pd.DataFrame) -> Iterator[Mask]:
+
+def background(sizes: Sizes) -> Iterator[Mask]:
     """Calls every pixel healthy; its accuracy is the share of healthy pixels."""
-    for height, width in zip(rows["height"], rows["width"], strict=True):
-        yield np.zeros((height, width), bool)
+    for size in sizes:
+        yield np.zeros(size, bool)
 
 
-def intensity(train: Slices, test: Slices, rows: pd.DataFrame) -> Iterator[Mask]:
-    """Calls a pixel tumour if its grey value lies in the band that is best on the train split."""
-    low, high = best_band(train.images, train.masks)
-    for image, height, width in zip(test.images, rows["height"], rows["width"], strict=True):
+def intensity(
+    train: NDArray[np.uint8], masks: NDArray[np.uint8], test: NDArray[np.uint8], sizes: Sizes
+) -> Iterator[Mask]:
+    """Calls a pixel tumour if its grey value lies in the band that is best on the train split.
+
+    Args:
+        train: The train images, uint8, shape (N, S, S).
+        masks: Theirs, 0 or 1, same shape.
+        test: The test images, uint8, shape (M, S, S).
+        sizes: Of the test images.
+    """
+    low, high = best_band(train, masks)
+    for image, size in zip(test, sizes, strict=True):
         inside = ((image >= low) & (image <= high)).astype(np.float32)
-        yield to_native(inside, (height, width)) >= 0.5
+        yield to_native(inside, size) >= 0.5
 
 
 def best_band(images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> tuple[int, int]:
@@ -49,25 +57,20 @@ def best_band(images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> tuple[int,
     return int(low), int(high)
 
 
-def copy(thumbnails: Thumbnails, train_rows: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Mask]:
+def copy(masks: Iterable[Mask], sizes: Sizes) -> Iterator[Mask]:
     """Copies the mask of the most similar train slice.
 
-    What it scores is what the leak between the splits is worth: a network that merely recognises
-    the neighbouring slice of the same patient would score as much.
+    Its score is what the leak between the splits is worth: a network that merely recognises the
+    neighbouring slice of the same patient would score as much.
 
     Args:
-        thumbnails: Of all slices, uint8, shape (N, 48, 48); the manifest's column says which.
-        train_rows: The manifest's rows whose masks may be copied.
-        rows: Those of the slices that are answered.
+        masks: For each test image that mask, at its own size.
+        sizes: Of the test images.
     """
-    best = most_similar(
-        thumbnails[train_rows["thumbnail"].to_numpy(np.intp)],
-        thumbnails[rows["thumbnail"].to_numpy(np.intp)],
-    )
-    for index, height, width in zip(best, rows["height"], rows["width"], strict=True):
-        mask = next(true_masks(train_rows.iloc[[index]]))
-        if mask.shape != (height, width):
-            # As slices were compared: padded to a square, not stretched.
-            square = mask_to_grid(mask, max(height, width)).astype(np.float32)
-            mask = to_native(square, (height, width)) >= 0.5
-        yield mask
+    for mask, size in zip(masks, sizes, strict=True):
+        if mask.shape == size:
+            yield mask
+            continue
+        # As slices were compared: padded to a square, not stretched.
+        square = mask_to_grid(mask, max(size)).astype(np.float32)
+        yield to_native(square, size) >= 0.5

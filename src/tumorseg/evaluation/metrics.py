@@ -1,14 +1,17 @@
-"""Counts first, reduction second: TP, FP, FN and TN of each slice, then every figure from them."""
+"""Counts first, reduction second: pixels and lesions of each slice, then every figure from them."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from tumorseg.imaging.preprocess import Mask
 
 Floats = NDArray[np.float64]
+EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 def count(prediction: Mask, truth: Mask) -> dict[str, int]:
@@ -43,6 +46,107 @@ def score(counts: pd.DataFrame) -> pd.DataFrame:
     """Adds the columns `dice` and `iou` to a table with tp, fp, fn and tn, a row a slice."""
     wrong = counts["fp"] + counts["fn"]
     return counts.assign(dice=dice(counts["tp"], wrong), iou=iou(counts["tp"], wrong))
+
+
+def lesions(prediction: Mask, truth: Mask, overlap: float = 0.1) -> dict[str, int]:
+    """Counts the connected parts (of 8 neighbours) of both masks, and those that meet the other.
+
+    Lesion sensitivity and precision as in the MSSEG challenge (Commowick et al. 2018, Scientific
+    Reports 8:13650), without its further conditions. The overlap that is enough, and that lesions
+    that touch at a corner are one, is convention.
+
+    Args:
+        prediction: bool, shape (H, W).
+        truth: bool, shape (H, W).
+        overlap: Share of a part's own area that must lie on the other mask, in (0, 1].
+
+    Returns:
+        lesions: Parts of the truth.
+        lesions_found: Of them, those that the prediction covers enough.
+        calls: Parts of the prediction.
+        calls_right: Of them, those that lie enough on the truth.
+    """
+    true, found = _parts(truth, prediction, overlap)
+    calls, right = _parts(prediction, truth, overlap)
+    return {"lesions": true, "lesions_found": found, "calls": calls, "calls_right": right}
+
+
+def detection(table: pd.DataFrame) -> dict[str, float]:
+    """Reduces the counts of `lesions`, pooled over all rows.
+
+    Args:
+        table: A row a slice, with lesions, lesions_found, calls and calls_right.
+
+    Returns:
+        lesion_sensitivity: Share of true lesions found; NaN if there is none.
+        lesion_precision: Share of calls that are right; NaN if there is none.
+        lesion_f1: Their harmonic mean; NaN where either is, 0 where both are 0.
+    """
+    total = table[["lesions", "lesions_found", "calls", "calls_right"]].sum()
+    sensitivity = _share(total["lesions_found"], total["lesions"])
+    precision = _share(total["calls_right"], total["calls"])
+    either = sensitivity + precision
+    figures = {
+        "lesion_sensitivity": sensitivity,
+        "lesion_precision": precision,
+        "lesion_f1": 0.0 if either == 0 else 2 * sensitivity * precision / either,
+    }
+    return {name: round(value, 5) for name, value in figures.items()}
+
+
+def _parts(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
+    """How many parts a mask has, and how many of them lie on the other one enough."""
+    labels, number = ndimage.label(mask, EIGHT_NEIGHBOURS)
+    area = np.bincount(labels[mask], minlength=number + 1)[1:]
+    shared = np.bincount(labels[mask & other], minlength=number + 1)[1:]
+    return number, int(np.count_nonzero(shared / area >= overlap))
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def distances(
+    prediction: Mask, truth: Mask, spacing: tuple[float, float] | None, tolerance: float
+) -> dict[str, float]:
+    """Distance between two borders, and the share of them that is close enough, both by MONAI.
+
+    A border is the mask's own pixels that have one of their four neighbours outside it; outside
+    the picture is outside the mask.
+
+    Args:
+        prediction: bool, shape (H, W).
+        truth: bool, shape (H, W).
+        spacing: Height and width of a pixel in mm; None measures in pixels.
+        tolerance: How far a border may be off for the surface Dice, in mm or in pixels, inclusive.
+
+    Returns:
+        hd95: 95th percentile of the distances from each border to the other, the larger of the
+            two directions (Hausdorff distance without its outliers), in mm or in pixels.
+        surface_dice: Share of both borders within the tolerance, in [0, 1] (Nikolov et al. 2021,
+            doi:10.2196/26151; border lengths counted in pixels, as in Seidlitz et al. 2022,
+            arXiv:2111.05408).
+        Where both masks are empty both are NaN. Where one is, hd95 is NaN, since there is no
+        distance to nothing, and surface_dice is 0, since no border is near the other.
+    """
+    # MONAI loads all of itself, which takes seconds that only the evaluation should pay.
+    from monai.metrics import get_mask_edges, get_surface_distance
+
+    if not (prediction.any() and truth.any()):
+        either = prediction.any() or truth.any()
+        return {"hd95": math.nan, "surface_dice": 0.0 if either else math.nan}
+    # Cut to the pixels that matter: to search a whole picture takes several times as long.
+    (around,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
+    # The two steps of MONAI's compute_hausdorff_distance and compute_surface_dice, taken once for
+    # both; its own cropping takes longer than everything else.
+    edges = get_mask_edges(prediction[around], truth[around], crop=False)
+    there, back = (get_surface_distance(*pair, spacing=spacing) for pair in (edges, edges[::-1]))
+    both = np.concatenate([there, back])
+    return {
+        "hd95": float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        # As MONAI compares: in float32, so that the last bits of a spacing do not decide.
+        "surface_dice": float(np.mean(both <= np.float32(tolerance))),
+    }
 
 
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
@@ -165,6 +269,6 @@ def _ends(means: Floats) -> tuple[float, float]:
 
 
 def by_repetition(scored: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One method's values with a row a slice and a column a seed (one, for a control)."""
+    """One method's values with a row a slice and a column a seed (one, for a baseline)."""
     seeds = scored["seed"].fillna(-1).astype(int) if "seed" in scored else -1
     return scored.assign(seed=seeds).pivot(index="path", columns="seed", values=column)

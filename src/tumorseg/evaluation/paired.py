@@ -1,4 +1,4 @@
-"""Is one method better than another? Slice by slice on the same slices, and said in a sentence."""
+"""Is one method better than another? Slice by slice on the same slices, and in a sentence."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,7 +63,7 @@ def difference(
     """Compares two methods on the slices that both were judged on.
 
     Two networks are compared seed by seed, since the same seed gave both the same first weights and
-    the same slices in the same order; a control is compared with every seed of a network.
+    the same slices in the same order; a baseline is compared with every seed of a network.
 
     Args:
         scored: A row a method, seed and slice, with method, seed, path, group and dice.

@@ -1,14 +1,14 @@
 """From counts to figures to the table: what the comparison on the test split shows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from tumorseg.core.params import NETWORKS, EvaluateParams
-from tumorseg.evaluation.lesions import detection
-from tumorseg.evaluation.metrics import summarise
+from tumorseg.evaluation.calibration import Reliability
+from tumorseg.evaluation.metrics import detection, summarise
 from tumorseg.evaluation.paired import Difference, comparisons, verdict
-from tumorseg.training.predict_split import Comparison
 
 TITLES = {
     "unet": "U-Net",
@@ -19,6 +19,29 @@ TITLES = {
 }
 
 
+Run = tuple[str, int]  # network and seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The scores of all methods, from which `reduce` takes every figure.
+
+    Attributes:
+        scored: A row a method, seed and slice: method, seed (none for baselines), split, path,
+            group, category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
+            hd95 and surface_dice (on test), mask_rle, truth_rle. In pixels of the image's own
+            size, distances in `unit`.
+        thresholds: The probability from which each run calls a pixel tumour.
+        reliability: Network → how its probabilities on test compare with the truth.
+        unit: `mm` where every test image has a spacing, else `pixels`.
+    """
+
+    scored: pd.DataFrame
+    thresholds: dict[Run, float]
+    reliability: dict[str, Reliability]
+    unit: str
+
+
 def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
     """The figures of reports/metrics.json.
 
@@ -26,19 +49,19 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
     there is registered. The test split has no say.
 
     Args:
-        comparison: From `compare`.
-        split: reports/split.json: which sides these are.
+        comparison: Of all methods on validation and test.
+        split: reports/split.json, which describes the splits.
         params: The evaluate section.
 
     Returns:
         split; valid and test: method → figure; runs: network-seed → split → figure; thresholds;
         distances: their unit and tolerance; paired: the networks with each other, with the copy
-        control and with the strongest one; winner and winner_seed.
+        baseline and with the strongest one; winner and winner_seed.
     """
     scored = comparison.scored
     figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
-        str(side): {str(m): _figures(t, params) for m, t in part.groupby("method", sort=False)}
-        for side, part in scored.groupby("split", sort=False)
+        str(name): {str(m): _figures(t, params) for m, t in part.groupby("method", sort=False)}
+        for name, part in scored.groupby("split", sort=False)
     }
     for name, found in comparison.reliability.items():
         errors = {"ece": found.ece("all"), "ece_near": found.ece("near")}
@@ -51,8 +74,8 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
     figures["thresholds"] = {f"{name}-{s}": t for (name, s), t in comparison.thresholds.items()}
     figures["distances"] = {"unit": comparison.unit, "tolerance": params.surface_tolerance}
     test = scored[scored["split"] == "test"]
-    controls = [str(name) for name in figures["test"] if name not in NETWORKS]
-    strongest = max(controls, key=lambda name: figures["test"][name]["mean_dice"])
+    baselines = [str(name) for name in figures["test"] if name not in NETWORKS]
+    strongest = max(baselines, key=lambda name: figures["test"][name]["mean_dice"])
     beaten = dict.fromkeys(("copy", strongest))
     pairs = [("attention_unet", "unet"), *((name, other) for name in NETWORKS for other in beaten)]
     figures["paired"] = comparisons(test, pairs, params.bootstrap_samples, params.seed)
@@ -83,10 +106,10 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def honesty_gap(
+def split_optimism(
     figures: dict[str, Any], other: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """What mean Dice on test the official split flatters a method by, against the grouped one.
+    """How much higher a method's mean test Dice is on the official split than on the grouped.
 
     Args:
         figures: Of this run, from `reduce`.

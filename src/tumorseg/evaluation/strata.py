@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tumorseg.evaluation.lesions import detection
-from tumorseg.evaluation.metrics import summarise
+from tumorseg.evaluation.metrics import detection, summarise
 from tumorseg.evaluation.paired import FEWEST_GROUPS, difference
 
 FEWEST = 10  # slices; the interval of a difference over fewer, or fewer groups, says nothing
@@ -18,7 +17,7 @@ def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
 
     Args:
         table: A row a method, seed and slice: method, path, group, category, tp, fp, fn, tn, dice,
-            iou, and the counts of `lesions.lesions`. Seeds are further rows of the same slice.
+            iou, and the counts of `metrics.lesions`. Seeds are further rows of the same slice.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
 

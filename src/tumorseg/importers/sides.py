@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
-from tumorseg.data.splits import assign_sides
+from tumorseg.data.splits import assign_splits
 from tumorseg.importers.record import Record
 
 
@@ -51,4 +51,4 @@ def assign(folder: Path, records: Sequence[Record]) -> list[str]:
         )
     progress = tqdm(records, "looking for tumours", unit="slice", disable=None)
     strata = ["+".join(sorted(record.categories())) or "none" for record in progress]
-    return assign_sides(groups, strata)
+    return assign_splits(groups, strata)

@@ -16,7 +16,7 @@ from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import locked
 from tumorseg.core.params import PromoteParams, RegisterParams
-from tumorseg.data.splits import identify
+from tumorseg.data.splits import fingerprint
 from tumorseg.evaluation.paired import p_words
 from tumorseg.registry import gate, history
 from tumorseg.registry import versions as registry
@@ -40,7 +40,7 @@ class Decision:
         serving: The champion's version afterwards; None where there is none.
         figures: From `gate.figures`.
         caveats: From `gate.caveats`.
-        test_set: From `data.splits.identify`.
+        test_set: From `data.splits.fingerprint`.
         who: Ran it.
         when: ISO 8601, UTC.
     """
@@ -134,7 +134,7 @@ def _judge(
             judged = scored if same else gate.served_scores(theirs, rows, data)
     figures = gate.figures(scored, judged, params)
     kind, why = _verdict(figures, challenger, champion, same, story)
-    test_set = identify(rows)
+    test_set = fingerprint(rows)
     caveats = gate.caveats(figures, challenger, champion, present | {"test_set": test_set})
     before = None if champion is None else str(champion["version"])
     return Decision(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tumorseg.core.files import atomic_path
 from tumorseg.data import coco
 from tumorseg.data.arrays import read_slice
-from tumorseg.data.similarity import Thumbnails, correlation, most_similar
+from tumorseg.data.leakage import Thumbnails, correlation, most_similar
 from tumorseg.evaluation.metrics import count, score
 from tumorseg.imaging.preprocess import to_grid
 

@@ -12,9 +12,9 @@ import pandas as pd
 from tumorseg.core.files import atomic_path
 from tumorseg.data.audit import PERCENTILES
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, read_json
-from tumorseg.data.geometry import RECTANGLE_FILL
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.splits import ASIDE, SIDES
+from tumorseg.data.shapes import RECTANGLE_FILL
+from tumorseg.data.splits import EXCLUDED
 from tumorseg.evaluation.results import TITLES, verdicts
 from tumorseg.reporting.caveats import caveats, limits
 from tumorseg.reporting.inputs import ReportInputs, networks_of
@@ -93,7 +93,7 @@ def data_values(inputs: ReportInputs) -> dict[str, Any]:
         "percentiles": PERCENTILES,
         "sides": [
             side(usable[usable["split"] == name], name)
-            for name in (*SIDES, ASIDE)
+            for name in (*SPLITS, EXCLUDED)
             if (usable["split"] == name).any()
         ],
         "categories": sorted(set(usable["categories"])),

@@ -1,7 +1,7 @@
 """What speaks against a comparison's figures, each in a sentence made from what was measured."""
 
 from tumorseg.core.params import NETWORKS
-from tumorseg.data.geometry import RECTANGLE_FILL
+from tumorseg.data.shapes import RECTANGLE_FILL
 from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
 from tumorseg.reporting.inputs import ReportInputs, networks_of

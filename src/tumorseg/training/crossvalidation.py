@@ -1,6 +1,7 @@
 """Cross-validation over the slices of train and valid: folds, the training of one, and the table.
 
-What belongs together is on one side of each fold, as in a grouped split; test slices take no part.
+Slices that belong together are in one part of each fold, as in a grouped split; test slices take no
+part.
 """
 
 import json
@@ -14,20 +15,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import locked, write_json
+from tumorseg.core.files import write_json
 from tumorseg.core.params import FannedOutParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.splits import assign_sides, strata
+from tumorseg.data.splits import assign_splits, strata
 from tumorseg.training.augmentation import load_policy
 from tumorseg.training.trainer import train
 
-SIDES = ("train", "valid")  # whose slices are divided anew
+POOLED = ("train", "valid")  # splits whose slices are divided anew
 DONE = "run.json"
-PATIENCE_SECONDS = 60
+LOCK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,16 @@ class Fold:
     Attributes:
         number: From 1.
         train: What is trained on, shape (N,).
-        valid: What it is judged on, shape (M,).
+        valid: What it is validated on, shape (M,).
         groups: How many groups the latter form.
-        aside: Slices on neither side, since they are next to one of the latter.
+        excluded: Slices in neither, since they are next to one of the latter.
     """
 
     number: int
     train: NDArray[np.intp]
     valid: NDArray[np.intp]
     groups: int
-    aside: int
+    excluded: int
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ def pool(manifest: pd.DataFrame) -> pd.DataFrame:
     Args:
         manifest: As the split stage writes it.
     """
-    return pd.concat([manifest[manifest["split"] == side] for side in SIDES], ignore_index=True)
+    return pd.concat([manifest[manifest["split"] == split] for split in POOLED], ignore_index=True)
 
 
 def divide(table: pd.DataFrame, count: int, seed: int) -> list[Fold]:
-    """Divides slices so that each is judged once, by a network that saw none of its group.
+    """Divides slices so that each is validated once, by a network that saw none of its group.
 
     Args:
         table: From `pool`.
@@ -85,22 +87,22 @@ def divide(table: pd.DataFrame, count: int, seed: int) -> list[Fold]:
             f"crossvalidate.folds is {count}, but the slices of train and valid form {found} "
             "groups that must not be divided; ask for fewer folds"
         )
-    sides = {str(number): 1 / count for number in range(1, count + 1)}
-    chosen = np.array(assign_sides([str(group) for group in groups], strata(table), sides, seed))
+    shares = {str(number): 1 / count for number in range(1, count + 1)}
+    chosen = np.array(assign_splits([str(group) for group in groups], strata(table), shares, seed))
     folds = []
     for number in range(1, count + 1):
-        judged = chosen == str(number)
-        sided = table.assign(split=np.where(judged, "valid", "train"))
+        valid = chosen == str(number)
+        divided = table.assign(split=np.where(valid, "valid", "train"))
         # Chains of slices without a patient's name were cut somewhere: there neighbours part.
-        next_to = neighbours_elsewhere(sided, ("valid",)) & table["group"].isna().to_numpy()
-        aside = next_to & ~judged
+        next_to = neighbours_elsewhere(divided, ("valid",)) & table["group"].isna().to_numpy()
+        excluded = next_to & ~valid
         folds.append(
             Fold(
                 number,
-                np.flatnonzero(~judged & ~aside),
-                np.flatnonzero(judged),
-                len(np.unique(groups[judged])),
-                int(aside.sum()),
+                np.flatnonzero(~valid & ~excluded),
+                np.flatnonzero(valid),
+                len(np.unique(groups[valid])),
+                int(excluded.sum()),
             )
         )
     return folds
@@ -109,9 +111,9 @@ def divide(table: pd.DataFrame, count: int, seed: int) -> list[Fold]:
 def train_fold(
     fold: Fold, network: str, seed: int, params: TrainParams, place: Place, workers: FannedOutParams
 ) -> dict[str, Any]:
-    """Trains one network on one fold, or returns what it came to if that is done already.
+    """Trains one network on one fold, or returns its summary if that is done already.
 
-    Interrupted, it goes on from the last whole epoch.
+    Interrupted, it resumes from the end of the last epoch.
 
     Args:
         fold: Of the slices of `place.arrays`.
@@ -125,48 +127,59 @@ def train_fold(
         As `tumorseg.training.trainer.train`.
 
     Raises:
-        InputError: As `tumorseg.training.trainer.train`; or another process trains this fold.
+        InputError: As `tumorseg.training.trainer.train`, or another process trains this fold.
     """
     done = place.folder / DONE
-    # A worker of an earlier run may still be at it.
-    with locked(place.folder / "lock", "training of a fold", PATIENCE_SECONDS):
-        if not done.exists():
-            for other in place.folder.parent.glob("*"):
-                if other != place.folder:  # of other data or parameters
-                    # Not to be had where one still trains.
-                    with suppress(InputError), locked(other / "lock", "removal", 0):
-                        shutil.rmtree(other)
-            torch.set_num_threads(workers.threads_here())
-            unfinished = place.folder / "unfinished"
-            slices = fold_slices(fold, place.arrays)
-            policy = load_policy(place.policy)
-            summary = train(network, seed, params, slices, policy, place.folder, unfinished)
-            write_json(done, summary)
-            shutil.rmtree(unfinished)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # A worker of an earlier run may still be at it.
+        with FileLock(place.folder / "lock", timeout=LOCK_SECONDS):
+            if not done.exists():
+                _remove_others(place.folder)
+                torch.set_num_threads(workers.threads_here())
+                unfinished = place.folder / "unfinished"
+                slices = fold_slices(fold, place.arrays)
+                policy = load_policy(place.policy)
+                summary = train(network, seed, params, slices, policy, place.folder, unfinished)
+                write_json(done, summary)
+                shutil.rmtree(unfinished)
+    except Timeout:
+        raise InputError(
+            f"{place.folder}: a worker of an earlier run still trains this fold; wait for its end, "
+            "or end it, and try again"
+        ) from None
     found: dict[str, Any] = json.loads(done.read_text())
     return found
 
 
+def _remove_others(folder: Path) -> None:
+    """Removes this fold's folders of other data or parameters, but where one still trains."""
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            with suppress(Timeout), FileLock(other / "lock", timeout=0):
+                shutil.rmtree(other)
+
+
 def fold_slices(fold: Fold, arrays: Path) -> dict[str, Slices]:
-    """The slices of both sides of a fold, in memory."""
-    parts = [load_slices(side, arrays) for side in SIDES]
+    """The slices of both parts of a fold, in memory."""
+    parts = [load_slices(split, arrays) for split in POOLED]
     images, masks = (
         np.concatenate([getattr(part, kind) for part in parts]) for kind in ("images", "masks")
     )
-    sides = {"train": fold.train, "valid": fold.valid}
-    return {side: Slices(images[rows], masks[rows]) for side, rows in sides.items()}
+    rows_of = {"train": fold.train, "valid": fold.valid}
+    return {split: Slices(images[rows], masks[rows]) for split, rows in rows_of.items()}
 
 
 def tabulate(
     folds: Sequence[Fold], summaries: Mapping[tuple[int, str], dict[str, Any]]
 ) -> pd.DataFrame:
-    """A row a fold and network: sizes of the sides, best epoch, its loss and Dice, and time.
+    """A row a fold and network: sizes of its parts, best epoch, its loss and Dice, and time.
 
     Args:
         folds: From `divide`.
         summaries: Number of the fold and network → what `train_fold` returned.
     """
-    kept = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
+    columns = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
     return pd.DataFrame(
         {
             "fold": fold.number,
@@ -174,9 +187,9 @@ def tabulate(
             "train_slices": len(fold.train),
             "valid_slices": len(fold.valid),
             "valid_groups": fold.groups,
-            "set_aside": fold.aside,
+            "set_aside": fold.excluded,
         }
-        | {name: summary[name] for name in kept}
+        | {name: summary[name] for name in columns}
         for fold in folds
         for (number, network), summary in summaries.items()
         if number == fold.number
@@ -199,13 +212,13 @@ def page(table: pd.DataFrame, side: int) -> str:
         "# Cross-validation",
         "",
         f"{len(dice)} folds over the {sizes['valid_slices'].sum()} slices of train and valid; test "
-        "slices took no part. Slices that belong together are on one side.",
+        "slices took no part. Slices that belong together are in one part.",
         "",
-        f"Mean Dice over the slices that a fold is judged on, on the grid of {side}² pixels, at "
+        f"Mean Dice over the slices that a fold is validated on, on the grid of {side}² pixels, at "
         "threshold 0.5. The epoch is the one with the lowest loss on the same slices, which "
         "flatters a little, all networks alike.",
         "",
-        f"| {' | '.join(['fold', 'trained on', 'judged on', 'groups', *columns])} |",
+        f"| {' | '.join(['fold', 'trained on', 'validated on', 'groups', *columns])} |",
         f"|{'---|' * (4 + len(columns))}",
     ]
     for place, one in enumerate(sizes.itertuples()):

@@ -1,7 +1,6 @@
-"""From networks and controls to masks to counts: a row a method, seed and slice."""
+"""From networks and baselines to masks to counts: a row a method, seed and slice."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,38 +11,15 @@ from safetensors.torch import load_file
 
 from tumorseg.core.params import EvaluateParams, TrainParams
 from tumorseg.data import coco
-from tumorseg.data.arrays import Slices, true_masks
-from tumorseg.data.similarity import Thumbnails
-from tumorseg.evaluation import baselines as controls
-from tumorseg.evaluation.calibration import Reliability
-from tumorseg.evaluation.distances import distances
-from tumorseg.evaluation.lesions import lesions
-from tumorseg.evaluation.metrics import count, score
-from tumorseg.evaluation.threshold import best_threshold, dice_by_threshold
+from tumorseg.data.arrays import Slices, sizes, true_masks
+from tumorseg.data.audit import copied_masks
+from tumorseg.data.leakage import Thumbnails
+from tumorseg.evaluation import baselines
+from tumorseg.evaluation.calibration import Reliability, best_threshold, dice_by_threshold
+from tumorseg.evaluation.metrics import count, distances, lesions, score
+from tumorseg.evaluation.results import Comparison, Run
 from tumorseg.imaging.preprocess import Mask, to_input, to_native
 from tumorseg.training.networks import Probabilities, build_network
-
-Run = tuple[str, int]  # network and seed
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` finds out.
-
-    Attributes:
-        scored: A row a method, seed and slice: method, seed (none for controls), split, path,
-            group, category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
-            hd95 and surface_dice (on test), mask_rle, truth_rle. In pixels of the image's own
-            size, distances in `unit`.
-        thresholds: The probability from which each run calls a pixel tumour.
-        reliability: Network → how its probabilities on test compare with what is there.
-        unit: `mm` where every test image has a spacing, else `pixels`.
-    """
-
-    scored: pd.DataFrame
-    thresholds: dict[Run, float]
-    reliability: dict[str, Reliability]
-    unit: str
 
 
 def load_network(
@@ -83,11 +59,11 @@ def probabilities(
 
 def at_native_size(found: NDArray[np.float32], rows: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
     """Brings probabilities on the grid to the images' own sizes, the way the service does."""
-    for probability, height, width in zip(found, rows["height"], rows["width"], strict=True):
-        yield to_native(probability, (height, width))
+    for probability, size in zip(found, sizes(rows), strict=True):
+        yield to_native(probability, size)
 
 
-def judge(
+def score_masks(
     method: str,
     masks: Iterable[Mask],
     rows: pd.DataFrame,
@@ -99,7 +75,7 @@ def judge(
 
     Args:
         method: Its name.
-        masks: Its answers, at the images' own sizes.
+        masks: Its predictions, at the images' own sizes.
         rows: The manifest's rows of the slices.
         params: The evaluate section.
         seed: Of the network's training.
@@ -124,7 +100,7 @@ def compare(
     thumbnails: Thumbnails,
     params: EvaluateParams,
 ) -> Comparison:
-    """Judges the networks on the validation and test splits, and the controls on the test split."""
+    """Scores the networks on the validation and test splits, the baselines on the test split."""
     rows = {split: manifest[manifest["split"] == split] for split in coco.SPLITS}
     unit = "mm" if rows["test"]["spacing_mm"].ne("").all() else "pixels"
     tables, thresholds = [], {}
@@ -135,18 +111,20 @@ def compare(
         for split, maps in found.items():
             masks: Iterator[Mask] = (p >= threshold for p in at_native_size(maps, rows[split]))
             measured = unit if split == "test" else None
-            tables.append(judge(name, masks, rows[split], params, seed, measured))
+            tables.append(score_masks(name, masks, rows[split], params, seed, measured))
         for probability, truth in zip(
             at_native_size(found["test"], rows["test"]), true_masks(rows["test"]), strict=True
         ):
             reliability[name].add(probability, truth)
     train, test = slices["train"], slices["test"]
-    for name, answers in {
-        "copy": controls.copy(thumbnails, rows["train"], rows["test"]),
-        "intensity": controls.intensity(train, test, rows["test"]),
-        "background": controls.background(rows["test"]),
+    for name, masks in {
+        "copy": copied_masks(thumbnails, rows["train"], rows["test"]),
+        "intensity": baselines.intensity(
+            train.images, train.masks, test.images, sizes(rows["test"])
+        ),
+        "background": baselines.background(sizes(rows["test"])),
     }.items():
-        tables.append(judge(name, answers, rows["test"], params, unit=unit))
+        tables.append(score_masks(name, masks, rows["test"], params, unit=unit))
     return Comparison(pd.concat(tables, ignore_index=True), thresholds, reliability, unit)
 
 

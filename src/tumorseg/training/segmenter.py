@@ -151,12 +151,12 @@ class Segmenter(lightning.LightningModule):
             checkpoint["plateau"] = self.plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up both; the schedule's state once the optimiser exists."""
+        """Restores both; the schedule's state once the optimiser exists."""
         self.best = checkpoint["best"]
         self.resumed_plateau = checkpoint.get("plateau")
 
     def on_train_start(self) -> None:
-        """Goes on where a checkpoint ended.
+        """Restores the plateau schedule of a checkpoint.
 
         Raises:
             InputError: Not all processes found the same checkpoint.
