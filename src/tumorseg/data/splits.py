@@ -181,7 +181,7 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
     return table.assign(official_split=table["split"], split_group=groups)
 
 
-def identify(rows: pd.DataFrame) -> dict[str, Any]:
+def fingerprint(rows: pd.DataFrame) -> dict[str, Any]:
     """What tells one test set from another: its size, and digests of its images and labels.
 
     Args:
