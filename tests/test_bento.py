@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+import tumorseg
 from tests.serving_model import disc, write_model
 from tests.serving_process import ready, start, stop
-from tests.test_layers import SHARED
 from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings, load_settings
 from tumorseg.inference.predictor import Predictor, load_info
@@ -80,8 +80,8 @@ def client(tag: str, log: Path) -> Iterator[httpx.Client]:
 
 def test_the_bento_holds_what_serving_needs_and_no_more(folder, model):
     held = {str(p.relative_to(folder / "src")) for p in (folder / "src").rglob("*.*")}
-    assert {"tumorseg/preprocess.py", "tumorseg/serving/web/page.html", "model/model.onnx"} <= held
-    package = Path(bento.__file__).parent
+    assert {"tumorseg/serving/web/page.html", "model/model.onnx"} <= held
+    package = Path(tumorseg.__file__).parent
     served = {
         f"tumorseg/{p.relative_to(package)}"
         for p in (package / "serving").rglob("*.*")
@@ -89,7 +89,7 @@ def test_the_bento_holds_what_serving_needs_and_no_more(folder, model):
     }
     assert served <= held
     top = {p.name for p in (folder / "src" / "tumorseg").iterdir() if p.name != "__pycache__"}
-    assert top == {"__init__.py", *(name if name == "serving" else f"{name}.py" for name in SHARED)}
+    assert top == {"__init__.py", "core", "imaging", "inference", "monitoring", "serving"}
     assert load_settings(folder / "src" / "service.json") == SETTINGS
     about = yaml.safe_load((folder / "bento.yaml").read_text())
     info = load_info(model)

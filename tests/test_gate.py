@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY
 from tests.serving_model import disc, write_model
 from tumorseg.core.params import PromoteParams, load_params
 from tumorseg.data.coco import encode
-from tumorseg.data.splits import identify
+from tumorseg.data.splits import fingerprint
 from tumorseg.inference.predictor import Predictor
 from tumorseg.registry import gate
 
@@ -137,16 +137,19 @@ def rows_of(count: int, label: str = "x") -> pd.DataFrame:
 
 
 def present(rows: pd.DataFrame, split: str = "s", data: str = "d") -> dict:
-    return {"split": {"digest": split}, "data_md5": data, "test_set": identify(rows)}
+    return {"split": {"digest": split}, "data_md5": data, "test_set": fingerprint(rows)}
 
 
 @pytest.mark.parametrize(
     ("champion", "said"),
     [
         # Other data came in since, but its own split kept these very test slices aside.
-        ({"split": {"digest": "old"}, "data_md5": "old", "test_set": identify(rows_of(6))}, None),
-        ({"test_set": identify(rows_of(6, "other"))}, "other labels of the same test slices"),
-        ({"test_set": identify(rows_of(5))}, "had 5 slices.*may have been trained on"),
+        (
+            {"split": {"digest": "old"}, "data_md5": "old", "test_set": fingerprint(rows_of(6))},
+            None,
+        ),
+        ({"test_set": fingerprint(rows_of(6, "other"))}, "other labels of the same test slices"),
+        ({"test_set": fingerprint(rows_of(5))}, "had 5 slices.*may have been trained on"),
         # Registered before test sets were noted: its split and data decide.
         ({"split": {"digest": "s"}, "data_md5": "d"}, None),
         ({"split": {"digest": "other"}, "data_md5": "d"}, "test set is not known.*may have been"),
