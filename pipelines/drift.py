@@ -18,9 +18,10 @@ from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import DriftParams, load_params
-from tumorseg.monitoring.drift import DRIFT, FILE, judge, load, markdown, read_window, sentence
+from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, judge, load, read_window, sentence
 from tumorseg.monitoring.statistics import VARIABLE
 from tumorseg.registry import bento, runs
+from tumorseg.reporting.wording import fill
 
 REPORT = Path("reports/drift.json")
 PAGE = Path("reports/drift.md")
@@ -50,7 +51,8 @@ def drift() -> str:
     }
     result["sentence"] = sentence(result)
     write_json(REPORT, result)
-    page = markdown(result, params.alpha, params.window_hours)
+    words = {"alpha": params.alpha, "window_hours": params.window_hours, "shown": SHOWN}
+    page = fill("drift.md", result | words)
     with atomic_path(PAGE) as temporary:
         temporary.write_text(page)
     create_markdown_artifact(page, key="drift", description=result["sentence"])

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from tests import toy_registry
-from tests.toy_registry import GOOD, MIDDLING, POOR, PRESENT
+from tests.toy_registry import GOOD, MIDDLING, POOR
 from tumorseg.core.environment import PACKAGED
 from tumorseg.core.files import write_json
 from tumorseg.data.manifest import load_manifest
@@ -50,7 +50,7 @@ def opened(root: Path, patch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         return toy_registry.register(root, target, model, **changes)
 
     def promote(candidate) -> Decision:
-        return promotion.promote(candidate, target, params, rows, Path("data"), PRESENT)
+        return promotion.promote(candidate, target, params, rows, Path("data"))
 
     def alias() -> str | None:
         found = versions.champion(target.model_name)

@@ -32,11 +32,11 @@ from tumorseg.monitoring.drift import (
     DRIFT,
     FILE,
     NONE,
+    SHOWN,
     TOO_FEW,
     design_effect,
     judge,
     load,
-    markdown,
     read_window,
     reference,
     sentence,
@@ -44,6 +44,7 @@ from tumorseg.monitoring.drift import (
 )
 from tumorseg.monitoring.ood import Look
 from tumorseg.registry import runs
+from tumorseg.reporting.wording import fill
 
 PARAMS = DriftParams(
     window_hours=168,
@@ -169,7 +170,8 @@ def test_too_few_slices_say_so(known, others, rows, words: str) -> None:
     found = judge(rows(window(others, darker)), load(known), PARAMS)
     assert found["verdict"] == TOO_FEW and words in sentence(found)
     about = {"model": {"version": "3", "digest": DIGEST}, "sentence": sentence(found)}
-    assert sentence(found) in markdown(found | about, 0.01, 168)
+    words = {"alpha": 0.01, "window_hours": 168, "shown": SHOWN}
+    assert sentence(found) in fill("drift.md", found | about | words)
 
 
 def test_slices_that_are_worth_too_little_are_too_few(known, others) -> None:

@@ -59,7 +59,7 @@ def test_the_page_says_what_was_compared_and_why(place) -> None:
 
 
 def test_a_champion_that_may_have_seen_the_test_slices_is_a_caveat(place) -> None:
-    place.promote(place.register(POOR, split={"digest": "another"}))
+    place.promote(place.register(POOR, test_set={"images": "others", "slices": 9}))
     made = place.promote(place.register(GOOD))
     assert made.decision == "promoted" and len(made.caveats) == 1
     assert "may have been trained on some of the slices" in made.why

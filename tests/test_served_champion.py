@@ -16,7 +16,7 @@ from PIL import Image
 from tests import toy_registry
 from tests.serving_model import disc, encode
 from tests.serving_process import ready, stop
-from tests.toy_registry import GOOD, MIDDLING, POOR, PRESENT
+from tests.toy_registry import GOOD, MIDDLING, POOR
 from tumorseg.core import environment
 from tumorseg.core.prefect_server import free_port
 from tumorseg.data.manifest import load_manifest
@@ -42,7 +42,7 @@ def place(tmp_path_factory):
         digests = {}
         for model in (POOR, MIDDLING, GOOD):
             candidate = toy_registry.register(root, target, model)
-            promotion.promote(candidate, target, params, rows, Path("data"), PRESENT)
+            promotion.promote(candidate, target, params, rows, Path("data"))
             digests[candidate["version"]] = candidate["digest"]
         bento.package_champion(target, package)
         yield SimpleNamespace(root=root, target=target, digests=digests)

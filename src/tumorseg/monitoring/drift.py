@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from tumorseg.core.params import DriftParams
 from tumorseg.imaging.preprocess import Grey
 from tumorseg.monitoring.ood import DIGITS, METHOD, NAMES, statistics
 from tumorseg.monitoring.statistics import TABLE, hour_of
-from tumorseg.reporting.wording import fill
 
 FILE = "reference.json"  # among the artifacts of the run in which the model was trained
 DRIFT, NONE, TOO_FEW = "drift", "no drift shown", "too few slices"
@@ -207,17 +205,6 @@ def judge(
     return result | {"verdict": verdict, "columns": found}
 
 
-@lru_cache(maxsize=4096)
-def critical_value(level: float, slices: int) -> float:
-    """The distance that two equal distributions exceed with a probability of `level`.
-
-    Args:
-        level: Of one column.
-        slices: m n / (m + n), of m and n independent slices.
-    """
-    return float(kstwo.isf(level, slices))
-
-
 def _column(
     window: pd.DataFrame, name: str, known: Mapping[str, Any], params: DriftParams
 ) -> dict[str, Any]:
@@ -226,7 +213,7 @@ def _column(
     effect = max(design_effect(values, window[group]) for group in ("request", "hour"))
     worth = len(values) / effect
     both = worth * known["effective"] / (worth + known["effective"])
-    d = critical_value(params.alpha / len(COLUMNS), max(1, round(both)))
+    d = float(kstwo.isf(params.alpha / len(COLUMNS), max(1, round(both))))
     training, at = np.array(known["quantiles"]), np.array(AT)
     room = params.tolerance * known["spread"]
     observed = np.quantile(values, at)
@@ -289,15 +276,3 @@ def sentence(result: dict[str, Any]) -> str:
         f"No drift shown: all {len(columns)} statistics of the {served} are as those of the "
         f"training slices; what moves fewer than {coarsest:.0%} of them might go unnoticed."
     )
-
-
-def markdown(result: dict[str, Any], alpha: float, window_hours: int) -> str:
-    """The report as Markdown.
-
-    Args:
-        result: From `judge`, with `model` (its version and digest) and `sentence`.
-        alpha: The level of the comparison.
-        window_hours: The length of the window.
-    """
-    words = {"alpha": alpha, "window_hours": window_hours, "shown": SHOWN}
-    return fill("drift.md", result | words)

@@ -30,25 +30,8 @@ LOCK_SECONDS = 300
 # Not "tumorseg": `bentoml serve tumorseg:…` would first import the package of that name, and where
 # this checkout is installed would then serve its code in place of the bento's.
 NAME = "tumorseg-service"
-# All that serving imports; training's code and its dependencies stay out of the bento.
-_SOURCES = (
-    "__init__.py",
-    "core/__init__.py",
-    "core/cores.py",
-    "core/errors.py",
-    "core/service_settings.py",
-    "imaging/*.py",
-    "inference/__init__.py",
-    "inference/answers.py",
-    "inference/predictor.py",
-    "monitoring/__init__.py",
-    "monitoring/ood.py",
-    "monitoring/statistics.py",
-    "serving/**/*.py",
-    "serving/web/*.css",
-    "serving/web/*.html",
-    "serving/web/*.js",
-)
+# Serving imports these rooms only; training's code and dependencies stay out of the bento.
+_ROOMS = ("core", "imaging", "inference", "monitoring", "serving")
 # BentoML has no option for it. Podman heeds it only with `--format docker`.
 _HEALTHCHECK = """{% extends bento_base_template %}
 {% block SETUP_BENTO_ENTRYPOINT %}
@@ -193,14 +176,14 @@ def build(model_folder: Path, *, requirements: list[str], settings: Settings) ->
 
 
 def _copy(model_folder: Path, stage: Path) -> None:
-    package = Path(tumorseg.__file__).parent
-    files = {f"tumorseg/{p.relative_to(package)}": p for g in _SOURCES for p in package.glob(g)}
+    package, code = Path(tumorseg.__file__).parent, stage / "tumorseg"
+    for room in _ROOMS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package / room, code / room, ignore=ignore)
+    shutil.copy(package / "__init__.py", code)
+    (stage / "model").mkdir()
     for name in ("model.onnx", "model.json"):
-        files[f"model/{name}"] = model_folder / name
-    for name, source in files.items():
-        target = stage / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        shutil.copy(model_folder / name, stage / "model")
 
 
 def _bentofile(info: ModelInfo, requirements: list[str]) -> dict[str, object]:

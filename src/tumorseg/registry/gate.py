@@ -116,7 +116,7 @@ def caveats(
     found: dict[str, Any],
     challenger: dict[str, Any],
     champion: dict[str, Any] | None,
-    present: dict[str, Any],
+    test_set: dict[str, Any],
 ) -> list[str]:
     """What a reader must know before believing the figures, one sentence each.
 
@@ -124,18 +124,17 @@ def caveats(
         found: From `figures`.
         challenger: Its model.json.
         champion: That of the champion, if there is one.
-        present: The data now: `split` as in reports/split.json, `data_md5`, `test_set`.
+        test_set: The test set now, from `data.splits.fingerprint`.
     """
     models = {CHALLENGER: challenger} | ({} if champion is None else {CHAMPION: champion})
     sentences = [
         f"the {title}, version {info['version']}, {suspicion}"
         for title, info in models.items()
-        if (suspicion := _may_have_seen(info, present))
+        if (suspicion := _may_have_seen(info, test_set))
     ]
-    if present["test_set"]["groups"] < FEWEST_GROUPS:
+    if test_set["groups"] < FEWEST_GROUPS:
         sentences.append(
-            f"the test slices form only {present['test_set']['groups']} groups: the interval "
-            "says little"
+            f"the test slices form only {test_set['groups']} groups: the interval says little"
         )
     if champion is not None and not any(row["counts"] for row in found["strata"]):
         sentences.append(
@@ -145,17 +144,12 @@ def caveats(
     return sentences
 
 
-def _may_have_seen(info: dict[str, Any], present: dict[str, Any]) -> str | None:
+def _may_have_seen(info: dict[str, Any], test_set: dict[str, Any]) -> str | None:
     """In what a model's own data and split differ from those that it is evaluated on."""
-    known, now = info.get("test_set"), present["test_set"]
-    if known is None:  # registered before test sets were noted
-        split = (info.get("split") or {}).get("digest")
-        if (split, info["data_md5"]) == (present["split"]["digest"], present["data_md5"]):
-            return None
-        known = {"images": None}
-    if known["images"] == now["images"]:
+    known = info.get("test_set") or {}
+    if known.get("images") == test_set["images"]:
         # Its own split excluded these very slices from its training, whatever was added since.
-        if known["labels"] == now["labels"]:
+        if known["labels"] == test_set["labels"]:
             return None
         return (
             "was registered with other labels of the same test slices; it is judged by the "

@@ -31,7 +31,6 @@ from tumorseg.registry.decisions import (
 
 LOCK = STATE / "champion.lock"  # one decision at a time on this machine
 PROMOTE_SECONDS, ROLLBACK_SECONDS = 600, 60  # for which each waits for the lock
-LONGEST_REASON = 1000  # characters
 
 
 def promote(
@@ -40,7 +39,6 @@ def promote(
     params: PromoteParams,
     rows: pd.DataFrame,
     data: Path,
-    present: dict[str, Any],
 ) -> Decision:
     """Judges a challenger, records the decision, and moves the alias if it is promoted.
 
@@ -50,7 +48,6 @@ def promote(
         params: The promote section.
         rows: The manifest's rows of the test split.
         data: The folder to which their paths are relative.
-        present: `split` as in reports/split.json, and `data_md5`.
 
     Raises:
         InputError: The challenger or the champion is incomplete or damaged, or another machine
@@ -63,7 +60,7 @@ def promote(
             about = [made for made in decisions if made.version == candidate["version"]]
             if about and about[-1].decision != ROLLBACK:
                 return about[-1]  # a run before this one was killed after it moved the alias
-        made = _judge(name, candidate, current, params, rows, data, present, decisions)
+        made = _judge(name, candidate, current, params, rows, data, decisions)
         _unchanged(name, made)
         if decisions and decisions[-1].equals(made):
             made = decisions[-1]  # recorded by a run that was killed, or decided again
@@ -92,8 +89,6 @@ def roll_back(
         InputError: There is no such version or no earlier champion, its file is damaged, or it is
             the champion already.
     """
-    if reason is not None and len(reason) > LONGEST_REASON:
-        raise InputError(f"--reason: is longer than {LONGEST_REASON} characters; shorten it")
     name = target.model_name
     with versions.locked(LOCK, ROLLBACK_SECONDS):
         current = versions.champion(name)
@@ -168,7 +163,6 @@ def _judge(
     params: PromoteParams,
     rows: pd.DataFrame,
     data: Path,
-    present: dict[str, Any],
     decisions: list[Decision],
 ) -> Decision:
     champion, same, theirs = None, False, None
@@ -189,7 +183,7 @@ def _judge(
     figures = gate.figures(ours, theirs, params)
     kind, why = _verdict(figures, challenger, champion, same, rejected(decisions))
     test_set = fingerprint(rows)
-    caveats = gate.caveats(figures, challenger, champion, present | {"test_set": test_set})
+    caveats = gate.caveats(figures, challenger, champion, test_set)
     before = None if champion is None else str(champion["version"])
     return Decision(
         decision=kind,
