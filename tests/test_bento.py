@@ -131,19 +131,6 @@ def test_segment_equals_the_predictor(client, model):
     assert reply["architecture"] == info.architecture
 
 
-def test_the_page_and_its_upload(client):
-    page = client.get("/")
-    assert page.headers["Content-Type"].startswith("text/html")
-    assert "Research use only" in page.text
-    reply = client.post("/upload", files={"file": ("scan.png", DISC)}).json()
-    overlay = client.get(f"/segmented/{reply['segmented_img']}")
-    original = client.get("/uploads/uploaded_image.jpg")
-    assert Image.open(io.BytesIO(overlay.content)).size == (90, 120)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(original.content))), disc())
-    stranger = httpx.get(f"{client.base_url}/uploads/uploaded_image.jpg")
-    assert stranger.status_code == 404
-
-
 def test_the_image_runs_without_rights_and_holds_the_bento_only(folder):
     """No container engine is needed: this is what `bentoml containerize` hands to one."""
     lines = (folder / "env/docker/Dockerfile").read_text().splitlines()
@@ -257,14 +244,3 @@ def test_a_wrong_digest_stops_the_start(tag, tmp_path):
     text = log.read_text()
     assert "has the digest" in text
     assert "Traceback" not in text
-
-
-def test_another_model_can_be_named(tag, tmp_path):
-    other = write_model(tmp_path / "other", version="99")
-    process, url = start(tag, tmp_path / "serve.log", TUMORSEG_MODEL=str(other))
-    try:
-        assert ready(process, url), (tmp_path / "serve.log").read_text()
-        reply = httpx.post(f"{url}/segment", files={"file": ("scan.png", DISC)}, timeout=30)
-        assert json.loads(reply.text)["model_version"] == "99"
-    finally:
-        assert stop(process) == 0

@@ -47,14 +47,9 @@ from tumorseg.registry import runs
 from tumorseg.reporting.wording import fill
 
 PARAMS = DriftParams(
-    window_hours=168,
-    min_rows=100,
-    min_groups=10,
-    alpha=0.01,
-    tolerance=0.1,
-    retrain=True,
+    window_hours=168, min_rows=100, min_groups=10, alpha=0.01, tolerance=0.1, retrain=True,
     cooldown_hours=24,
-)
+)  # fmt: skip
 DIGEST = "d" * 64
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -110,8 +105,7 @@ def test_like_slices_show_no_drift(known, others) -> None:
     assert found["verdict"] == NONE and not any(c["outside"] for c in found["columns"])
     assert found["slices"] == found["requests"] == 150 and found["hours"] == 15
     assert found["since"] == "2026-01-01T00:00Z"
-    said = sentence(found)
-    assert said.startswith("No drift shown: all 31 statistics of the 150 slices")
+    assert sentence(found).startswith("No drift shown: all 31 statistics of the 150 slices")
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -144,9 +138,7 @@ def test_what_slices_are_worth() -> None:
     assert design_effect(np.ones(400), groups) == 1
 
 
-def test_many_slices_of_few_heads_are_no_drift_but_taken_for_independent_they_would_be(
-    known, others
-) -> None:
+def test_many_slices_of_few_heads_are_no_drift(known, others) -> None:
     """Twelve heads, twelve slices each: what a request or an hour has in common tells."""
     few = (np.repeat(np.array(others[0][:12]), 12, axis=0), list(np.repeat(others[1][:12], 12)))
     volumes = window(few, together=12)
@@ -166,7 +158,7 @@ def test_many_slices_of_few_heads_are_no_drift_but_taken_for_independent_they_wo
         (lambda table: table[:0], "answered none"),
     ],
 )
-def test_too_few_slices_say_so(known, others, rows, words: str) -> None:
+def test_too_few_slices_give_no_verdict(known, others, rows, words: str) -> None:
     found = judge(rows(window(others, darker)), load(known), PARAMS)
     assert found["verdict"] == TOO_FEW and words in sentence(found)
     about = {"model": {"version": "3", "digest": DIGEST}, "sentence": sentence(found)}
@@ -286,8 +278,8 @@ def test_the_flow_reports_and_starts_retraining_once(
     assert "statistics.db: does not exist yet" in caplog.text
     record(Path(".state/statistics.db"), window(others)[:7], "e" * 64)  # before a promotion
     assert pipelines.drift.drift() == TOO_FEW
-    said = json.loads(Path("reports/drift.json").read_text())["sentence"]
-    assert "answered none" in said and "others 7: a service that runs" in said
+    words = json.loads(Path("reports/drift.json").read_text())["sentence"]
+    assert "answered none" in words and "others 7: a service that runs" in words
 
     spread(monkeypatch, window(others, darker))
     assert pipelines.drift.drift() == DRIFT
@@ -303,29 +295,21 @@ def test_the_flow_reports_and_starts_retraining_once(
     assert pipelines.drift.drift() == DRIFT and len(started) == 1  # within the cooldown
     then = (datetime.now(UTC) - timedelta(hours=PARAMS.cooldown_hours + 1)).isoformat()
     write_json(pipelines.drift.STARTED, {"started": then})
-    assert pipelines.drift.drift() == DRIFT and len(started) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.drift, "retrain", lambda because: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pipelines.drift.drift()
+    assert pipelines.drift.drift() == DRIFT and len(started) == 1  # no retry at every look
 
     document = yaml.safe_load(Path("params.yaml").read_text())
     document["drift"] |= {"retrain": False}
     Path("params.yaml").write_text(yaml.safe_dump(document))
     pipelines.drift.STARTED.unlink()
-    assert pipelines.drift.drift() == DRIFT and len(started) == 2
+    assert pipelines.drift.drift() == DRIFT and len(started) == 1
 
 
 @pytest.mark.slow
-def test_a_failing_retraining_is_not_repeated_at_every_look(place, others, monkeypatch) -> None:
-    def fails(because: str) -> None:
-        raise RuntimeError("no space")
-
-    monkeypatch.setattr(pipelines.drift, "retrain", fails)
-    spread(monkeypatch, window(others, darker))
-    with pytest.raises(RuntimeError):
-        pipelines.drift.drift()
-    assert pipelines.drift.drift() == DRIFT
-
-
-@pytest.mark.slow
-def test_what_is_missing_is_said(place) -> None:
+def test_a_missing_model_or_reference_is_named(place) -> None:
     Path("artifacts/package/bento.json").unlink()
     with pytest.raises(InputError, match="make run"):
         pipelines.drift.drift()
