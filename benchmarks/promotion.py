@@ -1,16 +1,18 @@
-"""Kills promotions and rollbacks at random moments, and asks what the alias and the service say.
+"""Kills promotions and rollbacks, and asks on which version the alias is and what is packaged.
 
-    python benchmarks/promotion.py [--kills 20] [--seed 0]
+    python benchmarks/promotion.py [--moments 10] [--seed 0]
 
 Works on toy networks in a temporary repository, with MLflow on SQLite, Prefect, and real bentos. A
 process that does what the stages register, promote and package do (or `tumorseg rollback`) is ended
-by SIGKILL after a random time; the version with the alias is downloaded and its digest checked; the
-champion is packaged as `tumorseg serve` would; and the same command is run again. Last, a rollback
-is timed while a service runs. Prints Markdown tables; exit status 1 where the alias is on no
-complete version or the rerun does not end as it should.
+by SIGKILL after each of its writes to the registry, and at random moments. Then the version with
+the alias is downloaded and its digest checked, the champion is packaged as `tumorseg serve` would,
+and the same command is run again. Last, a rollback is timed while a service runs. Prints Markdown
+tables; exit status 1 where the alias is on no complete version or the rerun does not end as it
+should.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -20,12 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from mlflow.tracking import MlflowClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,12 +44,32 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CANDIDATE = Path("artifacts/register/candidate.json")
 CLI = [sys.executable, "-c", "from tumorseg.cli import main; main()"]
 NAME = "tumorseg"
+WRITES = {"promote": 6, "rollback": 4}  # two of registering, then description, tag, alias, bento
 CHANGING = ("mlflow.db", "artifacts", ".state/bentoml")  # what a promotion changes
-ROLLBACK = ["rollback", "--reason", "a benchmark"]
 
 
-def job(model: tuple[float, float]) -> None:
-    """Registers, promotes and packages in this process, which may be killed."""
+def job(what: str, model: tuple[float, float], writes: int) -> None:
+    """Registers, promotes and packages, or rolls back; killed after so many writes, if not 0."""
+    left = itertools.count(writes - 1, -1)
+
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = work(*args, **kwargs)
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    for name in ("update_model_version", "set_model_version_tag", "set_registered_model_alias"):
+        setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+    bento.build = counted(bento.build)
+    if what == "rollback":
+        from tumorseg.cli import main as command
+
+        sys.argv = ["tumorseg", "rollback", "--reason", "a benchmark"]
+        command()
+        return
     from pipelines.package import package
     from pipelines.promote import promote
 
@@ -58,12 +81,14 @@ def job(model: tuple[float, float]) -> None:
 
 
 def run(
-    what: str, model: tuple[float, float] = toy_registry.GOOD, seconds: float | None = None
+    what: str,
+    model: tuple[float, float] = toy_registry.GOOD,
+    writes: int = 0,
+    seconds: float | None = None,
 ) -> bool:
-    """Promotes a model or rolls back in a process of its own; False if it was killed."""
-    command = [sys.executable, __file__, "--job", json.dumps(model)]
+    """Runs `job` in a process of its own; False if it was killed after writes or seconds."""
     process = subprocess.Popen(
-        [*CLI, *ROLLBACK] if what == "rollback" else command,
+        [sys.executable, __file__, "--job", json.dumps([what, model, writes])],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -75,9 +100,9 @@ def run(
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return False
-    if process.returncode:
+    if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f"{what} failed:\n{output[-4000:]}")
-    return True
+    return process.returncode == 0
 
 
 def restore(folder: Path, to: Path) -> None:
@@ -98,11 +123,15 @@ def champion() -> str:
     return str(found.version)
 
 
-def killed(number: int, what: str, start: Path, seconds: float) -> bool:
+def killed(what: str, start: Path, writes: int = 0, seconds: float | None = None) -> bool:
     """Prints the row of one kill; returns whether all went well."""
     restore(start, Path.cwd())
     before, decisions = champion(), len(history(NAME))
-    ended = run(what, seconds=seconds)
+    while run(what, writes=writes, seconds=seconds):
+        if seconds is None:
+            sys.exit(f"{what} has fewer than {writes} writes")
+        seconds *= 0.8  # it ended before
+        restore(start, Path.cwd())
     alias, recorded = champion(), len(history(NAME)) - decisions
     packaged = bento.ensure_current_bento()["version"] == alias
     # A rollback whose alias moved and whose bento is built is over: the next goes one further.
@@ -112,8 +141,9 @@ def killed(number: int, what: str, start: Path, seconds: float) -> bool:
     made = history(NAME)[decisions:]
     once = [one.decision for one in made] == ["promoted" if what == "promote" else "rollback"]
     good = packaged and once and after == made[-1].serving != before
+    moment = f"write {writes}" if seconds is None else f"{seconds:.1f} s"
     print(
-        f"| {number} | {what} | {'not killed' if ended else f'{seconds:.2f} s'} | {recorded} "
+        f"| {what} | {moment} | {recorded} "
         f"| {before} → {alias} | {'yes' if packaged else 'NO'} | {after} "
         f"| {'once' if once else 'NOT ONCE'} | {'yes' if good else 'NO'} |",
         flush=True,
@@ -160,12 +190,12 @@ def timed_rollback(start: Path, log: Path) -> bool:
 def main() -> int:
     """Prints one row per kill, then the timed rollback."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="half of them of rollbacks")
+    parser.add_argument("--moments", type=int, default=10, help="random ones, besides each write")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.job:
-        job(tuple(json.loads(chosen.job)))
+        job(*json.loads(chosen.job))
         return 0
     rng = random.Random(chosen.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -189,14 +219,18 @@ def main() -> int:
             began = time.monotonic()
             run("rollback")
             longest["rollback"] = time.monotonic() - began
-            print("| | what | killed after | recorded | alias | packaged | rerun | record | good |")
-            print("|--:|---|--:|--:|---|---|--:|---|---|")
-            good = []
-            for number in range(chosen.kills):
+            print("| killed | after | recorded | alias | packaged | rerun | record | good |")
+            print("|---|--:|--:|---|---|--:|---|---|")
+            good = [
+                killed(what, starts[what], writes=number)
+                for what, writes in WRITES.items()
+                for number in range(1, writes + 1)
+            ]
+            for number in range(chosen.moments):
                 what = ("promote", "rollback")[number % 2]
                 # The first half of a run is imports, during which nothing can go wrong.
-                seconds = rng.uniform(0.4, 1.0) * longest[what]
-                good.append(killed(number + 1, what, starts[what], seconds))
+                seconds = rng.uniform(0.5, 1.0) * longest[what]
+                good.append(killed(what, starts[what], seconds=seconds))
             good.append(timed_rollback(starts["rollback"], Path(temporary, "serve.log")))
     print(f"\n{sum(good)} of {len(good)} as they should be")
     return 0 if all(good) else 1
