@@ -7,10 +7,8 @@ With `drift.retrain: true` drift starts the flow `retrain`, once within `drift.c
 import argparse
 import json
 import os
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -19,41 +17,33 @@ from pipelines.retrain import retrain
 from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path, write_json
-from tumorseg.core.params import DriftParams, RegisterParams, load_params
-from tumorseg.monitoring.drift import DRIFT, judge
-from tumorseg.monitoring.drift_reference import FILE, load
-from tumorseg.monitoring.drift_report import markdown, sentence
-from tumorseg.monitoring.drift_window import count_of_others, read_window
+from tumorseg.core.params import DriftParams, load_params
+from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, judge, load, read_window, sentence
 from tumorseg.monitoring.statistics import VARIABLE
-from tumorseg.registry import runs as tracking
-from tumorseg.reporting.data_docs import settle
+from tumorseg.registry import bento, runs
+from tumorseg.reporting.wording import fill
 
 REPORT = Path("reports/drift.json")
 PAGE = Path("reports/drift.md")
-DOCS = Path("reports/drift_docs")
 STARTED = STATE / "drift.json"  # when drift last started retraining
 
 
 @stage(name="drift")
 def drift() -> str:
-    """Compares the window with the served model's reference, reports, and retrains if told to."""
-    params, registered = load_params(DriftParams), load_params(RegisterParams)
-    try:
-        model: dict[str, Any] = json.loads(PACKAGED.read_text())
-    except (OSError, ValueError):
-        raise InputError(f"{PACKAGED}: is missing or damaged; type `make run` first") from None
+    """Compares the window with the served model's reference, reports, and may start retraining."""
+    params, model = load_params(DriftParams), bento.packaged()
+    if model is None:
+        raise InputError(f"{PACKAGED}: is missing or damaged; type `make run` first")
     now = datetime.now(UTC)
-    reference = step(tracking.attached, retries=2)(registered.experiment, model["run_id"], FILE)
+    reference = step(runs.read_artifact, retries=2)(model["run_id"], FILE)
     record = Path(os.environ.get(VARIABLE) or STATISTICS)
-    window = step(read_window)(record, model["digest"], now, params.window_hours)
-    others = step(count_of_others)(record, model["digest"], now, params.window_hours)
+    window, others = step(read_window)(record, model["digest"], now, params.window_hours)
     if not record.exists():
         print(
-            f"{record}: is not there yet; `tumorseg serve` writes it once it has answered. "
+            f"{record}: does not exist yet; `tumorseg serve` writes it once it has answered. "
             f"{VARIABLE} names that of another service."
         )
-    shutil.rmtree(DOCS, ignore_errors=True)
-    result = step(judge)(window, load(reference), params, DOCS)
+    result = step(judge)(window, load(reference), params)
     result |= {
         "time": now.isoformat(timespec="seconds"),
         "model": {key: model[key] for key in ("version", "digest")},
@@ -61,16 +51,15 @@ def drift() -> str:
     }
     result["sentence"] = sentence(result)
     write_json(REPORT, result)
-    page = markdown(result, params.alpha, params.window_hours)
+    words = {"alpha": params.alpha, "window_hours": params.window_hours, "shown": SHOWN}
+    page = fill("drift.md", result | words)
     with atomic_path(PAGE) as temporary:
         temporary.write_text(page)
-    if DOCS.exists():
-        settle(DOCS, PAGE, "Report")
     create_markdown_artifact(page, key="drift", description=result["sentence"])
     print(result["sentence"])
     if result["verdict"] == DRIFT and params.retrain:
-        said = result["sentence"].rstrip(".")
-        retrain_once(now, timedelta(hours=params.cooldown_hours), said[0].lower() + said[1:])
+        reason = result["sentence"].rstrip(".")
+        retrain_once(now, timedelta(hours=params.cooldown_hours), reason[0].lower() + reason[1:])
     return str(result["verdict"])
 
 

@@ -2,7 +2,7 @@
 
 from pipelines._flow import command, stage, step
 from tumorseg.core.params import PackageParams, RegisterParams, load_params
-from tumorseg.registry.packaging import package_champion
+from tumorseg.registry.bento import package_champion
 
 
 @stage(name="package")

@@ -13,7 +13,6 @@ from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import PromoteParams, RegisterParams, load_params
 from tumorseg.data.manifest import load_manifest
 from tumorseg.registry import promotion
-from tumorseg.registry.runs import lineage
 
 DECISION = Path("artifacts/promote/decision.json")
 PAGE = REPORTS / "promotion.md"
@@ -29,10 +28,6 @@ def promote() -> None:
         params,
         load_manifest().query("split == 'test'"),
         Path("data"),
-        {
-            "split": json.loads((REPORTS / "split.json").read_text()),
-            "data_md5": lineage()["data_md5"],
-        },
     )
     page = made.page()
     with atomic_path(PAGE) as temporary:

@@ -17,10 +17,9 @@ from tumorseg.core.params import EvaluateParams, RegisterParams, TrainParams, lo
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.data.splits import fingerprint
-from tumorseg.monitoring.drift_reference import FILE, reference
+from tumorseg.monitoring.drift import FILE, reference
 from tumorseg.monitoring.ood_reference import describe
-from tumorseg.registry import runs as tracking
-from tumorseg.registry import versions as registry
+from tumorseg.registry import runs, versions
 from tumorseg.registry.export import export_onnx, parity
 from tumorseg.training.predict_split import load_network
 
@@ -46,8 +45,7 @@ def register() -> None:
     figures = json.loads((REPORTS / "metrics.json").read_text())
     for name, found in figures["runs"].items():
         network = name.rpartition("-")[0]
-        step(tracking.complete_run, retries=2)(
-            params.experiment,
+        step(runs.complete_run, retries=2)(
             run_of(name)["run_id"],
             {f"{s}_{key}": value for s in ("valid", "test") for key, value in found[s].items()}
             | {f"over_seeds_test_{key}": v for key, v in figures["test"][network].items()}
@@ -55,7 +53,7 @@ def register() -> None:
             {
                 "winner": str(network == figures["winner"]),
                 "split": figures["split"]["method"],
-                "recipe": tracking.recipe(),
+                "recipe": runs.recipe(),
             },
             [TRAINED / name / "weights.safetensors", *(REPORTS / f for f in ATTACHED)],
         )
@@ -76,7 +74,7 @@ def register() -> None:
                 "nothing was registered"
             )
         print(f"ONNX Runtime and PyTorch agree within {difference:.1e} in probability")
-        lineage = tracking.lineage()
+        lineage = runs.lineage()
         inputs = step(describe)(load_slices("train").images, images)
         write_json(
             folder / "model.json",
@@ -84,7 +82,7 @@ def register() -> None:
                 "name": params.model_name,
                 "version": "candidate",
                 "run_id": run_of(chosen)["run_id"],
-                "digest": registry.digest_of(folder / "model.onnx"),
+                "digest": versions.digest_of(folder / "model.onnx"),
                 "architecture": winner,
                 "image_size": images.shape[-1],
                 "threshold": figures["thresholds"][chosen],
@@ -94,16 +92,14 @@ def register() -> None:
                 "validation": figures["runs"][chosen]["valid"],
                 "test": figures["runs"][chosen]["test"]
                 | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
-                # By which promote tells whether a later test set is still this one.
+                # By which promote recognises whether a later test set is still this one.
                 "test_set": fingerprint(load_manifest().query("split == 'test'")),
                 "inputs": inputs,
             },
         )
         write_json(Path(scratch, FILE), step(looks)(winner, figures["winner_seed"], inputs["side"]))
-        step(tracking.complete_run, retries=2)(
-            params.experiment, run_of(chosen)["run_id"], {}, {}, [Path(scratch, FILE)]
-        )
-        version = step(registry.register, retries=2)(folder, params.model_name, params.experiment)
+        step(runs.complete_run, retries=2)(run_of(chosen)["run_id"], {}, {}, [Path(scratch, FILE)])
+        version = step(versions.register, retries=2)(folder, params.model_name)
         info = json.loads((folder / "model.json").read_text())
     write_json(
         CANDIDATE, {key: info[key] for key in ("version", "run_id", "digest", "architecture")}
@@ -112,7 +108,7 @@ def register() -> None:
 
 
 def looks(network: str, seed: int, side: int) -> dict[str, Any]:
-    """What the drift flow will compare served slices with."""
+    """The reference that the drift flow will compare served slices with."""
     splits, manifest = ("train", "valid"), load_manifest()
     images = chain.from_iterable(load_slices(split).images for split in splits)
     groups = pd.concat([manifest.loc[manifest["split"] == s, "split_group"] for s in splits])
@@ -123,7 +119,7 @@ def looks(network: str, seed: int, side: int) -> dict[str, Any]:
 
 
 def run_of(name: str) -> dict[str, Any]:
-    """What the train stage noted of a training, such as `unet-0`."""
+    """What the train stage noted about a training, such as `unet-0`."""
     found: dict[str, Any] = json.loads((TRAINED / name / "run.json").read_text())
     return found
 

@@ -16,7 +16,7 @@ from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference.archive import Work, chunks, opened, segment_all, segment_some
 from tumorseg.inference.archive_rows import Row, summarise
 from tumorseg.inference.predict import packaged_model
-from tumorseg.registry.packaging import reconcile
+from tumorseg.registry.bento import ensure_current_bento
 
 
 def segment() -> None:
@@ -31,7 +31,7 @@ def segment() -> None:
     parser.add_argument("--model", type=Path, help="a model folder, in place of the champion")
     chosen = parser.parse_args()
     params = load_params(SegmentParams)
-    model = chosen.model or packaged_model(reconcile(", or give --model FOLDER")["tag"])
+    model = chosen.model or packaged_model(ensure_current_bento(", or give --model FOLDER")["tag"])
     work = Work.of(chosen.folder, chosen.output, model, params)
     with opened(work) as (jobs, known), workers(params) as runner:
         rows = dict(known)

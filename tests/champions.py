@@ -10,10 +10,12 @@ import mlflow
 import pytest
 
 from tests import toy_registry
-from tests.toy_registry import GOOD, MIDDLING, POOR, PRESENT
+from tests.toy_registry import GOOD, MIDDLING, POOR
+from tumorseg.core.environment import PACKAGED
+from tumorseg.core.files import write_json
 from tumorseg.data.manifest import load_manifest
-from tumorseg.registry import history, packaging, promotion, rollback
-from tumorseg.registry import versions as registry
+from tumorseg.registry import bento, promotion, versions
+from tumorseg.registry.decisions import Decision, history
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +49,25 @@ def opened(root: Path, patch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     def register(model, **changes) -> dict:
         return toy_registry.register(root, target, model, **changes)
 
-    def promote(candidate) -> promotion.Decision:
-        return promotion.promote(candidate, target, params, rows, Path("data"), PRESENT)
+    def promote(candidate) -> Decision:
+        return promotion.promote(candidate, target, params, rows, Path("data"))
 
     def alias() -> str | None:
-        found = registry.champion(target.model_name, target.experiment)
+        found = versions.champion(target.model_name)
         return None if found is None else str(found.version)
 
     def whole() -> bool:
         """Whether the alias is on a complete version whose file is the one registered."""
         version = alias()
         assert version is not None
-        return bool(registry.fetch(target.model_name, version, target.experiment, root / "checked"))
+        return bool(versions.fetch(target.model_name, version, root / "checked"))
 
-    def back(to=None, reason=None) -> history.Event:
-        return rollback.roll_back(target, package, to, reason)[0]
+    def back(to=None, reason=None) -> Decision:
+        return promotion.roll_back(target, package, to, reason)[0]
 
     yield SimpleNamespace(
-        root=root, target=target, register=register, promote=promote, alias=alias, whole=whole,
-        back=back, story=lambda: history.events(target),
+        root=root, name=target.model_name, register=register, promote=promote, alias=alias,
+        whole=whole, back=back, history=lambda: history(target.model_name),
     )  # fmt: skip
     mlflow.set_tracking_uri(None)
 
@@ -90,13 +92,14 @@ def shop(tmp_path, monkeypatch, stocked) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def built(monkeypatch) -> list[str]:
     """Versions that were packaged; making real bentos is what the CLI's tests do."""
-    versions: list[str] = []
+    built: list[str] = []
 
     def package(target, section):
-        version = str(registry.champion(target.model_name, target.experiment).version)
-        versions.append(version)
-        return {"tag": "t", "version": version}
+        champion = versions.champion(target.model_name)
+        about = {"version": str(champion.version), "digest": champion.tags["digest"]}
+        built.append(about["version"])
+        write_json(PACKAGED, {"tag": "t", "run_id": "r"} | about)
+        return about
 
-    monkeypatch.setattr(rollback, "package_champion", package)
-    monkeypatch.setattr(packaging, "package_champion", package)
-    return versions
+    monkeypatch.setattr(bento, "package_champion", package)
+    return built

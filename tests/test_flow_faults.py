@@ -82,9 +82,10 @@ def test_an_mlflow_that_is_away_is_not_taken_for_one_without_the_run(monkeypatch
         def get_run(self, run_id: str) -> None:
             raise MlflowException("it does not answer")  # error code INTERNAL_ERROR
 
-    monkeypatch.setattr(tracking, "client", lambda experiment: (Away(), "1"))
+    monkeypatch.setattr(tracking, "connect", Away)
+    monkeypatch.setattr(tracking, "experiment_id", lambda experiment: "1")
     with pytest.raises(MlflowException, match="does not answer"):
-        tracking.complete_run("tumorseg", "0" * 32, {}, {}, [])
+        tracking.complete_run("0" * 32, {}, {}, [])
     with pytest.raises(MlflowException, match="does not answer"):
         tracking.start_run("tumorseg", "unet", 0, {}, run_id="0" * 32)
 
@@ -94,8 +95,8 @@ def test_an_mlflow_behind_an_account_is_not_called_silent(monkeypatch) -> None:
         Thread(target=server.handle_request, daemon=True).start()
         place = f"127.0.0.1:{server.server_port}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{place}")
-        assert tracking.silence() is None
-    assert tracking.silence() == "ConnectionError"
+        assert tracking.unreachable() is None
+    assert tracking.unreachable() == "ConnectionError"
 
 
 def test_addresses_are_shown_without_passwords() -> None:

@@ -307,7 +307,7 @@ def test_tumorseg_serve_keeps_a_record_unless_told_where(tmp_path, monkeypatch) 
 
     monkeypatch.chdir(tmp_path)
     packaged = {"tag": "tumorseg-service:1"}
-    monkeypatch.setattr("tumorseg.registry.packaging.reconcile", lambda: packaged)
+    monkeypatch.setattr("tumorseg.registry.bento.ensure_current_bento", lambda: packaged)
     seen: list[str] = []
     monkeypatch.setattr(os, "execv", lambda *_: seen.append(os.environ[recorder.VARIABLE]))
     monkeypatch.setenv(recorder.VARIABLE, "elsewhere.db")

@@ -11,11 +11,10 @@ import yaml
 from PIL import Image
 
 from tests.serving_model import write_model
-from tumorseg.core.files import write_json
 from tumorseg.core.params import PackageParams, PromoteParams, RegisterParams, load_params
 from tumorseg.data.coco import encode
-from tumorseg.registry import runs as tracking
-from tumorseg.registry import versions as registry
+from tumorseg.data.splits import fingerprint
+from tumorseg.registry import runs, versions
 
 REPOSITORY = Path(__file__).parents[1]
 # Gain and threshold of networks whose mean Dice on the slices below is 0.57, 0.92, 0.96 and 0.97.
@@ -31,13 +30,9 @@ def write_repository(root: Path) -> None:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     (root / "data" / "test").mkdir(parents=True)
     (root / "reports").mkdir()
-    write_json(root / "reports" / "split.json", PRESENT["split"])
     rows = slices(root / "data")
     (root / "artifacts" / "split").mkdir(parents=True)
     rows.to_parquet(root / "artifacts" / "split" / "manifest.parquet")
-
-
-PRESENT = {"split": {"method": "official", "digest": "s"}, "data_md5": "none"}
 
 
 def slices(data: Path) -> pd.DataFrame:
@@ -69,11 +64,10 @@ def register(
     root: Path, target: RegisterParams, model: tuple[float, float], **changes: Any
 ) -> dict[str, Any]:
     """Registers a toy network under a run of its own; returns what candidate.json would hold."""
-    store, number = tracking.client(target.experiment)
-    told = {"run_id": store.create_run(number).info.run_id, "threshold": model[1]}
-    told |= {"split": PRESENT["split"], "data_md5": PRESENT["data_md5"]}
-    told |= {"test": {"mean_dice": 0.5}}
-    folder = write_model(root / "model", model[0], **told | changes)
-    registry.register(folder, target.model_name, target.experiment)
+    run = runs.connect().create_run(runs.experiment_id(target.experiment))
+    about = {"run_id": run.info.run_id, "threshold": model[1], "test": {"mean_dice": 0.5}}
+    about["test_set"] = fingerprint(pd.read_parquet(root / "artifacts/split/manifest.parquet"))
+    folder = write_model(root / "model", model[0], **about | changes)
+    versions.register(folder, target.model_name)
     info = json.loads((folder / "model.json").read_text())
     return {key: info[key] for key in ("version", "run_id", "digest", "architecture")}

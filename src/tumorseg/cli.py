@@ -168,11 +168,11 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 3000,
 ) -> None:
     """Serve the champion, packaged first where the bento holds another model."""
-    from tumorseg.registry.packaging import reconcile
+    from tumorseg.registry.bento import ensure_current_bento
     from tumorseg.serving.keys import check_reach
 
     check_reach(host)
-    packaged = reconcile()
+    packaged = ensure_current_bento()
     for name, value in environment.SERVING.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
@@ -207,10 +207,10 @@ def predict(
     if url and model:
         raise InputError("--model: a service has its own; leave out --model or --url")
     if not (url or model):
-        from tumorseg.registry.packaging import reconcile
+        from tumorseg.registry.bento import ensure_current_bento
 
         _check_in_repository()
-        model = work.packaged_model(reconcile(", or give --url or --model")["tag"])
+        model = work.packaged_model(ensure_current_bento(", or give --url or --model")["tag"])
     if not work.run(files, output, work.choose(model, url, threshold), overwrite=overwrite):
         sys.exit(1)
 

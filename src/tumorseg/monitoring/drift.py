@@ -1,89 +1,182 @@
-"""The comparison: the window's quantiles must lie within bands around the training slices'.
+"""Drift: whether served slices are still like those that the model was trained on.
 
-If the two distributions are the same, the greatest distance between their empirical distribution
+If two distributions are the same, the greatest distance between their empirical distribution
 functions stays below the critical value d of the two-sample Kolmogorov-Smirnov test; in other
-words, the window's quantile at p lies between the training quantiles at p - d and p + d. These are
-bands that Great Expectations checks and draws. The level is divided by the number of columns, and
-the slices count as so many as they are worth independent ones.
+words, the window's quantile at p lies between the training quantiles at p - d and p + d. The level
+of the test is divided by the number of columns.
+
+Slices of one patient, volume or hour are alike, so that N of them tell less than N independent
+ones. Kish's design effect says how much less: N slices of groups of m are worth about
+N / (1 + (m - 1) × correlation within groups), which is the number that the test gets.
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import great_expectations.expectations as expect
 import numpy as np
 import pandas as pd
-from scipy.stats import kstwo
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import kstwo, rankdata
 
+from tumorseg.core.errors import InputError
 from tumorseg.core.params import DriftParams
-from tumorseg.monitoring.drift_reference import AREA, COLUMNS, LEVELS, design_effect
-from tumorseg.reporting.data_docs import validated
+from tumorseg.imaging.preprocess import Grey
+from tumorseg.monitoring.ood import DIGITS, METHOD, NAMES, statistics
+from tumorseg.monitoring.statistics import TABLE, hour_of
 
+FILE = "reference.json"  # among the artifacts of the run in which the model was trained
 DRIFT, NONE, TOO_FEW = "drift", "no drift shown", "too few slices"
-AT = [round(0.05 * step, 2) for step in range(1, 20)]  # the quantiles that are compared
-Within = Callable[[pd.DataFrame, list[dict[str, Any]], Path | None], dict[str, bool]]
+AREA = "area_fraction"
+COLUMNS = (*NAMES, AREA)
+LEVELS = np.linspace(0, 1, 201)  # of the quantiles of a reference
+AT = [round(0.05 * step, 2) for step in range(1, 20)]  # those that are compared
 SHOWN = (0.05, 0.5, 0.95)
+_READ = ["hour", "request", "confidence", "warned", *COLUMNS]
+_SLACK = 1e-3  # added to each spread; some statistics hardly vary at all
 _BLIND = 0.5  # of d: what moves by less than half of the slices would go unnoticed
 
 
-class ExpectQuantilesWithinBands(expect.ExpectColumnQuantileValuesToBeBetween):
-    """Great Expectations' own, whose outcome holds NumPy's bool, which its store cannot write."""
-
-    def _validate(self, *given: Any, **more: Any) -> dict[str, Any]:
-        found: dict[str, Any] = super()._validate(*given, **more)
-        inside = [bool(one) for one in found["result"]["details"]["success_details"]]
-        found["result"]["details"]["success_details"] = inside
-        return found | {"success": all(inside)}
-
-
-def expected(
-    window: pd.DataFrame, found: list[dict[str, Any]], docs: Path | None = None
-) -> dict[str, bool]:
-    """Asks Great Expectations of each column whether it lies within its bands.
+def reference(
+    greys: Iterable[Grey],
+    groups: ArrayLike,
+    side: int,
+    areas: ArrayLike,
+    area_groups: ArrayLike,
+) -> dict[str, Any]:
+    """Describes each column by its quantiles; no slice's own values are in it.
 
     Args:
-        window: As for `judge`.
-        found: A dictionary a column, with `name`, `effective` and `bands`: lowest and highest
-            value, None for none, of each quantile of `AT`.
-        docs: As for `judge`.
+        greys: The N training and validation slices, uint8, shape (S, S) each.
+        groups: Which of them belong together, shape (N,).
+        side: Of the grid on which statistics are taken, in pixels: `inputs.side` of model.json.
+        areas: What share of each validation slice the model calls tumour, shape (M,).
+        area_groups: Which of these belong together, shape (M,).
+
+    Returns:
+        Ready for JSON; `load` says what it holds.
     """
-    suite: list[expect.Expectation] = [
-        ExpectQuantilesWithinBands(
-            column=column["name"],
-            quantile_ranges={"quantiles": AT, "value_ranges": column["bands"]},
-            allow_relative_error="linear",
-            notes=f"worth {column['effective']:.0f} independent slices",
+    taken = np.stack([statistics_of(grey, side) for grey in greys])
+    columns = {name: describe_column(taken[:, place], groups) for place, name in enumerate(NAMES)}
+    columns[AREA] = describe_column(np.asarray(areas, float), area_groups)
+    return {"method": METHOD, "side": side, "columns": columns}
+
+
+def statistics_of(grey: Grey, side: int) -> NDArray[np.float64]:
+    """The statistics of a slice, uint8, shape (H, W), rounded as the service records them."""
+    return statistics(grey, side).round(DIGITS)
+
+
+def describe_column(values: NDArray[np.float64], groups: ArrayLike) -> dict[str, Any]:
+    """Describes one statistic: values, shape (N,), and what group each slice belongs to."""
+    quantiles = np.quantile(values, LEVELS)
+    return {
+        "slices": len(values),
+        "effective": round(len(values) / design_effect(values, groups), 2),
+        "spread": round(float(values.std()) + _SLACK, 6),
+        "quantiles": [round(float(value), 6) for value in quantiles],
+    }
+
+
+def design_effect(values: ArrayLike, groups: ArrayLike) -> float:
+    """How many slices are worth an independent one, from 1 up to their number.
+
+    Args:
+        values: Of one statistic, shape (N,); only their ranks count, as for the comparison.
+        groups: What each slice belongs to, shape (N,).
+    """
+    ranks = rankdata(values)
+    _, member = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(member)
+    slices, number = len(ranks), len(sizes)
+    if number == slices:
+        return 1.0
+    if number < 2:
+        return float(slices)
+    means = np.bincount(member, ranks) / sizes
+    between = (sizes * (means - ranks.mean()) ** 2).sum() / (number - 1)
+    within = ((ranks - means[member]) ** 2).sum() / (slices - number)
+    usual = (slices - (sizes**2).sum() / slices) / (number - 1)
+    total = between + (usual - 1) * within
+    correlation = (between - within) / total if total > 0 else 0.0  # of equal values, none
+    return float(np.clip(1 + ((sizes**2).sum() / slices - 1) * correlation, 1, slices))
+
+
+def load(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Checks a reference, and returns its columns: statistic → its description.
+
+    Each has `slices`, `effective` (how many independent ones they are worth), `spread` (a standard
+    deviation) and `quantiles` at `LEVELS`.
+
+    Raises:
+        InputError: It is of another version of the statistics.
+    """
+    columns: dict[str, dict[str, Any]] = found.get("columns", {})
+    complete = all(len(column.get("quantiles", [])) == len(LEVELS) for column in columns.values())
+    if found.get("method") != METHOD or tuple(columns) != COLUMNS or not complete:
+        raise InputError(
+            f"{FILE} of the served model is not what this version knows as {METHOD}: run "
+            "`dvc repro --force register`"
         )
-        for column in found
-    ]
-    known = window[list(COLUMNS)]
-    outcomes = validated("served slices", known, suite, docs, {"result_format": "SUMMARY"})
-    return {r.expectation_config.kwargs["column"]: bool(r.success) for r in outcomes}
+    return columns
+
+
+def read_window(path: Path, digest: str, now: datetime, hours: int) -> tuple[pd.DataFrame, int]:
+    """Reads the slices that were served lately, as the service recorded them.
+
+    Args:
+        path: The file that the service writes, or a folder of such files, one per service; where
+            there is none yet, no row was written.
+        digest: The model's; slices that another one answered are left out.
+        now: The end of the window, with its time zone.
+        hours: Its length.
+
+    Returns:
+        One row per slice: the columns of the reference, `hour`, `request`, `confidence`, `warned`;
+        and how many slices other models answered in the same hours.
+
+    Raises:
+        InputError: A file is no record of the service.
+    """
+    files = sorted(path.glob("*.db")) if path.is_dir() else [path]
+    query = f"SELECT digest, {', '.join(_READ)} FROM {TABLE} WHERE hour > ?"
+    tables = [pd.DataFrame(columns=["digest", *_READ])]
+    for file in filter(Path.exists, files):
+        try:
+            with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as base:
+                named = base.execute("SELECT name FROM sqlite_master WHERE name = ?", [TABLE])
+                if named.fetchone():
+                    since = hour_of(now - timedelta(hours=hours))
+                    tables.append(pd.read_sql_query(query, base, params=(since,)))
+        except (sqlite3.Error, pd.errors.DatabaseError) as error:
+            raise InputError(
+                f"{file}: cannot be read as the service's statistics ({error}); remove it, or set "
+                "TUMORSEG_STATISTICS to what the service writes"
+            ) from None
+    rows = pd.concat([t for t in tables if len(t)] or tables, ignore_index=True)
+    ours = rows["digest"] == digest
+    return rows.loc[ours, _READ].reset_index(drop=True), int((~ours).sum())
 
 
 def judge(
-    window: pd.DataFrame,
-    columns: Mapping[str, Mapping[str, Any]],
-    params: DriftParams,
-    docs: Path | None = None,
-    within: Within = expected,
+    window: pd.DataFrame, columns: Mapping[str, Mapping[str, Any]], params: DriftParams
 ) -> dict[str, Any]:
-    """Says whether the window shows drift.
+    """Decides whether the window shows drift.
 
     Args:
         window: From `read_window`.
-        columns: From `tumorseg.monitoring.drift_reference.load`.
+        columns: From `load`.
         params: The section.
-        docs: Receives Data Docs of the check; none are written if None, or the slices too few.
-        within: What compares; a benchmark of thousands of windows has a quicker one.
 
     Returns:
         Ready for JSON: `verdict` (drift, no drift shown or too few slices), `reason` where too few,
         the counts, and under `columns` for each statistic, the most moved first, `outside` (whether
-        it left its band), `moved` (by how many standard deviations of training at most),
-        `effective`, `noticeable` (d), `training` and `window` (the quantiles at `SHOWN`).
+        a quantile left its band), `moved` (by how many standard deviations of training at most),
+        `effective`, `noticeable` (d), `training` and `window` (the quantiles at `SHOWN`) and
+        `bands` (lowest and highest value, None for none, of each quantile of `AT`).
     """
     result: dict[str, Any] = {
         "verdict": TOO_FEW,
@@ -107,24 +200,9 @@ def judge(
         return result | {
             "reason": f"they are so alike within requests or hours that they are worth {worth:.0f}"
         }
-    inside = within(window, found, docs)
-    for column in found:
-        column["outside"] = not inside[column["name"]]
-        del column["bands"]
     found.sort(key=lambda column: (not column["outside"], -column["moved"]))
     verdict = DRIFT if any(column["outside"] for column in found) else NONE
     return result | {"verdict": verdict, "columns": found}
-
-
-@lru_cache(maxsize=4096)
-def critical_value(level: float, slices: int) -> float:
-    """The distance that two equal distributions exceed with a probability of `level`.
-
-    Args:
-        level: Of one column.
-        slices: m n / (m + n), of m and n independent slices.
-    """
-    return float(kstwo.isf(level, slices))
 
 
 def _column(
@@ -135,32 +213,66 @@ def _column(
     effect = max(design_effect(values, window[group]) for group in ("request", "hour"))
     worth = len(values) / effect
     both = worth * known["effective"] / (worth + known["effective"])
-    d = critical_value(params.alpha / len(COLUMNS), max(1, round(both)))
-    training = np.array(known["quantiles"])
+    d = float(kstwo.isf(params.alpha / len(COLUMNS), max(1, round(both))))
+    training, at = np.array(known["quantiles"]), np.array(AT)
     room = params.tolerance * known["spread"]
-    observed = np.quantile(values, AT)
-    usual = np.interp(AT, LEVELS, training)
-    bands = []
-    for p in AT:
-        # Of two known quantiles the outer one, so that the band is never too narrow.
-        low, high = np.floor((p - d) * 200 + 1e-9), np.ceil((p + d) * 200 - 1e-9)
-        bands.append(
-            [
-                float(training[int(low)] - room) if low >= 0 else None,
-                float(training[int(high)] + room) if high <= 200 else None,
-            ]
-        )
+    observed = np.quantile(values, at)
+    usual = np.interp(at, LEVELS, training)
+    # Of two known quantiles the outer one, so that the band is never too narrow.
+    last = len(LEVELS) - 1
+    first = np.floor((at - d) * last + 1e-9).astype(int)
+    end = np.ceil((at + d) * last - 1e-9).astype(int)
+    low = np.where(first >= 0, training[first.clip(0)] - room, -np.inf)
+    high = np.where(end <= last, training[end.clip(max=last)] + room, np.inf)
     return {
         "name": name,
-        "outside": False,
+        "outside": bool(((observed < low) | (observed > high)).any()),
         "moved": _rounded(np.abs(observed - usual).max() / known["spread"]),
         "effective": round(worth, 1),
         "noticeable": round(d, 3),
         "training": [_rounded(np.interp(p, LEVELS, training)) for p in SHOWN],
         "window": [_rounded(np.quantile(values, p)) for p in SHOWN],
-        "bands": bands,
+        "bands": [[_rounded(bound) for bound in pair] for pair in zip(low, high, strict=True)],
     }
 
 
 def _rounded(value: float) -> float | None:
-    return None if pd.isna(value) else round(float(value), 4)
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The verdict in words.
+
+    Args:
+        result: From `judge`; where known with `others`, the number of slices that other models
+            answered, None where nothing has been recorded at all.
+    """
+    served = f"{result['slices']} slices served since {result['since']}"
+    columns, others = result["columns"], result.get("others", 0)
+    if result["verdict"] == TOO_FEW and others is None:
+        return "Too few slices: there is no record of what was served."
+    if result["verdict"] == TOO_FEW and not result["slices"]:
+        hint = (
+            f", and others {others}: a service that runs takes the packaged one when it starts anew"
+        )
+        return (
+            "Too few slices: the packaged model has answered none within drift.window_hours"
+            f"{hint if others else ''}."
+        )
+    if result["verdict"] == TOO_FEW:
+        return (
+            f"Too few slices: {result['slices']} slices in {result['requests']} requests and "
+            f"{result['hours']} different hours; {result['reason']}."
+        )
+    if result["verdict"] == DRIFT:
+        first = columns[0]
+        return (
+            f"Drift: {sum(column['outside'] for column in columns)} of {len(columns)} statistics "
+            f"of the {served} differ from those of the training slices, most of all "
+            f"{first['name']} ({first['moved']:.1f} standard deviations)."
+        )
+    coarsest = max(column["noticeable"] for column in columns)
+    return (
+        f"No drift shown: all {len(columns)} statistics of the {served} are as those of the "
+        f"training slices; what moves fewer than {coarsest:.0%} of them might go unnoticed."
+    )

@@ -1,1 +1,1 @@
-"""registry."""
+"""MLflow runs and model versions, ONNX export, promotion and rollback, the champion's bento."""

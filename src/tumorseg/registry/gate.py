@@ -1,4 +1,4 @@
-"""Whether a challenger may replace the champion: both judged as served, slice by slice."""
+"""Whether a challenger may replace the champion: both evaluated as served, slice by slice."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from tumorseg.core.params import PromoteParams
 from tumorseg.data.arrays import read_slice, true_masks
 from tumorseg.evaluation.metrics import count, score
-from tumorseg.evaluation.paired import FEWEST_GROUPS, Difference, difference
+from tumorseg.evaluation.paired import FEWEST_GROUPS, difference
 from tumorseg.evaluation.strata import by_size
 from tumorseg.inference.predictor import Predictor
 
@@ -16,18 +16,18 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 
 
 def served_scores(model: Path, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """Counts and Dice of a model folder, from image files through the service's own path.
+    """Counts and Dice of a model folder, from image files through the service's own code.
 
-    A champion may have been trained on another grid or other data; its figures of that day would
-    not compare.
+    The champion is evaluated anew each time, since it may have been trained on another grid or
+    other data, so that the figures it was registered with would not compare.
 
     Args:
         model: Holds model.onnx and model.json.
-        rows: Manifest rows to judge on.
+        rows: Manifest rows to evaluate on.
         data: The folder to which their paths are relative.
 
     Returns:
-        A row a slice: path, group, tp, fp, fn, tn, dice, iou.
+        One row per slice: path, group, tp, fp, fn, tn, dice, iou.
     """
     predictor = Predictor(model)
     counts = [
@@ -41,39 +41,34 @@ def served_scores(model: Path, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
 def figures(
     challenger: pd.DataFrame, champion: pd.DataFrame | None, params: PromoteParams
 ) -> dict[str, Any]:
-    """What the gate looks at, as plain values.
+    """Compares both on the same slices, as plain values.
 
     Args:
         challenger: From `served_scores`.
-        champion: The same slices judged by the champion, if there is one.
+        champion: From `served_scores` on the same slices; None without a champion.
         params: The promote section.
 
     Returns:
         challenger_mean_dice; champion_mean_dice and difference (mean, low, high, p_value, slices,
-        groups), None without a champion; strata, a row a size: stratum, slices, challenger,
-        champion, difference, counts (whether it holds slices enough to have a say); margins.
+        groups), None without a champion; strata, one row per size: stratum, slices, challenger,
+        champion, difference, counts (whether it has enough slices to count); margins.
     """
-    both = [challenger.assign(method=CHALLENGER)]
+    both, found = [challenger.assign(method=CHALLENGER)], None
     if champion is not None:
         both.append(champion.assign(method=CHAMPION))
     scored = pd.concat(both, ignore_index=True)
-    found = None
     if champion is not None:
         found = difference(scored, CHALLENGER, CHAMPION, params.bootstrap_samples, params.seed)
+    names = ("mean", "low", "high", "p_value", "slices", "groups")
     return {
         "challenger_mean_dice": float(challenger["dice"].mean()),
         "champion_mean_dice": None if champion is None else float(champion["dice"].mean()),
-        "difference": None if found is None else _plain(found),
+        "difference": None if found is None else {name: getattr(found, name) for name in names},
         "strata": [_stratum(name, part, params) for name, part in by_size(scored).items()],
         "margins": params.model_dump(
             include={"min_gain", "max_loss", "max_stratum_loss", "min_stratum_slices"}
         ),
     }
-
-
-def _plain(found: Difference) -> dict[str, Any]:
-    names = ("mean", "low", "high", "p_value", "slices", "groups")
-    return {name: getattr(found, name) for name in names}
 
 
 def _stratum(name: str, part: pd.DataFrame, params: PromoteParams) -> dict[str, Any]:
@@ -91,83 +86,77 @@ def _stratum(name: str, part: pd.DataFrame, params: PromoteParams) -> dict[str, 
 
 
 def objections(found: dict[str, Any]) -> list[str]:
-    """What speaks against the challenger, in words; nothing, if it may replace the champion.
+    """The margins that the challenger violates, one clause each; none if it may be promoted.
 
     Args:
         found: From `figures`, with a champion.
     """
-    margins, gap = found["margins"], found["difference"]
-    said = []
+    margins, gap, against = found["margins"], found["difference"], []
     if not gap["mean"] > margins["min_gain"]:
-        said.append(
+        against.append(
             f"the mean gain {gap['mean']:+.4f} does not exceed promote.min_gain "
             f"{margins['min_gain']:g}"
         )
     if not gap["low"] >= -margins["max_loss"]:
-        said.append(
+        against.append(
             f"the 95% interval of the gain begins at {gap['low']:+.4f}, so that a loss of more "
             f"than promote.max_loss {margins['max_loss']:g} is not ruled out"
         )
     for row in found["strata"]:
         if row["counts"] and not row["difference"] >= -margins["max_stratum_loss"]:
-            said.append(
+            against.append(
                 f"on the {row['slices']} slices of {row['stratum']} it loses "
                 f"{-row['difference']:.4f}, more than promote.max_stratum_loss "
                 f"{margins['max_stratum_loss']:g}"
             )
-    return said
+    return against
 
 
 def caveats(
     found: dict[str, Any],
     challenger: dict[str, Any],
     champion: dict[str, Any] | None,
-    present: dict[str, Any],
+    test_set: dict[str, Any],
 ) -> list[str]:
-    """What a reader must know before the figures are believed, a sentence each.
+    """What a reader must know before believing the figures, one sentence each.
 
     Args:
         found: From `figures`.
         challenger: Its model.json.
         champion: That of the champion, if there is one.
-        present: Of the data now: `split` as in reports/split.json, `data_md5`, `test_set`.
+        test_set: The test set now, from `data.splits.fingerprint`.
     """
-    said = []
-    for title, info in ((CHALLENGER, challenger), (CHAMPION, champion)):
-        if info is not None:
-            said += _strangeness(f"the {title}, version {info['version']},", info, present)
-    if present["test_set"]["groups"] < FEWEST_GROUPS:
-        said.append(
-            f"the test slices form only {present['test_set']['groups']} groups: the interval "
-            "says little"
+    models = {CHALLENGER: challenger} | ({} if champion is None else {CHAMPION: champion})
+    sentences = [
+        f"the {title}, version {info['version']}, {suspicion}"
+        for title, info in models.items()
+        if (suspicion := _may_have_seen(info, test_set))
+    ]
+    if test_set["groups"] < FEWEST_GROUPS:
+        sentences.append(
+            f"the test slices form only {test_set['groups']} groups: the interval says little"
         )
     if champion is not None and not any(row["counts"] for row in found["strata"]):
-        said.append(
+        sentences.append(
             "no size stratum holds promote.min_stratum_slices "
-            f"{found['margins']['min_stratum_slices']} slices, so none had a say"
+            f"{found['margins']['min_stratum_slices']} slices, so none counted"
         )
-    return said
+    return sentences
 
 
-def _strangeness(who: str, info: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """In what a model's own data and sides differ from those that it is judged on."""
-    known, now = info.get("test_set"), present["test_set"]
-    if known is not None and known["images"] == now["images"]:
-        # Its own split kept these very slices from its training, whatever else has come since.
-        if known["labels"] == now["labels"]:
-            return []
-        return [
-            f"{who} was registered with other labels of the same test slices; it is judged by the "
+def _may_have_seen(info: dict[str, Any], test_set: dict[str, Any]) -> str | None:
+    """In what a model's own data and split differ from those that it is evaluated on."""
+    known = info.get("test_set") or {}
+    if known.get("images") == test_set["images"]:
+        # Its own split excluded these very slices from its training, whatever was added since.
+        if known["labels"] == test_set["labels"]:
+            return None
+        return (
+            "was registered with other labels of the same test slices; it is judged by the "
             "present ones"
-        ]
-    split = (info.get("split") or {}).get("digest")
-    if known is None and (split, info["data_md5"]) == (
-        present["split"]["digest"],
-        present["data_md5"],
-    ):
-        return []
-    kept = "is not known" if known is None else f"had {known['slices']} slices"
-    return [
-        f"{who} was registered with another split or other data (its test set {kept}): it may "
-        "have been trained on some of the slices that it is judged on here, which would flatter it"
-    ]
+        )
+    size = f"had {known['slices']} slices" if "slices" in known else "is not known"
+    return (
+        f"was registered with another split or other data (its test set {size}): it may have been "
+        "trained on some of the slices that it is judged on here, which would flatter it"
+    )

@@ -1,66 +1,36 @@
-"""Who is champion: a challenger is judged and put in its place, or a person puts another back.
+"""Who is champion: a challenger is judged and promoted, or a person rolls back to another version.
 
-Both go intention → file verified → alias moved → done, so that the alias is on a complete version
-whose digest was checked wherever the process ends; the same again finishes what was begun.
+Both verify the version's file, record the decision, and last move the alias, each by one call: the
+alias is on a complete version wherever the process ends, and the same command finishes it.
 """
 
+import json
+import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import locked
-from tumorseg.core.params import PromoteParams, RegisterParams
+from tumorseg.core.params import PackageParams, PromoteParams, RegisterParams
 from tumorseg.data.splits import fingerprint
 from tumorseg.evaluation.paired import p_words
-from tumorseg.registry import gate, history
-from tumorseg.registry import versions as registry
-from tumorseg.reporting.wording import fill
+from tumorseg.registry import bento, gate, versions
+from tumorseg.registry.decisions import (
+    ROLLBACK,
+    Decision,
+    Kind,
+    history,
+    previous,
+    record,
+    rejected,
+)
 
 LOCK = STATE / "champion.lock"  # one decision at a time on this machine
-PATIENCE_SECONDS = 600
-Kind = Literal["first", "promoted", "refused", "same"]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of a challenger.
-
-    Attributes:
-        decision: first, promoted, refused, or same (the champion's own network, described anew).
-        why: In a sentence, the caveats included.
-        challenger: Its version, run_id, digest and architecture.
-        champion: Version, digest and architecture of the champion before; None where there was
-            none.
-        serving: The champion's version afterwards; None where there is none.
-        figures: From `gate.figures`.
-        caveats: From `gate.caveats`.
-        test_set: From `data.splits.fingerprint`.
-        who: Ran it.
-        when: ISO 8601, UTC.
-    """
-
-    decision: Kind
-    why: str
-    challenger: dict[str, Any]
-    champion: dict[str, Any] | None
-    serving: str | None
-    figures: dict[str, Any]
-    caveats: list[str]
-    test_set: dict[str, Any]
-    who: str
-    when: str
-
-    def page(self) -> str:
-        """The decision as Markdown: what was compared on what, by which margins, and why."""
-        # The caveats have a list of their own there.
-        verdict = self.why.removesuffix("; ".join(["", *self.caveats]))
-        return fill("promotion.md", asdict(self) | {"verdict": verdict})
+PROMOTE_SECONDS, ROLLBACK_SECONDS = 600, 60  # for which each waits for the lock
 
 
 def promote(
@@ -69,9 +39,8 @@ def promote(
     params: PromoteParams,
     rows: pd.DataFrame,
     data: Path,
-    present: dict[str, Any],
 ) -> Decision:
-    """Judges a challenger, records the decision, and moves the alias where it says so.
+    """Judges a challenger, records the decision, and moves the alias if it is promoted.
 
     Args:
         candidate: `version` and `digest`, as the register stage noted them.
@@ -79,75 +48,152 @@ def promote(
         params: The promote section.
         rows: The manifest's rows of the test split.
         data: The folder to which their paths are relative.
-        present: `split` as in reports/split.json, and `data_md5`.
 
     Raises:
         InputError: The challenger or the champion is incomplete or damaged, or another machine
             moved the alias meanwhile.
     """
-    with locked(LOCK, "promote", PATIENCE_SECONDS):
-        settle(target)
-        current = registry.champion(target.model_name, target.experiment)
-        story = history.events(target)
+    name = target.model_name
+    with versions.locked(LOCK, PROMOTE_SECONDS):
+        decisions, current = history(name), versions.champion(name)
         if current is not None and str(current.version) == candidate["version"]:
-            known = _recorded(story, candidate["version"], target)
-            if known is not None and known.serving == candidate["version"]:
-                return known  # a run before this one was killed after the alias moved
-        made = _judge(candidate, target, params, rows, data, present, story)
-        last = story[-1] if story else None
-        if last is not None and last.state == "done" and not last.moves:
-            known = _recorded(story, candidate["version"], target)
-            if known is not None and _alike(known, made):
-                return known
-        _carry_out(made, target)
+            about = [made for made in decisions if made.version == candidate["version"]]
+            if about and about[-1].decision != ROLLBACK:
+                return about[-1]  # a run before this one was killed after it moved the alias
+        made = _judge(name, candidate, current, params, rows, data, decisions)
+        _unchanged(name, made)
+        if decisions and decisions[-1].equals(made):
+            made = decisions[-1]  # recorded by a run that was killed, or decided again
+        else:
+            record(name, made, made.page())
+        if made.moves:
+            versions.set_champion(name, made.version)
         return made
 
 
+def roll_back(
+    target: RegisterParams, section: PackageParams, to: str | None, reason: str | None
+) -> tuple[Decision, dict[str, Any]]:
+    """Gives the alias to an earlier version and packages it, or ends an interrupted rollback.
+
+    Args:
+        target: The register section.
+        section: The package section.
+        to: The version; the champion before the present one if None.
+        reason: Why, in a person's words.
+
+    Returns:
+        The decision, and what is packaged now.
+
+    Raises:
+        InputError: There is no such version or no earlier champion, its file is damaged, or it is
+            the champion already.
+    """
+    name = target.model_name
+    with versions.locked(LOCK, ROLLBACK_SECONDS):
+        current = versions.champion(name)
+        if current is None:
+            raise InputError("MLflow has no champion to roll back from; type `make run` first")
+        decisions = history(name)
+        last = decisions[-1] if decisions and decisions[-1].decision == ROLLBACK else None
+        if (
+            last is not None
+            and last.serving == str(current.version)
+            and to in (None, last.serving)
+            and not bento.is_packaged(current)
+        ):
+            print(f"finishing the rollback that {last.who} began at {last.when}", file=sys.stderr)
+            return last, bento.package_champion(target, section)
+        made = _rollback(name, current, decisions, to, reason)
+        with tempfile.TemporaryDirectory() as scratch:
+            versions.fetch(name, made.version, Path(scratch))  # verifies its digest
+        _unchanged(name, made)
+        if last is not None and (last.before, last.serving) == (made.before, made.serving):
+            made = last  # recorded by a run that was killed before it moved the alias
+        else:
+            record(name, made, f"Rolled back to by {made.who}, {made.when}: {made.why}")
+        versions.set_champion(name, made.version)
+        return made, bento.package_champion(target, section)
+
+
+def _rollback(
+    name: str, current: ModelVersion, decisions: list[Decision], to: str | None, reason: str | None
+) -> Decision:
+    version = str(current.version)
+    after = to or previous(decisions, version)
+    if after is None:
+        raise InputError(
+            f"no champion before version {version} is on record: name one with --to VERSION "
+            f"({versions.complete_versions(name)})"
+        )
+    if after == version:
+        raise InputError(f"version {version} is the champion already: nothing was changed")
+    model = versions.info_of(name, after)
+    left = json.loads(current.tags.get(versions.INFO_TAG, "{}"))
+    dice = {"before_test_dice": left.get("test", {}), "after_test_dice": model["test"]}
+    return Decision(
+        decision=ROLLBACK,
+        why=reason or "no reason given",
+        challenger=_identity(model) | {"version": after},
+        champion=_identity(left) | {"version": version},
+        serving=after,
+        figures={key: test.get("mean_dice") for key, test in dice.items()},
+    )
+
+
+def _identity(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: info.get(key) for key in ("version", "run_id", "digest", "architecture")}
+
+
+def _unchanged(name: str, made: Decision) -> None:
+    """Raises InputError if the alias is no longer where the decision found it."""
+    now = versions.champion(name)
+    version = None if now is None else str(now.version)
+    if version != made.before:
+        raise InputError(
+            f"the champion changed while this was decided, from version {made.before} to "
+            f"{version}: run it again"
+        )
+
+
 def _judge(
+    name: str,
     candidate: dict[str, Any],
-    target: RegisterParams,
+    current: ModelVersion | None,
     params: PromoteParams,
     rows: pd.DataFrame,
     data: Path,
-    present: dict[str, Any],
-    story: list[history.Event],
+    decisions: list[Decision],
 ) -> Decision:
-    current = registry.champion(target.model_name, target.experiment)
+    champion, same, theirs = None, False, None
     with tempfile.TemporaryDirectory() as scratch:
-        ours, theirs = Path(scratch, "challenger"), Path(scratch, "champion")
-        challenger = registry.fetch(
-            target.model_name, candidate["version"], target.experiment, ours
-        )
+        folder, other = Path(scratch, "challenger"), Path(scratch, "champion")
+        challenger = versions.fetch(name, candidate["version"], folder)
         if challenger["digest"] != candidate["digest"]:
             raise InputError(
-                f"{target.model_name} version {candidate['version']} has the digest "
-                f"{challenger['digest']}, but register made {candidate['digest']}: this is "
-                "another MLflow; run `dvc repro --force register`"
+                f"{name} version {candidate['version']} has the digest {challenger['digest']}, but "
+                f"register made {candidate['digest']}: this is another MLflow; run `dvc repro "
+                "--force register`"
             )
-        champion, same, judged = None, False, None
-        scored = gate.served_scores(ours, rows, data)
+        ours = gate.served_scores(folder, rows, data)
         if current is not None:
-            champion = registry.fetch(
-                target.model_name, str(current.version), target.experiment, theirs
-            )
+            champion = versions.fetch(name, str(current.version), other)
             same = all(champion[key] == challenger[key] for key in ("digest", "threshold"))
-            judged = scored if same else gate.served_scores(theirs, rows, data)
-    figures = gate.figures(scored, judged, params)
-    kind, why = _verdict(figures, challenger, champion, same, story)
+            theirs = ours if same else gate.served_scores(other, rows, data)
+    figures = gate.figures(ours, theirs, params)
+    kind, why = _verdict(figures, challenger, champion, same, rejected(decisions))
     test_set = fingerprint(rows)
-    caveats = gate.caveats(figures, challenger, champion, present | {"test_set": test_set})
+    caveats = gate.caveats(figures, challenger, champion, test_set)
     before = None if champion is None else str(champion["version"])
     return Decision(
         decision=kind,
         why="; ".join([why, *caveats]),
-        challenger={k: challenger[k] for k in ("version", "run_id", "digest", "architecture")},
-        champion=champion and {k: champion[k] for k in ("version", "digest", "architecture")},
+        challenger=_identity(challenger),
+        champion=None if champion is None else _identity(champion),
         serving=before if kind == "refused" else str(challenger["version"]),
         figures=figures,
         caveats=caveats,
         test_set=test_set,
-        who=history.who(),
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
@@ -156,7 +202,7 @@ def _verdict(
     challenger: dict[str, Any],
     champion: dict[str, Any] | None,
     same: bool,
-    story: list[history.Event],
+    gone: dict[str, Decision],
 ) -> tuple[Kind, str]:
     """What becomes of the challenger, and why in a sentence."""
     slices = sum(row["slices"] for row in figures["strata"])
@@ -168,10 +214,10 @@ def _verdict(
             f"the champion's own network at the same threshold, described anew ({scored}): it "
             "takes the champion's place"
         )
-    if gone := history.rejected(story).get(challenger["digest"]):
+    if rollback := gone.get(challenger["digest"]):
         return "refused", (
-            f"refused: {gone.who} went back from this very network on {gone.when:%Y-%m-%d %H:%M} "
-            f"UTC ({gone.why}), and only a person puts it back, by `tumorseg rollback --to "
+            f"refused: {rollback.who} went back from this very network at {rollback.when} "
+            f"({rollback.why}), and only a person puts it back, by `tumorseg rollback --to "
             f"{challenger['version']}`"
         )
     if champion is None:
@@ -186,79 +232,3 @@ def _verdict(
     if against:
         return "refused", f"refused, {compared}: {'; '.join(against)}"
     return "promoted", f"promoted, {compared}: more than promote.min_gain and within all margins"
-
-
-def _carry_out(made: Decision, target: RegisterParams) -> None:
-    gap = made.figures["difference"] or {}
-    figures = {
-        "challenger_mean_dice": made.figures["challenger_mean_dice"],
-        "champion_mean_dice": made.figures["champion_mean_dice"],
-        "gain": gap.get("mean"),
-        "gain_low": gap.get("low"),
-        "gain_high": gap.get("high"),
-    }
-    event = history.intend(
-        target,
-        made.decision,
-        made.challenger,
-        made.champion,
-        made.serving,
-        made.why,
-        {name: value for name, value in figures.items() if value is not None},
-    )
-    history.attach(target, event, asdict(made), made.page())
-    if event.moves:
-        move(target, event)
-    said = f"{made.when}, {made.who}: {made.why}"
-    registry.describe(target.model_name, event.version, target.experiment, said)
-    history.close(target, event)
-
-
-def move(target: RegisterParams, event: history.Event) -> None:
-    """Moves the alias as an event says, once the version's file is verified.
-
-    Raises:
-        InputError: The version is incomplete or damaged, or the alias is no longer where the event
-            found it.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            registry.fetch(target.model_name, event.version, target.experiment, Path(scratch))
-        now = registry.champion(target.model_name, target.experiment)
-        if (None if now is None else str(now.version)) != event.before:
-            raise InputError(
-                f"the champion changed while this was decided, from version {event.before} to "
-                f"{now and now.version}: run it again"
-            )
-    except InputError:
-        history.close(target, event, carried_out=False)
-        raise
-    registry.promote(target.model_name, event.version, target.experiment)
-
-
-def settle(target: RegisterParams) -> None:
-    """Closes intentions that a killed process left: the alias tells what became of them."""
-    current = registry.champion(target.model_name, target.experiment)
-    version = None if current is None else str(current.version)
-    for event in history.events(target):
-        if event.state != "intended":
-            continue
-        if event.moves and event.after == version:
-            history.close(target, event)
-        elif event.before != version:
-            history.close(target, event, carried_out=False)
-
-
-def _recorded(story: list[history.Event], version: str, target: RegisterParams) -> Decision | None:
-    """The last decision about a challenger, if it can still be read."""
-    about = [e for e in story if e.version == version and e.state == "done"]
-    if not about or about[-1].what == history.ROLLBACK:
-        return None
-    found = history.attached(target, about[-1])
-    return None if found is None else Decision(**found)
-
-
-def _alike(one: Decision, other: Decision) -> bool:
-    """Whether two decisions say the same, whoever took them when."""
-    first, second = (asdict(each) | {"who": "", "when": ""} for each in (one, other))
-    return first == second

@@ -1,13 +1,13 @@
-"""MLflow runs: one a training, with what it was made from, what it scored and what it drew."""
+"""MLflow runs: one per training, with its lineage, parameters, metrics and artifacts."""
 
 import hashlib
 import json
 import os
 import subprocess
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 import requests
@@ -21,8 +21,17 @@ from tumorseg.core.errors import InputError
 if TYPE_CHECKING:  # it brings torch, which takes seconds that only a training has to spend
     from lightning.pytorch.loggers import MLFlowLogger
 
-# What MLflow answers where something is not there, or cannot be.
-MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+T = TypeVar("T")
+
+
+def lookup(call: Callable[..., T], *args: str) -> T | None:
+    """The result of an MLflow call; None where MLflow has nothing of that name, alias or id."""
+    try:
+        return call(*args)
+    except mlflow.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def lineage() -> dict[str, str]:
@@ -58,33 +67,37 @@ def recipe(params: Path = Path("params.yaml")) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-def client(experiment: str) -> tuple[MlflowClient, str]:
-    """A client and the id of the experiment, made where there is none."""
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    mlflow.set_tracking_uri(uri)
-    made = MlflowClient()
-    found = made.get_experiment_by_name(experiment)
+def connect() -> MlflowClient:
+    """A client of the MLflow that MLFLOW_TRACKING_URI names."""
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    return MlflowClient()
+
+
+def experiment_id(experiment: str) -> str:
+    """The id of an experiment, which is created where it does not exist."""
+    store = connect()
+    found = store.get_experiment_by_name(experiment)
     if found is not None:
-        return made, found.experiment_id
+        return str(found.experiment_id)
     # A server chooses its own place for artifacts; without one, MLflow would take ./mlruns.
-    server = uri.startswith("http")
+    server = os.environ["MLFLOW_TRACKING_URI"].startswith("http")
     location = None if server else (STATE / "mlflow-artifacts").resolve().as_uri()
     # Without the kind, MLflow shows an experiment as one of language models, without metrics.
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return made, made.create_experiment(experiment, artifact_location=location, tags=kind)
+    return str(store.create_experiment(experiment, artifact_location=location, tags=kind))
 
 
-def silence() -> str | None:
-    """Why MLflow would not answer, where that is quick to tell; None if it may.
+def unreachable() -> str | None:
+    """Why MLflow cannot answer, where that is quick to find out; None if it may.
 
-    Asked all the same, it would make a database, or try for minutes.
+    Called all the same, MLflow would create a database, or retry for minutes.
     """
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return "its database is not there"
+        return "its database does not exist"
     if uri.startswith("http"):
         try:
-            requests.get(f"{uri}/health", timeout=5)  # as MLflow's client does, accounts and all
+            requests.get(f"{uri}/health", timeout=5)  # as MLflow's client does, accounts included
         except requests.RequestException as error:
             return type(error).__name__
     return None
@@ -95,33 +108,29 @@ def page(experiment: str) -> str:
 
     Without it the UI opens on its pages for language models, which show no metric.
     """
-    _, number = client(experiment)
+    number = experiment_id(experiment)
     return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
 def start_run(
     experiment: str, network: str, seed: int, params: dict[str, Any], run_id: str | None = None
 ) -> "MLFlowLogger":
-    """Starts a run for Lightning to log each epoch to, or goes on with one.
+    """Starts a run for Lightning to log each epoch to, or continues one.
 
     Args:
         experiment: The experiment's name.
         network: `unet` or `attention_unet`.
         seed: With the network, it names the run.
         params: Nested parameters; they are logged flat, as `augment.zoom`.
-        run_id: Of a training that was interrupted.
+        run_id: Of a training that was interrupted; ignored where the run was deleted, or is in
+            another MLflow.
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
-    store, _ = client(experiment)
-    if run_id is not None:
-        try:
-            if store.get_run(run_id).info.lifecycle_stage != "active":
-                run_id = None  # deleted in MLflow's page meanwhile
-        except mlflow.MlflowException as error:
-            if error.error_code not in MISSING:
-                raise
-            run_id = None  # another MLflow than the one it began in
+    experiment_id(experiment)
+    run = None if run_id is None else lookup(connect().get_run, run_id)
+    if run is None or run.info.lifecycle_stage != "active":
+        run_id = None
     logger = MLFlowLogger(
         experiment_name=experiment,
         run_name=f"{network}-{seed}",
@@ -134,10 +143,11 @@ def start_run(
 
 
 def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str, float]]:
-    """What the networks last scored under the given tags: network → metric → value."""
-    store, number = client(experiment)
+    """The networks' latest metrics under the given tags: network → metric → value."""
     wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
-    runs = store.search_runs([number], wanted, order_by=["attributes.start_time DESC"])
+    runs = connect().search_runs(
+        [experiment_id(experiment)], wanted, order_by=["attributes.start_time DESC"]
+    )
     found: dict[str, dict[str, float]] = {}
     for run in runs:
         if "over_seeds_test_mean_dice" in run.data.metrics:
@@ -146,28 +156,22 @@ def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str,
 
 
 def complete_run(
-    experiment: str,
     run_id: str,
     metrics: dict[str, float | None],
     tags: dict[str, str],
     artifacts: list[Path],
 ) -> None:
-    """Attaches figures (those that are defined), tags and files to the run of a training.
+    """Adds metrics (those that are defined), tags and files to the run of a training.
 
     Raises:
         InputError: The run is not in this MLflow.
     """
-    store, _ = client(experiment)
-    try:
-        store.get_run(run_id)
-    except mlflow.MlflowException as error:
-        if error.error_code not in MISSING:  # it does not answer, which may pass
-            raise
-        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
+    store = connect()
+    if lookup(store.get_run, run_id) is None:
         raise InputError(
-            f"MLflow at {place} has no run {run_id}, in which the network was trained: set "
+            f"MLflow at {_address()} has no run {run_id}, in which the network was trained: set "
             "MLFLOW_TRACKING_URI to where it is, or train again with `dvc repro --force train`"
-        ) from None
+        )
     now = int(time.time() * 1000)
     store.log_batch(
         run_id,
@@ -178,28 +182,21 @@ def complete_run(
         store.log_artifact(run_id, str(path))
 
 
-def attached(experiment: str, run_id: str, name: str) -> Any:
-    """Reads a JSON file that is attached to a run.
+def read_artifact(run_id: str, name: str) -> Any:
+    """Reads a JSON file among the artifacts of a run.
 
     Raises:
         InputError: The run or the file is not in this MLflow.
     """
-    store, _ = client(experiment)
-    try:
-        there = any(each.path == name for each in store.list_artifacts(run_id))
-    except mlflow.MlflowException as error:
-        if error.error_code not in MISSING:  # it does not answer, which may pass
-            raise
-        there = False
-    if not there:
-        place = without_password(os.environ["MLFLOW_TRACKING_URI"])
+    files = lookup(connect().list_artifacts, run_id) or []
+    if name not in [file.path for file in files]:
         raise InputError(
-            f"MLflow at {place} has no {name} in run {run_id}: set MLFLOW_TRACKING_URI to where "
-            "the model was registered; if it was by an earlier version, run `dvc repro --force "
-            "register`, then `dvc repro`"
+            f"MLflow at {_address()} has no {name} in run {run_id}: set MLFLOW_TRACKING_URI to "
+            "where the model was registered; if it was by an earlier version, run `dvc repro "
+            "--force register`, then `dvc repro`"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        found = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=name, dst_path=scratch
-        )
-        return json.loads(Path(found).read_text())
+    return mlflow.artifacts.load_dict(f"runs:/{run_id}/{name}")
+
+
+def _address() -> str:
+    return without_password(os.environ["MLFLOW_TRACKING_URI"])
