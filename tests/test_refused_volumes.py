@@ -18,9 +18,10 @@ from tests.fuzz_inputs import check, inputs
 from tests.made_volumes import dicom_bytes, series, zipped
 from tests.serving_model import disc, encode, write_model
 from tests.spoilt_volumes import FILE, NII, REJECTED, ZIP
-from tumorseg.imaging import decode as limits
-from tumorseg.imaging import unpacking
-from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.imaging import decode as decoding
+from tumorseg.imaging import dicom, study
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.study import Rejected
 from tumorseg.inference.predictor import load_info
 
 
@@ -50,7 +51,7 @@ def test_what_was_refused_is_not_kept(name):
 
 
 def test_bombs_are_counted_while_they_are_unpacked(monkeypatch):
-    monkeypatch.setattr(unpacking, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(decoding, "MAX_UNPACKED", 1 << 20)
     for data in (
         zipped([FILE, FILE[:200] + bytes(2 << 20)]),
         zipped([bytes(600_000)] * 2),
@@ -62,26 +63,33 @@ def test_bombs_are_counted_while_they_are_unpacked(monkeypatch):
 
 
 def test_a_volume_has_its_own_limits(monkeypatch):
-    monkeypatch.setattr(limits, "MAX_VOXELS", 1000)
+    monkeypatch.setattr(study, "MAX_VOXELS", 1000)
     for data in (ZIP, NII, FILE):
         with pytest.raises(Rejected, match="million voxels"):
             decode(data)
-    monkeypatch.setattr("tumorseg.imaging.volumes.MAX_VOLUME_BYTES", 1000)
+    monkeypatch.setattr(decoding, "MAX_VOLUME_BYTES", 1000)
     for data in (ZIP, NII, FILE):
         with pytest.raises(Rejected, match="256 MiB"):
             decode(data)
 
 
 def test_headers_of_millions_of_elements_are_refused(monkeypatch):
-    monkeypatch.setattr("tumorseg.imaging.dicom_headers._MAX_READS", 2000)
+    monkeypatch.setattr(dicom, "_MAX_ELEMENTS", 1000)
     (dataset,) = series(count=1)
     assert decode(dicom_bytes(dataset))
-    for number in range(2000):
+    for number in range(1000):
         dataset.add_new(0x00091000 + number, "SH", "a")
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))
-    monkeypatch.setattr("tumorseg.imaging.dicom_headers._MAX_HEADER", 1000)
-    (dataset,) = series(count=1, WindowCenter=[1] * 900, WindowWidth=[2] * 900)
+
+
+@pytest.mark.parametrize("limit", ["_MAX_READ", "_MAX_HEADER"])
+def test_headers_of_many_bytes_are_refused(monkeypatch, limit):
+    monkeypatch.setattr(dicom, limit, 2500)
+    assert decode(FILE)
+    (dataset,) = series(
+        count=1, WindowCenter=[1] * 500, WindowWidth=[2] * 500, ImageType=["A"] * 500
+    )
     with pytest.raises(Rejected, match="too long"):
         decode(dicom_bytes(dataset))
 

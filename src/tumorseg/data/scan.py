@@ -24,22 +24,20 @@ from PIL import Image
 from tumorseg.core.files import leads_out
 from tumorseg.data.memory import Memory
 from tumorseg.data.similarity import SIDE, thumbnail
-from tumorseg.imaging.preprocess import to_grey
+from tumorseg.imaging.preprocess import COLOURED, coloured_share, to_grey
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 FORMATS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
 MAX_BYTES = 100 * 2**20
 MIN_SIDE = 8  # pixels; fewer make no thumbnail
 ORIENTATION = 0x0112  # EXIF's tag
-COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
-COLOURED = 2.0  # grey values between the channels, on average; JPEG alone makes about one
 # What Pillow raises over damaged files: its own errors, and whatever its parsers stumble over.
 BROKEN = (
     *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
     *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
 )
 AT_ONCE = 64  # files in flight: bounds the memory, whatever the number of files
-VERSION = 3  # of the facts below; another number forgets what was remembered
+VERSION = 4  # of the facts below; another number forgets what was remembered
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Facts:
         width: In pixels, upright as EXIF says.
         height: In pixels.
         rotated: Whether EXIF turns or mirrors it.
-        coloured: Whether its channels differ.
+        coloured: Whether its channels differ clearly in more than a few pixels.
         mean: Of the grey values, 0–255.
         std: Of the grey values.
         problem: A finding's name, if the file cannot be used.
@@ -143,7 +141,7 @@ def _examine(content: bytes, digest: str, max_side: int) -> Scanned:
                 # A JPEG with several pictures in it, as phones write, calls itself MPO.
                 kind = "JPEG" if picture.format == "MPO" else picture.format
                 mode, grey = picture.mode, to_grey(picture)
-                coloured = mode in COLOUR_MODES and _channels_differ(picture)
+                coloured = coloured_share(picture) > COLOURED
     except Image.UnidentifiedImageError:
         damaged = content.startswith(SIGNATURES)
         why = "has a damaged header" if damaged else "is neither JPEG nor PNG"
@@ -165,7 +163,3 @@ def _examine(content: bytes, digest: str, max_side: int) -> Scanned:
     )
     return facts, thumbnail(grey)
 
-
-def _channels_differ(picture: Image.Image) -> bool:
-    sample = np.asarray(picture.convert("RGB"))[::4, ::4]  # every fourth pixel is enough to tell
-    return bool(np.ptp(sample, axis=2).mean() > COLOURED)

@@ -10,6 +10,10 @@ from PIL import Image, ImageOps
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
+COLOURED = 0.05  # share of coloured pixels from which a picture counts as coloured
+_STEP = 4  # in each direction: every 16th pixel shows the share well enough
+_CLEARLY = 24  # grey levels between channels: more than JPEG's artefacts in a grey picture
+
 
 def to_grey(image: Image.Image) -> Grey:
     """Turns any Pillow image into one grey channel.
@@ -33,6 +37,18 @@ def to_grey(image: Image.Image) -> Grey:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
     return np.asarray(image.convert("L"))
+
+
+def coloured_share(image: Image.Image) -> float:
+    """The share of a loaded image's pixels whose channels differ clearly, in [0, 1]."""
+    if image.mode in ("L", "LA", "1") or image.mode.startswith(("I", "F")):
+        return 0.0
+    width, height = (max(side // _STEP, 1) for side in image.size)
+    sample = image.resize((width, height), Image.Resampling.NEAREST)
+    red, green, blue = map(np.asarray, sample.convert("RGB").split())
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    return float(np.mean(brightest - darkest > _CLEARLY))
 
 
 def to_square(plane: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import highdicom
 import numpy as np
@@ -31,12 +31,10 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
-from tumorseg.imaging.decode import Rejected, Study, is_distance
 from tumorseg.imaging.nifti import cut_across
 from tumorseg.imaging.preprocess import Mask
 from tumorseg.imaging.reslice import from_planes
-from tumorseg.imaging.volumes import hush
-from tumorseg.inference.predictor import ModelInfo
+from tumorseg.imaging.study import Rejected, Study, is_distance, silence_readers
 
 USE = "Research use only"
 # Type 2 in the standard: empty where the source does not know them.
@@ -55,13 +53,33 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassU
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
-def check(study: Study, output: str, info: ModelInfo) -> None:
+class NamedModel(Protocol):
+    """What a segmentation says about the model that made it."""
+
+    @property
+    def name(self) -> str:
+        """Of the registered model."""
+
+    @property
+    def version(self) -> str:
+        """In the registry."""
+
+    @property
+    def architecture(self) -> str:
+        """Of the network."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model's file, hexadecimal."""
+
+
+def check(study: Study, output: str, model: NamedModel) -> None:
     """Refuses a volume, before masks are computed, of which no answer could be written.
 
     Args:
         study: Of kind `nifti` or `dicom`.
         output: `seg` or `nifti`.
-        info: The model that will be named.
+        model: The model that will be named.
 
     Raises:
         Rejected: As `nifti_file` or `seg_file` would.
@@ -75,7 +93,7 @@ def check(study: Study, output: str, info: ModelInfo) -> None:
     if study.source.frames is None:  # what is left to refuse, a slice alone tells
         source = replace(study.source, datasets=study.source.datasets[:1])
         study = replace(study, slices=study.slices[:1], source=source)
-    seg_file(study, [np.zeros(grey.shape, bool) for grey in study.slices], info)
+    seg_file(study, [np.zeros(grey.shape, bool) for grey in study.slices], model)
 
 
 def nifti_file(study: Study, masks: list[Mask]) -> bytes:
@@ -132,13 +150,13 @@ def _as_sent(study: Study, planes: NDArray[np.uint8]) -> Any:
     return type(image)(voxels, image.affine, header)
 
 
-def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
+def seg_file(study: Study, masks: list[Mask], model: NamedModel) -> bytes:
     """Writes masks as a binary DICOM segmentation that refers to the source.
 
     Args:
         study: Of kind `dicom`.
         masks: bool, shape (H, W), one a slice of the study.
-        info: The model that found them.
+        model: The model that found them.
 
     Returns:
         A DICOM file.
@@ -154,7 +172,7 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
     with _refusing_damage():
         _check(source)
         first = _completed(source.datasets[0], study.thickness)
-        return _segmentation([first, *source.datasets[1:]], planes, info)
+        return _segmentation([first, *source.datasets[1:]], planes, model)
 
 
 @contextmanager
@@ -164,7 +182,7 @@ def _refusing_damage() -> Iterator[None]:
     pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
     reasons, which it puts in terms of its own arguments.
     """
-    hush()
+    silence_readers()
     try:
         yield
     except Rejected:
@@ -241,14 +259,14 @@ def _decode(header: Any) -> None:
     header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")
 
 
-def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
-    version = f"{info.version} ({info.architecture})"
+def _segmentation(headers: list[Any], planes: NDArray[np.uint8], model: NamedModel) -> bytes:
+    version = f"{model.version} ({model.architecture})"
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=info.name,
+        name=model.name,
         family=codes.DCM.ArtificialIntelligence,
         version=version,
         source="tumorseg",
-        parameters={"SHA-256 of the model": info.digest, "use": USE.lower()},
+        parameters={"SHA-256 of the model": model.digest, "use": USE.lower()},
     )
     tumour = SegmentDescription(
         segment_number=1,
@@ -269,9 +287,9 @@ def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="tumorseg",
-        manufacturer_model_name=info.name,
+        manufacturer_model_name=model.name,
         software_versions=version,
-        device_serial_number=info.digest[:16],
+        device_serial_number=model.digest[:16],
         content_label="TUMOUR",
         content_description=f"{USE}: brain tumour found by a model",
         series_description=f"{USE}: brain tumour",
