@@ -138,7 +138,7 @@ def mistake_four_axes(folder: Path) -> str:
     samples.nifti_pairs(folder)
     series = nibabel.Nifti1Image(np.zeros((26, 22, 9, 4), np.float32), np.eye(4))
     nibabel.save(series, folder / "case2.nii.gz")
-    return r"case2.nii.gz: has shape \(26, 22, 9, 4\), not three axes"
+    return "case2.nii.gz: The NIfTI file has 4 axes, not three"
 
 
 def mistake_labels_not_whole(folder: Path) -> str:
@@ -195,7 +195,7 @@ def mistake_dicom_pixels_missing(folder: Path) -> str:
     broken = pydicom.dcmread(folder / "P2" / "series" / "1")
     del broken.PixelData
     broken.save_as(folder / "P2" / "series" / "1")
-    return "P2/series/1: cannot be read"
+    return "P2/series/1: The DICOM file holds no image"
 
 
 def mistake_options_without_volumes(folder: Path) -> Options:

@@ -194,12 +194,11 @@ def _value_of_pixels(start: bytes, place: int, header: Dataset) -> int | None:
     return place + (8 if implicit else 12)
 
 
-def unusable(file: DicomFile) -> Refusal | None:
+def unusable(header: Any, has_pixels: bool = True) -> Refusal | None:
     """Why a file is no grey image, by its header; None if it is one."""
-    header: Any = file.header
     if header.get("SOPClassUID") in SEGMENTATIONS:
         return Refusal(415, "The DICOM file is a segmentation: send the images themselves.")
-    if file.pixels is None or any(keyword not in header for keyword in ("Rows", "Columns")):
+    if not has_pixels or any(keyword not in header for keyword in ("Rows", "Columns")):
         return Refusal(415, "The DICOM file holds no image: send the images of one series.")
     photometric = header.get("PhotometricInterpretation")
     if header.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):

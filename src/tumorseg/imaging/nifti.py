@@ -11,9 +11,8 @@ from nibabel.nifti1 import Nifti1Extensions
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from tumorseg.imaging.intensity import limits, to_uint8
+from tumorseg.imaging.display import AXES, limits, planes, to_uint8
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.reslice import AXES, planes
 from tumorseg.imaging.study import Rejected, Study, check_count, is_distance
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}

@@ -31,9 +31,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
+from tumorseg.imaging.display import from_planes
 from tumorseg.imaging.nifti import cut_across
 from tumorseg.imaging.preprocess import Mask
-from tumorseg.imaging.reslice import from_planes
 from tumorseg.imaging.study import Rejected, Study, is_distance, silence_readers
 
 USE = "Research use only"

@@ -21,9 +21,8 @@ from tumorseg.imaging.dicom import (
     frames_in,
     unusable,
 )
-from tumorseg.imaging.intensity import dicom_grey, limits
+from tumorseg.imaging.display import along, dicom_grey, limits
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.reslice import along
 from tumorseg.imaging.study import Refusal, Rejected, Study, check_count, is_distance
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
@@ -94,7 +93,7 @@ def dicom_study(files: Iterable[bytes]) -> Study:
         if data[128:132] != b"DICM":
             continue
         file = reader.read(data)
-        if (why := unusable(file)) is not None:
+        if (why := unusable(file.header, file.pixels is not None)) is not None:
             refusal = why
         elif _is_new(file, digests):
             images.append(file)
@@ -116,7 +115,7 @@ def dicom_study(files: Iterable[bytes]) -> Study:
         _affine(stack.headers, stack.thickness) if located and stack.thickness else None,
     )
     modality = _modality(headers[0])
-    greys = grey_slices(images, stack)
+    greys = grey_slices([frame for file in images for frame in frames(file)], stack)
     return Study("dicom", greys, stack.spacing, stack.thickness, source=source, modality=modality)
 
 
@@ -170,22 +169,18 @@ def arrange(headers: Sequence[Dataset]) -> Stack:
     return Stack(order, flat, sorted(places), _spacing(flat), _distance(places, flat))
 
 
-def grey_slices(files: Sequence[DicomFile], stack: Stack) -> list[Grey]:
-    """Decodes the slices of a series, in their order.
+def grey_slices(stored: Sequence[NDArray[Any]], stack: Stack) -> list[Grey]:
+    """Brings a series to 8 bits, slice by slice in the order of the stack.
 
     Each is shown in its window, or else between the percentiles of the whole series; air is black.
 
     Args:
-        files: Those whose headers were arranged, in the same order.
+        stored: From `frames`, shape (H, W) each, in the order in which the headers were arranged.
         stack: From `arrange`.
 
     Returns:
         uint8, shape (H, W) each.
-
-    Raises:
-        Rejected: Pixels cannot be decoded, or are not what the header says.
     """
-    stored = [frame for file in files for frame in frames(file)]
     ordered = [stored[n] for n in stack.order]
 
     @cache
