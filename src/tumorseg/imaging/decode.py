@@ -24,6 +24,7 @@ from tumorseg.imaging.study import (
     Rejected,
     Study,
     check_size,
+    damage_rejected,
     has_many_scans,
     silence_readers,
 )
@@ -88,18 +89,13 @@ def _picture(data: bytes, reader: type[ImageFile]) -> Study:
             f"The JPEG has more than {MAX_SCANS} scans: save it again as PNG or as an ordinary "
             "JPEG.",
         )
-    try:
-        with reader(BytesIO(data)) as image:
-            check_size(*image.size)
-            image.load()
-            return Study("picture", [to_grey(image)], colour=coloured_share(image))
-    except Rejected:
-        raise
-    except Exception:
-        # Damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, …
-        raise Rejected(
-            400, "The picture is damaged or cut short: export it again and resend it."
-        ) from None
+    with (
+        damage_rejected("The picture is damaged or cut short: export it again and resend it."),
+        reader(BytesIO(data)) as image,
+    ):
+        check_size(*image.size)
+        image.load()
+        return Study("picture", [to_grey(image)], colour=coloured_share(image))
 
 
 def _volume(data: bytes) -> Study:
@@ -114,19 +110,12 @@ def _volume(data: bytes) -> Study:
     from tumorseg.imaging.series import dicom_study
 
     silence_readers()
-    try:
+    with damage_rejected("The volume is damaged or cut short: export it again and resend it."):
         if is_dicom:
             return dicom_study([data])
         if data.startswith(_ZIPS):
             return dicom_study(_unzip(data))
         return nifti_study(_gunzip(data) if data.startswith(_GZIP) else BytesIO(data))
-    except Rejected:
-        raise
-    except Exception:
-        # The readers' errors have nothing in common, and their messages quote the file.
-        raise Rejected(
-            400, "The volume is damaged or cut short: export it again and resend it."
-        ) from None
 
 
 def _is_nifti(data: bytes) -> bool:
@@ -147,42 +136,38 @@ def _unzip(data: bytes) -> Iterator[bytes]:
     if data.count(b"PK\x01\x02") > _MEMBERS:
         raise Rejected(413, f"The zip holds more than {_MEMBERS} files: send one series a zip.")
     left = MAX_UNPACKED
-    try:
-        with ZipFile(BytesIO(data)) as archive:
-            for member in archive.infolist():
-                if member.flag_bits & 1:
-                    raise Rejected(400, "The zip is locked with a password: send it without one.")
-                # Bzip2's and LZMA's memory is chosen by the file.
-                if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-                    raise Rejected(415, "The zip uses a rare compression: zip it with Deflate.")
-                with archive.open(member) as file:
-                    content = file.read(left + 1)
-                left -= len(content)
-                if left < 0:
-                    raise _too_large()
-                if content.startswith(_ZIPS):
-                    raise Rejected(415, "The zip holds another zip: unpack that one first.")
-                yield content
-    except Rejected:
-        raise
-    except Exception:  # zipfile and zlib share no exception
-        raise Rejected(400, "The zip is damaged or cut short: zip the series again.") from None
+    with (
+        damage_rejected("The zip is damaged or cut short: zip the series again."),
+        ZipFile(BytesIO(data)) as archive,
+    ):
+        for member in archive.infolist():
+            if member.flag_bits & 1:
+                raise Rejected(400, "The zip is locked with a password: send it without one.")
+            # Bzip2's and LZMA's memory is chosen by the file.
+            if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise Rejected(415, "The zip uses a rare compression: zip it with Deflate.")
+            with archive.open(member) as file:
+                content = file.read(left + 1)
+            left -= len(content)
+            if left < 0:
+                raise _too_large()
+            if content.startswith(_ZIPS):
+                raise Rejected(415, "The zip holds another zip: unpack that one first.")
+            yield content
 
 
 def _gunzip(data: bytes) -> BytesIO:
     """Unpacks a gzip file of a NIfTI volume, whose first MiB shows whether it is one."""
     unpacked = BytesIO()
-    try:
-        with gzip.open(BytesIO(data)) as file:
-            while chunk := file.read(_CHUNK):
-                if not unpacked.tell() and not _is_nifti(chunk):
-                    raise Rejected(*WRONG_KIND)
-                if unpacked.tell() + len(chunk) > MAX_UNPACKED:
-                    raise _too_large()
-                unpacked.write(chunk)
-    except Rejected:
-        raise
-    except Exception:  # gzip and zlib share no exception
-        raise Rejected(400, "The gzip file is damaged or cut short: export it again.") from None
+    with (
+        damage_rejected("The gzip file is damaged or cut short: export it again."),
+        gzip.open(BytesIO(data)) as file,
+    ):
+        while chunk := file.read(_CHUNK):
+            if not unpacked.tell() and not _is_nifti(chunk):
+                raise Rejected(*WRONG_KIND)
+            if unpacked.tell() + len(chunk) > MAX_UNPACKED:
+                raise _too_large()
+            unpacked.write(chunk)
     unpacked.seek(0)
     return unpacked

@@ -5,8 +5,7 @@ frame says that the slice was looked at, and the stack is the source's own from 
 """
 
 import gzip
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, Protocol
@@ -34,9 +33,21 @@ from pydicom.valuerep import DA, TM
 from tumorseg.imaging.display import from_planes
 from tumorseg.imaging.nifti import cut_across
 from tumorseg.imaging.preprocess import Mask
-from tumorseg.imaging.study import Rejected, Study, is_distance, silence_readers
+from tumorseg.imaging.study import (
+    Rejected,
+    Study,
+    damage_rejected,
+    is_distance,
+    silence_readers,
+)
 
 USE = "Research use only"
+# pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
+# reasons, which it puts in terms of its own arguments.
+_BROKEN = (
+    "The DICOM headers break the standard, so that no segmentation can refer to them: export the "
+    "original series."
+)
 # Type 2 in the standard: empty where the source does not know them.
 _PATIENT_AND_STUDY = [
     "PatientID",
@@ -54,23 +65,19 @@ _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 class NamedModel(Protocol):
-    """What a segmentation says about the model that made it."""
+    """What a segmentation says about the model that made it.
 
-    @property
-    def name(self) -> str:
-        """Of the registered model."""
+    Attributes:
+        name: Of the registered model.
+        version: In the registry.
+        architecture: Of the network.
+        digest: SHA-256 of the model's file, hexadecimal.
+    """
 
-    @property
-    def version(self) -> str:
-        """In the registry."""
-
-    @property
-    def architecture(self) -> str:
-        """Of the network."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the model's file, hexadecimal."""
+    name: str
+    version: str
+    architecture: str
+    digest: str
 
 
 def check(study: Study, output: str, model: NamedModel) -> None:
@@ -88,7 +95,7 @@ def check(study: Study, output: str, model: NamedModel) -> None:
         if study.kind == "dicom":
             _affine(study.source)
         return
-    with _refusing_damage():
+    with damage_rejected(_BROKEN):
         _check(study.source)
     if study.source.frames is None:  # what is left to refuse, a slice alone tells
         source = replace(study.source, datasets=study.source.datasets[:1])
@@ -165,34 +172,15 @@ def seg_file(study: Study, masks: list[Mask], model: NamedModel) -> bytes:
         Rejected: 400 if the source does not say where its slices lie, or lacks what a
             segmentation must refer to.
     """
+    silence_readers()
     source = study.source
     planes = np.stack(masks).astype(np.uint8)
     if source.frames is not None:
         planes = planes[np.argsort(source.frames)]
-    with _refusing_damage():
+    with damage_rejected(_BROKEN):
         _check(source)
         first = _completed(source.datasets[0], study.thickness)
         return _segmentation([first, *source.datasets[1:]], planes, model)
-
-
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    """Raises Rejected for whatever pydicom and highdicom raise.
-
-    pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
-    reasons, which it puts in terms of its own arguments.
-    """
-    silence_readers()
-    try:
-        yield
-    except Rejected:
-        raise
-    except Exception:
-        raise Rejected(
-            400,
-            "The DICOM headers break the standard, so that no segmentation can refer to them: "
-            "export the original series.",
-        ) from None
 
 
 def _check(source: Any) -> None:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -87,15 +86,14 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     """
     reader = HeaderReader()
     images: list[DicomFile] = []
-    digests: dict[str, bytes] = {}
     refusal = Refusal(415, "The zip holds no DICOM image: zip the files of one series.")
-    for data in files:
+    for data in dict.fromkeys(files):
         if data[128:132] != b"DICM":
             continue
         file = reader.read(data)
         if (why := unusable(file.header, file.pixels is not None)) is not None:
             refusal = why
-        elif _is_new(file, digests):
+        else:
             images.append(file)
     if not images:
         raise Rejected(*refusal)
@@ -103,6 +101,13 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
         raise Rejected(400, f"The zip holds {len(series)} series: send them one by one.")
+    uids = [uid for header in headers if (uid := header.get("SOPInstanceUID"))]
+    if len(set(uids)) < len(uids):
+        raise Rejected(
+            400,
+            "Several slices share one identifier (SOPInstanceUID): export the series again, with "
+            "an identifier for each.",
+        )
     count = sum(map(frames_in, headers))
     check_count(count, int(headers[0].Rows), int(headers[0].Columns))
     stack = arrange(headers)
@@ -117,30 +122,6 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     modality = _modality(headers[0])
     greys = grey_slices([frame for file in images for frame in frames(file)], stack)
     return Study("dicom", greys, stack.spacing, stack.thickness, source=source, modality=modality)
-
-
-def _is_new(file: DicomFile, digests: dict[str, bytes]) -> bool:
-    """Whether an image has not come before; what has no identifier has not.
-
-    Args:
-        file: The image.
-        digests: Of the files before, by identifier; this one's is added.
-
-    Raises:
-        Rejected: Another image has the same identifier, so that one of them would be lost.
-    """
-    uid = str(file.header.get("SOPInstanceUID") or "")
-    if not uid:
-        return True
-    digest = sha256(file.data).digest()
-    known = uid in digests
-    if digests.setdefault(uid, digest) != digest:
-        raise Rejected(
-            400,
-            "Several slices share one identifier (SOPInstanceUID): export the series again, with "
-            "an identifier for each.",
-        )
-    return not known
 
 
 def arrange(headers: Sequence[Dataset]) -> Stack:

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +84,21 @@ class Study:
     colour: float = 0.0
     source: Any = None
     modality: str | None = None
+
+
+@contextmanager
+def damage_rejected(sentence: str) -> Iterator[None]:
+    """Turns whatever a library raises over a damaged file into Rejected, with status 400.
+
+    Decoders' errors have nothing in common (OSError, SyntaxError, struct.error, zlib.error, …), and
+    their messages may quote the file.
+    """
+    try:
+        yield
+    except Rejected:
+        raise
+    except Exception:
+        raise Rejected(400, sentence) from None
 
 
 def check_size(width: int, height: int) -> None:
