@@ -38,41 +38,30 @@ _GROUPS = {
 
 
 @dataclass(frozen=True)
-class DicomSource:
-    """What a segmentation refers to.
-
-    Attributes:
-        datasets: Headers without pixels: one a slice in the order of `Study.slices`, or the one
-            of a multi-frame file.
-        frames: Of a multi-frame file, the frame (from 0) of each slice; else None.
-        located: Whether the place, orientation and spacing of every slice are known.
-        affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
-            superior, shape (4, 4); None where the slices are not known to lie evenly.
-    """
-
-    datasets: list[Dataset]
-    frames: list[int] | None
-    located: bool
-    affine: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
 class Stack:
     """The frames of a series, arranged along it.
 
     Attributes:
         order: Of each slice, its number among all frames of the files as they came.
+        datasets: Headers without pixels: one a slice in this order, or the one of a multi-frame
+            file.
+        frames: Of a multi-frame file, the same as `order`; else None.
         headers: Of each slice, flat even where the file has functional groups.
-        places: Along the stack, in mm, sorted; empty where none is known.
         spacing: Distance of rows and of columns, in mm; None where it is not known.
         thickness: Distance of neighbouring slices, in mm; None where it is not known or not even.
+        located: Whether the place, orientation and spacing of every slice are known.
+        affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
+            superior, shape (4, 4); None where the slices are not known to lie evenly.
     """
 
     order: list[int]
+    datasets: list[Dataset]
+    frames: list[int] | None
     headers: list[Dataset]
-    places: list[float]
     spacing: tuple[float, float] | None
     thickness: float | None
+    located: bool
+    affine: NDArray[np.float64] | None
 
 
 def dicom_study(files: Iterable[bytes]) -> Study:
@@ -111,17 +100,15 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     count = sum(map(frames_in, headers))
     check_count(count, int(headers[0].Rows), int(headers[0].Columns))
     stack = arrange(headers)
-    multiple = len(headers) == 1 and count > 1
-    located = bool(stack.places) and stack.spacing is not None
-    source = DicomSource(
-        headers if len(headers) == 1 else [headers[n] for n in stack.order],
-        stack.order if multiple else None,
-        located,
-        _affine(stack.headers, stack.thickness) if located and stack.thickness else None,
-    )
-    modality = _modality(headers[0])
     greys = grey_slices([frame for file in images for frame in frames(file)], stack)
-    return Study("dicom", greys, stack.spacing, stack.thickness, source=source, modality=modality)
+    return Study(
+        "dicom",
+        greys,
+        stack.spacing,
+        stack.thickness,
+        source=stack,
+        modality=_modality(headers[0]),
+    )
 
 
 def arrange(headers: Sequence[Dataset]) -> Stack:
@@ -147,7 +134,18 @@ def arrange(headers: Sequence[Dataset]) -> Stack:
     keys = places or [_instance(header) for header in flat]
     order = sorted(range(len(flat)), key=lambda n: keys[n])
     flat = [flat[n] for n in order]
-    return Stack(order, flat, sorted(places), _spacing(flat), _distance(places, flat))
+    spacing, thickness = _spacing(flat), _distance(places, flat)
+    located = bool(places) and spacing is not None
+    return Stack(
+        order=order,
+        datasets=[headers[n] for n in order] if len(headers) > 1 else list(headers),
+        frames=order if max(counts) > 1 else None,
+        headers=flat,
+        spacing=spacing,
+        thickness=thickness,
+        located=located,
+        affine=_affine(flat, thickness) if located and thickness is not None else None,
+    )
 
 
 def grey_slices(stored: Sequence[NDArray[Any]], stack: Stack) -> list[Grey]:
@@ -280,7 +278,7 @@ def _distance(places: list[float], headers: list[Any]) -> float | None:
 
 
 def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
-    """`DicomSource.affine` of slices that all have their place; DICOM counts towards left."""
+    """`Stack.affine` of slices that all have their place; DICOM counts towards left."""
     cosines = np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)
     down, across = map(float, headers[0].PixelSpacing)
     places = np.array([header.ImagePositionPatient for header in headers], float)

@@ -72,7 +72,7 @@ class Study:
         thickness: Distance of neighbouring slices, in mm; None where it is not known or not the
             same throughout.
         colour: Share of a picture's pixels that are coloured, in [0, 1]; 0 elsewhere.
-        source: What a volume's answer needs to lie on the same grid: a `DicomSource`, or the
+        source: What a volume's answer needs to lie on the same grid: a `Stack`, or the
             nibabel image without its values; None for a picture.
         modality: The kind of scanner in DICOM's terms, such as MR; None where it is not known.
     """
