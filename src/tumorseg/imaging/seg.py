@@ -33,6 +33,7 @@ from pydicom.valuerep import DA, TM
 from tumorseg.imaging.display import from_planes
 from tumorseg.imaging.nifti import cut_across
 from tumorseg.imaging.preprocess import Mask
+from tumorseg.imaging.series import Stack
 from tumorseg.imaging.study import (
     Rejected,
     Study,
@@ -128,15 +129,14 @@ def nifti_file(study: Study, masks: list[Mask]) -> bytes:
     return gzip.compress(answer.to_bytes(), compresslevel=4, mtime=0)
 
 
-def _affine(source: Any) -> NDArray[np.float64]:
-    affine: NDArray[np.float64] | None = source.affine
-    if affine is None:
+def _affine(source: Stack) -> NDArray[np.float64]:
+    if source.affine is None:
         raise Rejected(
             400,
             "The DICOM slices are not known to lie evenly (position, orientation, spacing and "
             "thickness), which NIfTI needs: export the original series, or ask for `seg`.",
         )
-    return affine
+    return source.affine
 
 
 def _from_dicom(study: Study, planes: NDArray[np.uint8]) -> Any:
@@ -183,7 +183,7 @@ def seg_file(study: Study, masks: list[Mask], model: NamedModel) -> bytes:
         return _segmentation([first, *source.datasets[1:]], planes, model)
 
 
-def _check(source: Any) -> None:
+def _check(source: Stack) -> None:
     headers = source.datasets
     if not source.located or any("FrameOfReferenceUID" not in header for header in headers):
         raise Rejected(
