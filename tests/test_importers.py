@@ -224,6 +224,16 @@ def test_dicom_pixels_are_windowed_inverted_and_nameless(imported) -> None:
     assert list(summary.skipped.values()) == ["is in a series that no segmentation refers to"]
 
 
+def test_a_series_that_is_no_stack_is_skipped_with_the_reason(tmp_path) -> None:
+    samples.dicom_series(tmp_path)
+    path = tmp_path / "P1" / "series" / "2"
+    dataset = pydicom.dcmread(path)
+    del dataset.ImagePositionPatient
+    dataset.save_as(path)
+    source = dicom.read(tmp_path, Options())
+    assert len(source.records) == 10 and "lack their position" in source.skipped[path]
+
+
 def test_a_missing_mask_is_named_and_skipped(tmp_path) -> None:
     samples.lgg_pairs(tmp_path)
     missing = next(tmp_path.rglob("*_2_mask.tif"))
