@@ -10,13 +10,15 @@ from PIL import Image
 
 from tests import samples
 from tests.conftest import REPOSITORY
+from tests.made_volumes import zipped
 from tests.test_dataset import contents
-from tumorseg import cli_data
+from tumorseg import cli
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.manifest import build_manifest
-from tumorseg.importers import Options, detect, dicom, dicom_image, import_folder, nifti, plan
+from tumorseg.imaging.decode import decode
+from tumorseg.importers import Options, detect, dicom, import_folder, nifti, plan
 from tumorseg.importers import use as module
 from tumorseg.importers.use import use
 
@@ -97,9 +99,9 @@ def test_the_plan_decodes_no_image(imported, monkeypatch) -> None:
     def never(*arguments, **keywords):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(nifti, "_greys", never)
-    monkeypatch.setattr(dicom_image, "_values", never)
-    monkeypatch.setattr(dicom, "open_pixels", never)
+    monkeypatch.setattr(nifti, "grey_slices", never)
+    monkeypatch.setattr(dicom, "frames", never)
+    monkeypatch.setattr(dicom.highdicom.seg, "segread", never)
     monkeypatch.setattr("tumorseg.importers.mask_folder.to_grey", never)
     for title in ("NIfTI pairs, axial", "DICOM SEG", "LGG-like tif pairs"):
         sample = imported(title)[0]
@@ -152,6 +154,33 @@ def test_volumes_are_shown_as_radiologists_see_them(axis: str, tmp_path) -> None
     assert np.abs(pixels - expected).max() <= 0.51
 
 
+def test_the_service_reads_the_same_slices(imported, tmp_path) -> None:
+    """Also of volumes with thick slices, where nobody names an axis."""
+    sample, written, _ = imported("DICOM SEG")
+    for number in range(3):
+        files = (sample.folder / f"P{number}" / "series").iterdir()
+        group = hashlib.sha256(f"ID{number}".encode()).hexdigest()[:12]
+        study = decode(zipped([path.read_bytes() for path in files]))
+        for place, grey in enumerate(study.slices):
+            name = f"patient-{group}_series-{number + 1}_{place:04d}.png"
+            image, pixels = entry(written, name)
+            assert np.array_equal(pixels, grey)
+            assert tuple(image["spacing_mm"]) == study.spacing
+    folder = tmp_path / "thick"
+    for case in range(3):
+        intensities, labels = samples.head(case, (9, 22, 26))
+        for ending, volume in (("", intensities), ("_seg", labels)):
+            path = folder / f"case{case}{ending}.nii.gz"
+            samples.save_nifti(path, volume, "PIR", spacing=(5.0, 0.9, 1.1))
+    import_folder(folder, tmp_path / "data")
+    study = decode((folder / "case1.nii.gz").read_bytes())
+    assert len(study.slices) == 9
+    for place, grey in enumerate(study.slices):
+        image, pixels = entry(tmp_path / "data", f"case1_sagittal_{place:04d}.png")
+        assert np.array_equal(pixels, grey)
+        assert image["spacing_mm"] == pytest.approx(study.spacing, abs=1e-4)
+
+
 def test_slices_and_modality_are_chosen(imported, tmp_path) -> None:
     sample, written, _ = imported("nnU-Net, coronal")
     folder = sample.folder
@@ -195,6 +224,16 @@ def test_dicom_pixels_are_windowed_inverted_and_nameless(imported) -> None:
         for secret in (b"Doe", b"ID0", b"ID1", b"ID2", b"P0"):
             assert secret not in data or path.suffix == ".png"
     assert list(summary.skipped.values()) == ["is in a series that no segmentation refers to"]
+
+
+def test_a_series_that_is_no_stack_is_skipped_with_the_reason(tmp_path) -> None:
+    samples.dicom_series(tmp_path)
+    path = tmp_path / "P1" / "series" / "2"
+    dataset = pydicom.dcmread(path)
+    del dataset.ImagePositionPatient
+    dataset.save_as(path)
+    source = dicom.read(tmp_path, Options())
+    assert len(source.records) == 10 and "lack their position" in source.skipped[path]
 
 
 def test_a_missing_mask_is_named_and_skipped(tmp_path) -> None:
@@ -274,7 +313,7 @@ def test_use_imports_under_data(imported, tmp_path, monkeypatch) -> None:
 def test_a_dry_run_says_what_would_happen(imported, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     sample, _, summary = imported("BraTS, sagittal")
-    cli_data.use(sample.folder, dry_run=True, axis="sagittal")
+    cli.data_use(sample.folder, dry_run=True, axis="sagittal")
     assert capsys.readouterr().out.strip() == str(summary)
     assert "slices      train 26, valid 26, test 26" in str(summary)
     assert list(tmp_path.iterdir()) == []

@@ -170,13 +170,6 @@ def test_frames_of_one_file_lie_as_the_files_of_a_series():
     assert nifti_file(frames, found) == nifti_file(single, found)
 
 
-def test_an_axial_series_as_nifti_looks_as_nibabel_expects():
-    """Columns go left, rows posterior and slices up; so nibabel calls it LPS."""
-    source = decode(series_zip(dicom_series(3))).source
-    assert nibabel.aff2axcodes(source.affine) == ("L", "P", "S")
-    assert np.array_equal(np.abs(np.diag(source.affine)), [0.7, 0.5, 4, 1])
-
-
 @pytest.mark.parametrize(
     ("output", "status"), [("nifti", 200), ("", 200), ("seg", 400), ("dicom", 400)]
 )
@@ -240,11 +233,6 @@ def test_a_header_that_cannot_be_parsed_is_refused_with_a_sentence(client):
     answer = send(client, damaged)
     assert answer.status_code == 400
     assert "break the standard" in answer.json()["error"]
-
-
-def test_an_uneven_stack_has_a_segmentation(client):
-    answer = send(client, series_zip(uneven()))
-    assert pydicom.dcmread(io.BytesIO(answer.content)).NumberOfFrames == 5
 
 
 def test_another_modality_is_warned_about(client):

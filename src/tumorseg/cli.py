@@ -230,8 +230,12 @@ def data_use(
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     axis: Annotated[
-        str, typer.Option(help="Slices of volumes: axial, coronal or sagittal.")
-    ] = "axial",
+        str,
+        typer.Option(
+            help="Slices of volumes: axial, coronal, sagittal, or auto (axial unless another "
+            "axis is by far the coarsest, as the service cuts them)."
+        ),
+    ] = "auto",
     slices: Annotated[
         str, typer.Option(help="Slices of volumes: all, tumour (labelled ones) or every:N.")
     ] = "all",

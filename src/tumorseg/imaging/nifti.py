@@ -1,4 +1,4 @@
-"""A NIfTI file's slices, and masks back on its own grid."""
+"""NIfTI files: the checked image, its geometry, and its slices as they are displayed."""
 
 import math
 from io import BytesIO
@@ -11,9 +11,9 @@ from nibabel.nifti1 import Nifti1Extensions
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
-from tumorseg.imaging.decode import Rejected, Study, check_count, is_distance
-from tumorseg.imaging.intensity import limits, to_uint8
-from tumorseg.imaging.reslice import AXES, planes
+from tumorseg.imaging.display import AXES, limits, planes, to_uint8
+from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Rejected, Study, check_count, is_distance
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Free text, where scanners and converters put names of patients and of files.
@@ -33,19 +33,36 @@ def nifti_study(file: BytesIO) -> Study:
     version2 = file.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
     file.seek(0)
     image = (nibabel.Nifti2Image if version2 else nibabel.Nifti1Image).from_stream(file)
-    _check(image, size)
-    canonical = nibabel.as_closest_canonical(image)
-    values = np.asanyarray(canonical.dataobj).reshape(canonical.shape[:3])
-    if not np.isfinite(values).any():
-        raise Rejected(400, "The NIfTI volume holds no finite value: export it again.")
+    check_image(image)
+    if math.prod(image.shape) * image.get_data_dtype().itemsize > size:
+        raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
     axis = cut_across(image.affine)
-    slices = planes(values, axis)
-    sizes = _millimetres(canonical)
-    thickness = float(sizes[AXES.index(axis)])
-    column, row = (float(s) for name, s in zip(AXES, sizes, strict=True) if name != axis)
-    low, high = limits(slices)
-    greys = [np.ascontiguousarray(to_uint8(plane, low, high)) for plane in slices]
-    return Study("nifti", greys, (row, column), thickness, source=_grid(image))
+    # As broadcast, nothing is decoded yet.
+    check_count(*planes(np.broadcast_to(False, _canonical_shape(image)), axis).shape)
+    spacing, thickness = distances(image, axis)
+    return Study("nifti", grey_slices(image, axis), spacing, thickness, source=_grid(image))
+
+
+def check_image(image: Any) -> None:
+    """Raises Rejected if a nibabel image, by its header, is not one grey volume in some place."""
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        raise Rejected(
+            400, f"The NIfTI file has {len(shape)} axes, not three: send one volume of it."
+        )
+    if image.get_data_dtype().kind not in "biuf":
+        raise Rejected(415, "The NIfTI volume is in colour or complex: send one grey volume.")
+    if min(shape) < 1:
+        raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
+    with np.errstate(all="ignore"):
+        if (
+            not np.isfinite(image.affine).all()
+            or np.isnan(io_orientation(image.affine)).any()
+            or not all(map(is_distance, _millimetres(image)))
+        ):
+            raise Rejected(
+                400, "The NIfTI file does not say where its voxels lie: repair its affine."
+            )
 
 
 def cut_across(affine: NDArray[Any]) -> str:
@@ -62,43 +79,49 @@ def cut_across(affine: NDArray[Any]) -> str:
     return AXES[coarsest] if sizes[coarsest] >= 2 * np.sort(sizes)[1] else "axial"
 
 
+def distances(image: Any, axis: str) -> tuple[tuple[float, float], float]:
+    """The distances of rows and of columns, and of slices cut across an axis, in mm."""
+    sizes = dict(zip(AXES, map(float, _millimetres(image)[_stored(image.affine)]), strict=True))
+    thickness = sizes.pop(axis)
+    column, row = sizes.values()
+    return (row, column), thickness
+
+
+def value_slices(image: Any, axis: str) -> NDArray[Any]:
+    """The values of a checked image, shape (slices, H, W), each slice as it is displayed."""
+    canonical = nibabel.as_closest_canonical(image)
+    return planes(np.asanyarray(canonical.dataobj).reshape(canonical.shape[:3]), axis)
+
+
+def grey_slices(image: Any, axis: str) -> list[Grey]:
+    """The same in 8 bits, shape (H, W) each, on one scale throughout the volume.
+
+    Raises:
+        Rejected: No value is finite.
+    """
+    slices = value_slices(image, axis)
+    if not np.isfinite(slices).any():
+        raise Rejected(400, "The NIfTI volume holds no finite value: export it again.")
+    low, high = limits(slices)
+    return [np.ascontiguousarray(to_uint8(plane, low, high)) for plane in slices]
+
+
 def _stored(affine: NDArray[Any]) -> NDArray[np.intp]:
     """Which of the stored axes runs along each of `AXES`."""
     return np.argsort(io_orientation(affine)[:, 0])
 
 
+def _canonical_shape(image: Any) -> list[int]:
+    return [image.shape[axis] for axis in _stored(image.affine)]
+
+
 def _millimetres(image: Any) -> NDArray[np.float64]:
-    """The distance of voxels along each axis."""
+    """The distance of voxels along each stored axis."""
     return voxel_sizes(image.affine) * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
 
 
-def _check(image: Any, size: int) -> None:
-    shape, dtype = image.shape, image.header.get_data_dtype()
-    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
-        raise Rejected(
-            400, f"The NIfTI file has {len(shape)} axes, not three: send one volume of it."
-        )
-    if dtype.kind not in "biuf":
-        raise Rejected(415, "The NIfTI volume is in colour or complex: send one grey volume.")
-    if min(shape) < 1 or math.prod(shape) * dtype.itemsize > size:
-        raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
-    affine = image.affine
-    with np.errstate(all="ignore"):
-        if (
-            not np.isfinite(affine).all()
-            or np.isnan(io_orientation(affine)).any()
-            or not all(map(is_distance, _millimetres(image)))
-        ):
-            raise Rejected(
-                400, "The NIfTI file does not say where its voxels lie: repair its affine."
-            )
-    nothing = np.broadcast_to(False, [shape[axis] for axis in _stored(affine)])
-    depth, height, width = planes(nothing, cut_across(affine)).shape
-    check_count(depth, width, height)
-
-
 def _grid(image: Any) -> Any:
-    """The image without its values and its texts; what remains tells the grid."""
+    """The image without its values and its texts: what remains is the grid."""
     header = image.header.copy()
     for text in _TEXTS & set(header.keys()):
         header[text] = b""

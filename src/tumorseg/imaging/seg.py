@@ -5,11 +5,10 @@ frame says that the slice was looked at, and the stack is the source's own from 
 """
 
 import gzip
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 
 import highdicom
 import numpy as np
@@ -31,14 +30,25 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
-from tumorseg.imaging.decode import Rejected, Study, is_distance
+from tumorseg.imaging.display import from_planes
 from tumorseg.imaging.nifti import cut_across
 from tumorseg.imaging.preprocess import Mask
-from tumorseg.imaging.reslice import from_planes
-from tumorseg.imaging.volumes import hush
-from tumorseg.inference.predictor import ModelInfo
+from tumorseg.imaging.series import Stack
+from tumorseg.imaging.study import (
+    Rejected,
+    Study,
+    damage_rejected,
+    is_distance,
+    silence_readers,
+)
 
 USE = "Research use only"
+# pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
+# reasons, which it puts in terms of its own arguments.
+_BROKEN = (
+    "The DICOM headers break the standard, so that no segmentation can refer to them: export the "
+    "original series."
+)
 # Type 2 in the standard: empty where the source does not know them.
 _PATIENT_AND_STUDY = [
     "PatientID",
@@ -55,13 +65,29 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassU
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
-def check(study: Study, output: str, info: ModelInfo) -> None:
+class NamedModel(Protocol):
+    """What a segmentation says about the model that made it.
+
+    Attributes:
+        name: Of the registered model.
+        version: In the registry.
+        architecture: Of the network.
+        digest: SHA-256 of the model's file, hexadecimal.
+    """
+
+    name: str
+    version: str
+    architecture: str
+    digest: str
+
+
+def check(study: Study, output: str, model: NamedModel) -> None:
     """Refuses a volume, before masks are computed, of which no answer could be written.
 
     Args:
         study: Of kind `nifti` or `dicom`.
         output: `seg` or `nifti`.
-        info: The model that will be named.
+        model: The model that will be named.
 
     Raises:
         Rejected: As `nifti_file` or `seg_file` would.
@@ -70,12 +96,12 @@ def check(study: Study, output: str, info: ModelInfo) -> None:
         if study.kind == "dicom":
             _affine(study.source)
         return
-    with _refusing_damage():
+    with damage_rejected(_BROKEN):
         _check(study.source)
     if study.source.frames is None:  # what is left to refuse, a slice alone tells
         source = replace(study.source, datasets=study.source.datasets[:1])
         study = replace(study, slices=study.slices[:1], source=source)
-    seg_file(study, [np.zeros(grey.shape, bool) for grey in study.slices], info)
+    seg_file(study, [np.zeros(grey.shape, bool) for grey in study.slices], model)
 
 
 def nifti_file(study: Study, masks: list[Mask]) -> bytes:
@@ -103,15 +129,14 @@ def nifti_file(study: Study, masks: list[Mask]) -> bytes:
     return gzip.compress(answer.to_bytes(), compresslevel=4, mtime=0)
 
 
-def _affine(source: Any) -> NDArray[np.float64]:
-    affine: NDArray[np.float64] | None = source.affine
-    if affine is None:
+def _affine(source: Stack) -> NDArray[np.float64]:
+    if source.affine is None:
         raise Rejected(
             400,
             "The DICOM slices are not known to lie evenly (position, orientation, spacing and "
             "thickness), which NIfTI needs: export the original series, or ask for `seg`.",
         )
-    return affine
+    return source.affine
 
 
 def _from_dicom(study: Study, planes: NDArray[np.uint8]) -> Any:
@@ -132,13 +157,13 @@ def _as_sent(study: Study, planes: NDArray[np.uint8]) -> Any:
     return type(image)(voxels, image.affine, header)
 
 
-def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
+def seg_file(study: Study, masks: list[Mask], model: NamedModel) -> bytes:
     """Writes masks as a binary DICOM segmentation that refers to the source.
 
     Args:
         study: Of kind `dicom`.
         masks: bool, shape (H, W), one a slice of the study.
-        info: The model that found them.
+        model: The model that found them.
 
     Returns:
         A DICOM file.
@@ -147,37 +172,18 @@ def seg_file(study: Study, masks: list[Mask], info: ModelInfo) -> bytes:
         Rejected: 400 if the source does not say where its slices lie, or lacks what a
             segmentation must refer to.
     """
+    silence_readers()
     source = study.source
     planes = np.stack(masks).astype(np.uint8)
     if source.frames is not None:
         planes = planes[np.argsort(source.frames)]
-    with _refusing_damage():
+    with damage_rejected(_BROKEN):
         _check(source)
         first = _completed(source.datasets[0], study.thickness)
-        return _segmentation([first, *source.datasets[1:]], planes, info)
+        return _segmentation([first, *source.datasets[1:]], planes, model)
 
 
-@contextmanager
-def _refusing_damage() -> Iterator[None]:
-    """Raises Rejected for whatever pydicom and highdicom raise.
-
-    pydicom finds damage only when it is asked for a value, and highdicom refuses a source for many
-    reasons, which it puts in terms of its own arguments.
-    """
-    hush()
-    try:
-        yield
-    except Rejected:
-        raise
-    except Exception:
-        raise Rejected(
-            400,
-            "The DICOM headers break the standard, so that no segmentation can refer to them: "
-            "export the original series.",
-        ) from None
-
-
-def _check(source: Any) -> None:
+def _check(source: Stack) -> None:
     headers = source.datasets
     if not source.located or any("FrameOfReferenceUID" not in header for header in headers):
         raise Rejected(
@@ -241,14 +247,14 @@ def _decode(header: Any) -> None:
     header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")
 
 
-def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo) -> bytes:
-    version = f"{info.version} ({info.architecture})"
+def _segmentation(headers: list[Any], planes: NDArray[np.uint8], model: NamedModel) -> bytes:
+    version = f"{model.version} ({model.architecture})"
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=info.name,
+        name=model.name,
         family=codes.DCM.ArtificialIntelligence,
         version=version,
         source="tumorseg",
-        parameters={"SHA-256 of the model": info.digest, "use": USE.lower()},
+        parameters={"SHA-256 of the model": model.digest, "use": USE.lower()},
     )
     tumour = SegmentDescription(
         segment_number=1,
@@ -269,9 +275,9 @@ def _segmentation(headers: list[Any], planes: NDArray[np.uint8], info: ModelInfo
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="tumorseg",
-        manufacturer_model_name=info.name,
+        manufacturer_model_name=model.name,
         software_versions=version,
-        device_serial_number=info.digest[:16],
+        device_serial_number=model.digest[:16],
         content_label="TUMOUR",
         content_description=f"{USE}: brain tumour found by a model",
         series_description=f"{USE}: brain tumour",

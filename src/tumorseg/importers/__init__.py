@@ -11,25 +11,10 @@ from typing import Protocol
 
 from tumorseg.core.errors import InputError
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
-from tumorseg.importers.reading import refuse_links_out
-from tumorseg.importers.record import Copied, Drawn, Options, Record, Source
-from tumorseg.importers.sides import assign
-from tumorseg.importers.summary import Summary, summarise
-from tumorseg.importers.writer import copy, write
+from tumorseg.importers.reading import Options, Source, refuse_links_out
+from tumorseg.importers.writer import Summary, assign, copy, summarise, write
 
-__all__ = [
-    "IMPORTERS",
-    "Copied",
-    "Drawn",
-    "Importer",
-    "Options",
-    "Record",
-    "Source",
-    "Summary",
-    "detect",
-    "import_folder",
-    "plan",
-]
+__all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan"]
 
 
 class Importer(Protocol):

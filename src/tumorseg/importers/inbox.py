@@ -111,8 +111,7 @@ def unpack(batch: Path, folder: Path) -> Unpacked:
         InputError: The batch cannot be imported at all.
     """
     from tumorseg.importers import IMPORTERS, Options, detect
-    from tumorseg.importers.coco_folder import coco_files, place_of
-    from tumorseg.importers.coco_json import read_document
+    from tumorseg.importers.coco_folder import coco_files, place_of, read_document
     from tumorseg.importers.reading import refuse_links_out, visible_files
     from tumorseg.importers.writer import save
 

@@ -1,24 +1,57 @@
 """Images with a mask file each: NAME and NAME_mask side by side, or images/ and masks/."""
 
+import re
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from tumorseg.core.errors import InputError
+from tumorseg.data.coco import SPLITS
 from tumorseg.imaging.preprocess import Mask, to_grey
-from tumorseg.importers.mask_pairs import any_mask, pairs
-from tumorseg.importers.reading import Names, readable
-from tumorseg.importers.record import Drawn, Options, Record, Source
+from tumorseg.importers.reading import (
+    Drawn,
+    Names,
+    Options,
+    Record,
+    Source,
+    numbered_categories,
+    readable,
+    visible_files,
+)
 
 LOOKS_FOR = "NAME.tif with NAME_mask.tif (or png, jpg, bmp), or images/ and masks/ with equal names"
 TUMOUR = "tumour"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "valid"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image with its mask.
+
+    Attributes:
+        image: Its file.
+        mask: Its file.
+        stem: A name for the slice, without a suffix.
+        group: The patient; None if unknown.
+        number: Position within the group; None if unknown.
+        split: train, valid or test where a folder of that name holds the image.
+    """
+
+    image: Path
+    mask: Path
+    stem: str
+    group: str | None
+    number: int | None
+    split: str | None
 
 
 def fits(folder: Path) -> bool:
     """Whether there are image files called NAME_mask, or folders images/ and masks/."""
-    return any_mask(folder)
+    return bool(_parallel(folder)) or any(_is_mask(path) for path in _pictures(folder))
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -27,7 +60,7 @@ def read(folder: Path, options: Options) -> Source:
     Raises:
         InputError: More than half of the images have no mask, or a mask has another size.
     """
-    found, skipped = pairs(folder)
+    found, skipped = _pairs(folder)
     new_name = Names()
     records = []
     for pair in found:
@@ -52,8 +85,7 @@ def read(folder: Path, options: Options) -> Source:
     doubts = []
     if repeated := len(found) - len({pair.stem for pair in found}):
         doubts.append(f"{repeated} names occur more than once: does the folder hold a set twice?")
-    categories = [{"id": 1, "name": TUMOUR, "supercategory": "none"}]
-    return Source(records, categories, skipped, doubts)
+    return Source(records, numbered_categories([TUMOUR]), skipped, doubts)
 
 
 def _check_sizes(image: Path, mask: Path) -> None:
@@ -91,3 +123,89 @@ def _present(mask: Path) -> list[str]:
 def _load(image: Path, mask: Path) -> Drawn:
     with readable(image), Image.open(image) as picture:
         return Drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
+
+
+def _pairs(folder: Path) -> tuple[list[Pair], dict[Path, str]]:
+    """Pairs images with masks.
+
+    A patient is a folder where there are several, else what comes before a name's trailing `_NN`.
+    Folders of one name are one patient, since downloads may hold a set twice, unless all have it.
+
+    Returns:
+        The pairs, and path → why it is left out.
+
+    Raises:
+        InputError: More than half of the images have no mask.
+    """
+    found: list[tuple[Path, Path]] = []
+    lonely: list[Path] = []
+    unused: set[Path] = set()
+    for home in _parallel(folder) or [(folder, folder)]:
+        same = home[0] == home[1]
+        images = [path for path in _pictures(home[0]) if not (same and _is_mask(path))]
+        masks = [path for path in _pictures(home[1]) if not same or _is_mask(path)]
+        mask_of = {_key(path, home[1]): path for path in masks}
+        found += [(p, mask_of[key]) for p in images if (key := _key(p, home[0])) in mask_of]
+        lonely += [path for path in images if _key(path, home[0]) not in mask_of]
+        unused |= set(masks)
+    if len(lonely) > len(found):
+        raise InputError(
+            f"{folder}: {len(lonely)} of {len(lonely) + len(found)} images have no mask, such as "
+            f"{lonely[0]}; add NAME_mask files, or masks/ with the images' names"
+        )
+    unused -= {mask for _, mask in found}
+    skipped = {path: "has no mask" for path in lonely}
+    skipped |= {path: "is the mask of no image" for path in sorted(unused)}
+    places = [_without_split(folder, image) for image, _ in found]
+    homes = {place.parent for place in places}
+    several, differ = len(homes) > 1, len({home.name for home in homes}) > 1
+    groups = [_patient(place, several, differ) for place in places]
+    if len(set(groups)) == 1 and len(groups) > 1 and not several:
+        groups = [None] * len(groups)  # image_1, image_2, …: all one patient says nothing
+    result = []
+    for (image, mask), place, group in zip(found, places, groups, strict=True):
+        number = re.search(r"_(\d+)$", place.stem)
+        # Patients' folders often hold names that are unique only within them.
+        alone = not several or place.stem.startswith(place.parent.name)
+        parents = image.relative_to(folder).parts[:-1]
+        result.append(
+            Pair(
+                image=image,
+                mask=mask,
+                stem=place.stem if alone else f"{place.parent.as_posix()}_{place.stem}",
+                group=group,
+                number=int(number[1]) if number and group is not None else None,
+                split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
+            )
+        )
+    return result, skipped
+
+
+def _parallel(folder: Path) -> list[tuple[Path, Path]]:
+    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
+    homes = [(place / "images", place / "masks") for place in places]
+    return [home for home in homes if all(part.is_dir() for part in home)]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _is_mask(path: Path) -> bool:
+    return path.stem.endswith("_mask")
+
+
+def _key(path: Path, root: Path) -> PurePath:
+    return path.relative_to(root).with_name(path.stem.removesuffix("_mask"))
+
+
+def _without_split(folder: Path, path: Path) -> PurePath:
+    *parents, name = path.relative_to(folder).parts
+    return PurePath(*(p for p in parents if p not in {*SPLIT_FOLDERS, "images"}), name)
+
+
+def _patient(place: PurePath, several: bool, differ: bool) -> str | None:
+    if several and place.parent != PurePath():
+        return place.parent.name if differ else place.parent.as_posix()
+    numbered = re.fullmatch(r"(.+)_\d+", place.stem)
+    return numbered[1] if numbered else None

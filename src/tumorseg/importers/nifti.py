@@ -1,6 +1,9 @@
 """NIfTI volumes with label volumes, cut into slices as radiologists see them."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,44 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.intensity import limits, to_uint8
-from tumorseg.imaging.reslice import AXES, planes
-from tumorseg.importers.nifti_pairs import Subject, pairs, volumes
-from tumorseg.importers.reading import Names, readable
-from tumorseg.importers.record import Drawn, Options, Record, Source
+from tumorseg.imaging.nifti import check_image, cut_across, distances, grey_slices, value_slices
+from tumorseg.imaging.preprocess import Grey
+from tumorseg.importers.reading import (
+    Drawn,
+    Names,
+    Options,
+    Record,
+    Source,
+    numbered_categories,
+    readable,
+    visible_files,
+)
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
-Volumes = Callable[[Path], NDArray[Any]]
 TOLERANCE = 1e-2  # mm between the grids of a volume and its labels
+Slices = Callable[[Path, str], Any]  # a volume's slices, shape (H, W) each
+LABEL_ENDINGS = ("seg", "label", "mask")  # the first is preferred
+CONTRAST_ENHANCED = ("t1ce", "t1c", "t1gd")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A volume with its labels.
+
+    Attributes:
+        name: What the names of both files begin with.
+        patient: Several subjects, such as visits, may be of one.
+    """
+
+    name: str
+    patient: str
+    image: Path
+    labels: Path
 
 
 def fits(folder: Path) -> bool:
     """Whether there is a NIfTI file."""
-    return bool(volumes(folder))
+    return bool(_volumes(folder))
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -34,20 +61,20 @@ def read(folder: Path, options: Options) -> Source:
     Raises:
         InputError: A volume and its labels do not match, or a file cannot be read.
     """
-    subjects, skipped = pairs(folder, options.modality)
+    subjects, skipped = _pairs(folder, options.modality)
     # One volume and its labels at a time: records come volume by volume.
-    greys = lru_cache(maxsize=1)(partial(_greys, axis=options.axis))
-    labels = lru_cache(maxsize=1)(partial(_labels, axis=options.axis))
+    greys: Slices = lru_cache(maxsize=1)(_greys)
+    labels: Slices = lru_cache(maxsize=1)(_labels)
     new_name = Names()
     records = []
     found: set[int] = set()
     for subject in tqdm(subjects, "reading labels", unit="volume", disable=None):
-        spacing = _check(subject, options.axis)
-        for number, plane in enumerate(labels(subject.labels)):
+        axis, spacing = _check(subject, options.axis)
+        for number, plane in enumerate(labels(subject.labels, axis)):
             values = {int(value) for value in np.unique(plane)} - {0}
             found |= values
             if options.take(number, bool(values)):
-                stem = f"{subject.name}_{options.axis}_{number:04d}"
+                stem = f"{subject.name}_{axis}_{number:04d}"
                 records.append(
                     Record(
                         name=new_name(stem, ".png", subject.patient),
@@ -56,14 +83,10 @@ def read(folder: Path, options: Options) -> Source:
                         split=None,
                         spacing=spacing,
                         categories=partial(_names, values),
-                        load=partial(_load, subject, number, _names(values), greys, labels),
+                        load=partial(_load, subject, axis, number, _names(values), greys, labels),
                     )
                 )
-    categories = [
-        {"id": number, "name": name, "supercategory": "none"}
-        for number, name in enumerate(_names(found), start=1)
-    ]
-    return Source(records, categories, skipped)
+    return Source(records, numbered_categories(_names(found)), skipped)
 
 
 def _names(values: set[int]) -> dict[str, int]:
@@ -71,62 +94,171 @@ def _names(values: set[int]) -> dict[str, int]:
 
 
 def _load(
-    subject: Subject, number: int, names: dict[str, int], greys: Volumes, labels: Volumes
+    subject: Subject, axis: str, number: int, names: dict[str, int], greys: Slices, labels: Slices
 ) -> Drawn:
-    plane = labels(subject.labels)[number]
+    plane = labels(subject.labels, axis)[number]
     masks = {name: plane == value for name, value in names.items()}
-    return Drawn(greys(subject.image)[number], masks)
+    return Drawn(greys(subject.image, axis)[number], masks)
 
 
-def _check(subject: Subject, axis: str) -> tuple[float, float]:
-    """Compares the grids of a volume and its labels; returns the spacing of a slice, in mm."""
-    image, labels = _grid(subject.image), _grid(subject.labels)
-    if image.shape != labels.shape:
+def _check(subject: Subject, axis: str) -> tuple[str, tuple[float, float]]:
+    """Compares the grids of a volume and its labels.
+
+    Returns:
+        Across which axis slices are cut, and the distances of their rows and columns in mm.
+    """
+    image = _open(subject.image)
+    grid, labels = _canonical_grid(image), _canonical_grid(_open(subject.labels))
+    if grid.shape != labels.shape:
         raise InputError(
-            f"{subject.labels}: has shape {labels.shape}, but {subject.image} has {image.shape}; "
+            f"{subject.labels}: has shape {labels.shape}, but {subject.image} has {grid.shape}; "
             "resample the labels to the volume"
         )
-    corners = np.array(np.meshgrid(*([0, n - 1] for n in image.shape))).reshape(3, -1).T
-    places = [apply_affine(grid.affine, corners) for grid in (image, labels)]
+    corners = np.array(np.meshgrid(*([0, n - 1] for n in grid.shape))).reshape(3, -1).T
+    places = [apply_affine(each.affine, corners) for each in (grid, labels)]
     if not np.allclose(places[0], places[1], rtol=0, atol=TOLERANCE):
         raise InputError(
             f"{subject.labels}: lies elsewhere than {subject.image} (their affines differ); "
             "resample the labels to the volume"
         )
-    zooms = [float(zoom) for zoom in image.header.get_zooms()]
-    column, row = (zoom for name, zoom in zip(AXES, zooms, strict=True) if name != axis)
-    return round(row, 4), round(column, 4)
+    chosen = cut_across(image.affine) if axis == "auto" else axis
+    row, column = distances(image, chosen)[0]
+    return chosen, (round(row, 4), round(column, 4))
 
 
-def _grid(path: Path) -> Any:
-    """The volume's grid in canonical order, without its values."""
+def _open(path: Path) -> Any:
+    """The image, checked by its header, its values not read yet."""
     with readable(path):
         image = nibabel.load(path)
-        if len(image.shape) < 3 or any(length > 1 for length in image.shape[3:]):
-            raise InputError(f"{path}: has shape {image.shape}, not three axes; split it first")
-        nothing = np.broadcast_to(np.uint8(0), image.shape[:3])
-        return nibabel.as_closest_canonical(nibabel.Nifti1Image(nothing, image.affine))
+        check_image(image)
+        return image
 
 
-def _planes(path: Path, axis: str) -> NDArray[Any]:
-    """The values of a volume, shape (slices, H, W), each slice as it is displayed."""
+def _canonical_grid(image: Any) -> Any:
+    """The image's grid in canonical order, without its values."""
+    nothing = np.broadcast_to(np.uint8(0), image.shape[:3])
+    return nibabel.as_closest_canonical(nibabel.Nifti1Image(nothing, image.affine))
+
+
+def _greys(path: Path, axis: str) -> list[Grey]:
     with readable(path):
-        image = nibabel.as_closest_canonical(nibabel.load(path))
-        values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    if values.dtype.kind not in "biuf":
-        raise InputError(f"{path}: holds {values.dtype}, not one number a voxel; convert it")
-    return planes(values, axis)
-
-
-def _greys(path: Path, axis: str) -> NDArray[np.uint8]:
-    slices = _planes(path, axis)
-    return to_uint8(slices, *limits(slices))
+        return grey_slices(_open(path), axis)
 
 
 def _labels(path: Path, axis: str) -> NDArray[np.int32]:
-    slices = _planes(path, axis)
+    with readable(path):
+        slices = value_slices(_open(path), axis)
     with np.errstate(invalid="ignore"):
         whole = slices.astype(np.int32)
     if not np.array_equal(whole, slices):
         raise InputError(f"{path}: has values that are no labels, since not whole; threshold it")
     return whole
+
+
+def _volumes(folder: Path) -> list[Path]:
+    """All NIfTI files under a folder."""
+    return [p for p in visible_files(folder) if p.name.lower().endswith((".nii", ".nii.gz"))]
+
+
+def _pairs(folder: Path, modality: str | None) -> tuple[list[Subject], dict[Path, str]]:
+    """Pairs volumes with label volumes.
+
+    Args:
+        folder: Holds `X.nii[.gz]` with `X_seg`, `X_label` or `X_mask`, where several `X_MODALITY`
+            may share one label volume (BraTS); or imagesTr/ and labelsTr/ (nnU-Net).
+        modality: Which of several volumes to read; None for the contrast-enhanced one.
+
+    Returns:
+        The subjects, and path → why it is left out.
+
+    Raises:
+        InputError: Most volumes have no labels, or it is unclear which of several volumes to read.
+    """
+    labels: dict[tuple[Path, str], Path] = {}
+    skipped: dict[Path, str] = {}
+    found = {path: _subject_of_labels(path) for path in _volumes(folder)}
+    for path, owner in sorted(found.items(), key=_preference):
+        if owner is None:
+            continue
+        key = (_image_folder(path), owner)
+        if key in labels:
+            skipped[path] = f"{labels[key].name} is read instead"
+        labels.setdefault(key, path)
+    candidates: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
+    lonely = 0
+    for path in (path for path, owner in found.items() if owner is None):
+        owner = _stem(path)
+        while owner and (path.parent, owner) not in labels:
+            owner = owner[: max(owner.rfind("_"), owner.rfind("-"), 0)]
+        if owner:
+            ending = _stem(path)[len(owner) :].lstrip("_-").lower()
+            candidates[path.parent, owner][ending] = path
+        else:
+            skipped[path] = "has no label volume"
+            lonely += 1
+    chosen = {}
+    for key, path in labels.items():
+        if image := _choose(path, candidates[key], modality):
+            chosen[key] = image
+        else:
+            skipped[path] = f"has no volume{f' {modality}' if modality else ''} beside it"
+            lonely += 1
+    if lonely > len(chosen):
+        raise InputError(
+            f"{folder}: {lonely} volumes stand alone and {len(chosen)} have labels (such as "
+            f"{next(iter(skipped))}, which {next(iter(skipped.values()))}); name them X.nii.gz and "
+            "X_seg.nii.gz, or use imagesTr/ and labelsTr/"
+        )
+    several = len({place for place, _ in chosen}) > 1
+    subjects = [
+        Subject(name, _patient(folder, place, name, several), image, labels[place, name])
+        for (place, name), image in sorted(chosen.items())
+    ]
+    return subjects, skipped
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _subject_of_labels(path: Path) -> str | None:
+    """The subject's name if a file is a label volume, else None."""
+    if path.parent.name in ("labelsTr", "imagesTr"):
+        return _stem(path) if path.parent.name == "labelsTr" else None
+    named = re.fullmatch(rf"(.+)[_-]({'|'.join(LABEL_ENDINGS)})", _stem(path), re.IGNORECASE)
+    return named[1] if named else None
+
+
+def _preference(found: tuple[Path, str | None]) -> tuple[int, Path]:
+    ending = re.split("[_-]", _stem(found[0]).lower())[-1]
+    return LABEL_ENDINGS.index(ending) if ending in LABEL_ENDINGS else 0, found[0]
+
+
+def _image_folder(labels: Path) -> Path:
+    home = labels.parent
+    return home.with_name("imagesTr") if home.name == "labelsTr" else home
+
+
+def _choose(labels: Path, images: dict[str, Path], modality: str | None) -> Path | None:
+    if modality is not None or not images:
+        return images.get((modality or "").lower())
+    for wanted in ("", *CONTRAST_ENHANCED, "0000"):
+        if wanted in images:
+            return images[wanted]
+    if len(images) > 1:
+        raise InputError(
+            f"{labels}: belongs to several volumes ({', '.join(sorted(images))}); choose one with "
+            "--modality"
+        )
+    return next(iter(images.values()))
+
+
+def _patient(folder: Path, place: Path, name: str, several: bool) -> str:
+    inside = place.relative_to(folder)
+    for part in inside.parts:
+        if part.startswith("sub-"):  # BIDS, where a patient's sessions are folders further down
+            return part
+    # BraTS since 2023 numbers a patient's visits: BraTS-GLI-00005-000, -001.
+    if visit := re.fullmatch(r"(BraTS-\w+-\d+)-\d{3}", name):
+        return visit[1]
+    return inside.as_posix() if several else name

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.preprocess import Grey, to_grid
+from tumorseg.imaging.preprocess import COLOURED, Grey, to_grid
 
 METHOD = "mahalanobis-1"  # another number: the statistics are others
 DIGITS = 4  # decimals to which statistics are kept
@@ -22,7 +22,6 @@ MOST_SIDE = 256  # of the grid on which statistics are taken, in pixels
 _AIR = 16  # grey values below are background
 _CELLS = 4  # of the layout, a side
 _UNIFORM = 2.0  # standard deviation, in grey values
-_COLOURED = 0.05  # share of pixels
 _FAR = 2.5  # standard deviations from which a statistic is worth a word
 _UNFIT = 5.0  # the same for fine texture, given all other statistics
 _MOST_WORDS = 2
@@ -178,7 +177,7 @@ class Familiarity:
             return Look(found)
         if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
             return Look([*found, "The picture is uniform: there is nothing in it to segment."])
-        if colour > _COLOURED:
+        if colour > COLOURED:
             found.append(
                 f"The picture looks like a colour photograph: {colour:.0%} of it is coloured, and "
                 "MR slices are grey."

@@ -1,6 +1,7 @@
-"""DICOM images of one series, put in order and brought to 8 bits."""
+"""DICOM images of one series: put in order by their places, and brought to 8 bits."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -11,11 +12,17 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
 
-from tumorseg.imaging.decode import Refusal, Rejected, Study, check_count, is_distance
-from tumorseg.imaging.dicom_headers import check_length
-from tumorseg.imaging.dicom_pixels import frames, frames_in
-from tumorseg.imaging.intensity import dicom_grey, limits
-from tumorseg.imaging.reslice import along
+from tumorseg.imaging.dicom import (
+    DicomFile,
+    HeaderReader,
+    check_parsed_length,
+    frames,
+    frames_in,
+    unusable,
+)
+from tumorseg.imaging.display import along, dicom_grey, limits
+from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Refusal, Rejected, Study, check_count, is_distance
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
@@ -31,66 +38,140 @@ _GROUPS = {
 
 
 @dataclass(frozen=True)
-class DicomSource:
-    """What a segmentation refers to.
+class Stack:
+    """The frames of a series, arranged along it.
 
     Attributes:
-        datasets: Headers without pixels: one a slice in the order of `Study.slices`, or the one
-            of a multi-frame file.
-        frames: Of a multi-frame file, the frame (from 0) of each slice; else None.
+        order: Of each slice, its number among all frames of the files as they came.
+        datasets: Headers without pixels: one a slice in this order, or the one of a multi-frame
+            file.
+        frames: Of a multi-frame file, the same as `order`; else None.
+        headers: Of each slice, flat even where the file has functional groups.
+        spacing: Distance of rows and of columns, in mm; None where it is not known.
+        thickness: Distance of neighbouring slices, in mm; None where it is not known or not even.
         located: Whether the place, orientation and spacing of every slice are known.
         affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
             superior, shape (4, 4); None where the slices are not known to lie evenly.
     """
 
+    order: list[int]
     datasets: list[Dataset]
     frames: list[int] | None
+    headers: list[Dataset]
+    spacing: tuple[float, float] | None
+    thickness: float | None
     located: bool
     affine: NDArray[np.float64] | None
 
 
-def stack_study(datasets: list[Dataset]) -> Study:
-    """Puts the images of a series into the order of their places and brings them to 8 bits.
+def dicom_study(files: Iterable[bytes]) -> Study:
+    """Decodes one DICOM file, or the files of a zip that are to hold one series.
+
+    Files that are no image (reports, directories, segmentations, pictures in colour) are passed
+    over where there are others, and so are files that come again.
+
+    Raises:
+        Rejected: There is no grey image, or they are not one consistent stack of slices.
+    """
+    reader = HeaderReader()
+    images: list[DicomFile] = []
+    refusal = Refusal(415, "The zip holds no DICOM image: zip the files of one series.")
+    for data in dict.fromkeys(files):
+        if data[128:132] != b"DICM":
+            continue
+        file = reader.read(data)
+        if (why := unusable(file.header, file.pixels is not None)) is not None:
+            refusal = why
+        else:
+            images.append(file)
+    if not images:
+        raise Rejected(*refusal)
+    headers = [file.header for file in images]
+    series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
+    if len(series) > 1:
+        raise Rejected(400, f"The zip holds {len(series)} series: send them one by one.")
+    uids = [uid for header in headers if (uid := header.get("SOPInstanceUID"))]
+    if len(set(uids)) < len(uids):
+        raise Rejected(
+            400,
+            "Several slices share one identifier (SOPInstanceUID): export the series again, with "
+            "an identifier for each.",
+        )
+    count = sum(map(frames_in, headers))
+    check_count(count, int(headers[0].Rows), int(headers[0].Columns))
+    stack = arrange(headers)
+    greys = grey_slices([frame for file in images for frame in frames(file)], stack)
+    return Study(
+        "dicom",
+        greys,
+        stack.spacing,
+        stack.thickness,
+        source=stack,
+        modality=_modality(headers[0]),
+    )
+
+
+def arrange(headers: Sequence[Dataset]) -> Stack:
+    """Puts the images of a series into the order of their places, by their headers.
 
     Without any place they are sorted by InstanceNumber.
 
     Args:
-        datasets: Files of single frames, or one file of several; their pixels are taken out.
+        headers: Of files of single frames, or of one file of several; at least one.
 
     Raises:
         Rejected: They are not one stack of slices of one size, orientation and spacing.
     """
-    counts = [frames_in(dataset) for dataset in datasets]
-    if len(datasets) > 1 and max(counts) > 1:
+    counts = [frames_in(header) for header in headers]
+    if len(headers) > 1 and max(counts) > 1:
         raise Rejected(400, "The zip holds files of several frames: send each of them alone.")
-    sizes = {(int(dataset.Columns), int(dataset.Rows)) for dataset in datasets}
-    if len(sizes) > 1:
+    if len({(int(header.Rows), int(header.Columns)) for header in headers}) > 1:
         raise Rejected(400, "The slices differ in size: send one series of one size.")
     if min(counts) < 1:
         raise Rejected(400, "The DICOM file holds no frame: export it again.")
-    check_count(sum(counts), *sizes.pop())
-    headers = [header for dataset in datasets for header in _headers(dataset)]
-    places = _places(headers)
-    keys = places or [_instance(header) for header in headers]
-    order = sorted(range(len(headers)), key=lambda n: keys[n])
-    headers = [headers[n] for n in order]
-    spacing = _spacing(headers)
-    thickness = _distance(places, headers)
+    flat = [one for header in headers for one in _headers(header)]
+    places = _places(flat)
+    keys = places or [_instance(header) for header in flat]
+    order = sorted(range(len(flat)), key=lambda n: keys[n])
+    flat = [flat[n] for n in order]
+    spacing, thickness = _spacing(flat), _distance(places, flat)
     located = bool(places) and spacing is not None
-    stored = [frame for dataset in datasets for frame in frames(dataset)]
-    return Study(
-        "dicom",
-        _greys([stored[n] for n in order], headers),
-        spacing,
-        thickness,
-        source=DicomSource(
-            [datasets[n] for n in order] if len(datasets) > 1 else datasets,
-            order if max(counts) > 1 else None,
-            located,
-            _affine(headers, thickness) if located and thickness is not None else None,
-        ),
-        modality=_modality(datasets[0]),
+    return Stack(
+        order=order,
+        datasets=[headers[n] for n in order] if len(headers) > 1 else list(headers),
+        frames=order if max(counts) > 1 else None,
+        headers=flat,
+        spacing=spacing,
+        thickness=thickness,
+        located=located,
+        affine=_affine(flat, thickness) if located and thickness is not None else None,
     )
+
+
+def grey_slices(stored: Sequence[NDArray[Any]], stack: Stack) -> list[Grey]:
+    """Brings a series to 8 bits, slice by slice in the order of the stack.
+
+    Each is shown in its window, or else between the percentiles of the whole series; air is black.
+
+    Args:
+        stored: From `frames`, shape (H, W) each, in the order in which the headers were arranged.
+        stack: From `arrange`.
+
+    Returns:
+        uint8, shape (H, W) each.
+    """
+    ordered = [stored[n] for n in stack.order]
+
+    @cache
+    def range_of() -> tuple[float, float]:
+        pairs = zip(ordered, stack.headers, strict=True)
+        return limits(np.stack([apply_modality_lut(values, header) for values, header in pairs]))
+
+    with np.errstate(all="ignore"):
+        return [
+            dicom_grey(apply_modality_lut(values, header), header, range_of)
+            for values, header in zip(ordered, stack.headers, strict=True)
+        ]
 
 
 def _headers(dataset: Dataset) -> list[Dataset]:
@@ -111,10 +192,10 @@ def _headers(dataset: Dataset) -> list[Dataset]:
             header.InstanceNumber = dataset.get("InstanceNumber")
         for sequence, keywords in _GROUPS.items():
             for holder in (group, shared):
-                check_length(holder, sequence)
+                check_parsed_length(holder, sequence)
             found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
             for keyword in keywords:
-                check_length(found, keyword)
+                check_parsed_length(found, keyword)
                 # One place at the top says nothing about several frames.
                 if keyword in found and not (
                     found is dataset and count > 1 and sequence.startswith("Plane")
@@ -197,7 +278,7 @@ def _distance(places: list[float], headers: list[Any]) -> float | None:
 
 
 def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
-    """`DicomSource.affine` of slices that all have their place; DICOM counts towards left."""
+    """`Stack.affine` of slices that all have their place; DICOM counts towards left."""
     cosines = np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)
     down, across = map(float, headers[0].PixelSpacing)
     places = np.array([header.ImagePositionPatient for header in headers], float)
@@ -217,17 +298,3 @@ def _modality(header: Any) -> str | None:
     """The kind of scanner, such as MR; None where the value is none that the standard allows."""
     text = str(header.get("Modality") or "")
     return text if re.fullmatch("[A-Z]{2,16}", text) else None
-
-
-def _greys(stored: list[NDArray[Any]], headers: list[Any]) -> list[NDArray[np.uint8]]:
-    @cache
-    def range_of() -> tuple[float, float]:
-        return limits(
-            np.stack([apply_modality_lut(v, h) for v, h in zip(stored, headers, strict=True)])
-        )
-
-    with np.errstate(all="ignore"):
-        return [
-            dicom_grey(apply_modality_lut(values, header), header, range_of)
-            for values, header in zip(stored, headers, strict=True)
-        ]

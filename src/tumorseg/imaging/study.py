@@ -1,0 +1,147 @@
+"""A decoded scan, the limits on what is decoded, and the exception for what is refused."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from tumorseg.imaging.preprocess import Grey
+
+MAX_BYTES = 10 * 1024 * 1024  # of a picture
+MAX_VOLUME_BYTES = 256 * 1024 * 1024  # of a volume as it is sent
+MAX_UNPACKED = 512 * 1024 * 1024  # of the same without zip or gzip, in bytes
+MAX_SLICES = 512
+MAX_VOXELS = 512**3  # of all slices together: what a volume may hold decoded
+MIN_SIDE = 16
+# The network's input is padded to a square, so the longer side alone bounds the memory.
+MAX_SIDE = 4096
+# A progressive JPEG has about ten. Each is decoded over the whole picture, which takes tens
+# of milliseconds where it is large, and hundreds of thousands fit into a file.
+MAX_SCANS = 100
+
+
+class Refusal(NamedTuple):
+    """Status and sentence of a `Rejected`, as a constant.
+
+    A constant must not be an exception: each time that is raised it keeps the frames that it
+    passed, and in them the file that was sent.
+    """
+
+    status: int
+    sentence: str
+
+
+class Rejected(Exception):
+    """A scan that cannot be used.
+
+    Attributes:
+        status: The HTTP status that fits: 400 (damaged or inconsistent), 413 (too large) or 415
+            (of a kind that is not read).
+        sentence: What is wrong and what to do, for the person who sent it.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+TOO_MANY_BYTES = Refusal(
+    413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
+)
+TOO_MANY_VOLUME_BYTES = Refusal(
+    413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
+)
+WRONG_KIND = Refusal(
+    415,
+    "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
+    "convert it to one of them.",
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A decoded scan: one picture, or the slices of a volume.
+
+    Attributes:
+        kind: `picture` (JPEG or PNG), `dicom` or `nifti`.
+        slices: Grey values, uint8, shape (H, W) each; within a volume all the same.
+        spacing: Distance of rows and of columns, in mm; None where it is not known.
+        thickness: Distance of neighbouring slices, in mm; None where it is not known or not the
+            same throughout.
+        colour: Share of a picture's pixels that are coloured, in [0, 1]; 0 elsewhere.
+        source: What a volume's answer needs to lie on the same grid: a `Stack`, or the
+            nibabel image without its values; None for a picture.
+        modality: The kind of scanner in DICOM's terms, such as MR; None where it is not known.
+    """
+
+    kind: Literal["picture", "dicom", "nifti"]
+    slices: list[Grey]
+    spacing: tuple[float, float] | None = None
+    thickness: float | None = None
+    colour: float = 0.0
+    source: Any = None
+    modality: str | None = None
+
+
+@contextmanager
+def damage_rejected(sentence: str) -> Iterator[None]:
+    """Turns whatever a library raises over a damaged file into Rejected, with status 400.
+
+    Decoders' errors have nothing in common (OSError, SyntaxError, struct.error, zlib.error, …), and
+    their messages may quote the file.
+    """
+    try:
+        yield
+    except Rejected:
+        raise
+    except Exception:
+        raise Rejected(400, sentence) from None
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises Rejected if a slice of this size, in pixels, is too large or too small."""
+    if max(width, height) > MAX_SIDE:
+        raise Rejected(
+            413, f"The picture is larger than {MAX_SIDE} pixels a side: scale it down first."
+        )
+    if min(width, height) < MIN_SIDE:
+        raise Rejected(
+            400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."
+        )
+
+
+def check_count(slices: int, height: int, width: int) -> None:
+    """Raises Rejected if a volume has too many slices, or too many voxels in all of them."""
+    check_size(width, height)
+    if slices > MAX_SLICES:
+        raise Rejected(413, f"The volume has more than {MAX_SLICES} slices: send a part of it.")
+    if slices * width * height > MAX_VOXELS:
+        raise Rejected(
+            413,
+            f"The volume has more than {MAX_VOXELS // 10**6} million voxels: send a part of it.",
+        )
+
+
+def is_distance(millimetres: float) -> bool:
+    """Whether pixels or slices can be so far apart; areas and volumes stay finite then."""
+    return 0.001 <= millimetres <= 1000
+
+
+def has_many_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG may have more scans than are decoded here.
+
+    Each starts with these two bytes. They hardly ever occur anywhere else; but walking from segment
+    to segment as the decoder does would not always find all that the decoder finds.
+    """
+    return jpeg.count(b"\xff\xda") > MAX_SCANS
+
+
+def silence_readers() -> None:
+    """Keeps pydicom, highdicom and nibabel from printing values of a file that they doubt."""
+    for name in ("pydicom", "highdicom", "nibabel"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    # Each time, since other code may have restored the filters in the meantime.
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|nibabel|tumorseg)\b")
