@@ -10,17 +10,16 @@ import pytest
 from tests.report_sample import METHODS, make_inputs
 from tumorseg.data.coco import SPLITS
 from tumorseg.evaluation.results import TITLES
-from tumorseg.reporting.cards import recorded_source, write_cards
-from tumorseg.reporting.caveats import caveats, limits
-from tumorseg.reporting.inputs import ReportInputs
+from tumorseg.reporting.report import recorded_source, write_cards
+from tumorseg.reporting.report_data import ReportData, caveats, limits
 
 
 @pytest.fixture(scope="module")
-def inputs(workplace, phantom, tmp_path_factory) -> ReportInputs:
+def inputs(workplace, phantom, tmp_path_factory) -> ReportData:
     return make_inputs(workplace, phantom, tmp_path_factory.mktemp("sample"))
 
 
-def cards(inputs: ReportInputs, folder: Path) -> tuple[str, str]:
+def cards(inputs: ReportData, folder: Path) -> tuple[str, str]:
     write_cards(inputs, folder / "model_card.md", folder / "data_card.md")
     return (folder / "model_card.md").read_text(), (folder / "data_card.md").read_text()
 
@@ -35,7 +34,7 @@ def rows(card: str) -> dict[str, list[str]]:
     return found
 
 
-def test_the_model_card_has_every_method_s_figures(inputs: ReportInputs, tmp_path) -> None:
+def test_the_model_card_has_every_method_s_figures(inputs: ReportData, tmp_path) -> None:
     model, _ = cards(inputs, tmp_path)
     scores = rows(model.split("## What it scores")[1])
     for method in METHODS:
@@ -52,7 +51,7 @@ def test_the_model_card_has_every_method_s_figures(inputs: ReportInputs, tmp_pat
     assert not re.search(r"\b(nan|None)\b", model)
 
 
-def test_the_model_card_is_the_winner_s(inputs: ReportInputs, tmp_path) -> None:
+def test_the_model_card_is_the_winner_s(inputs: ReportData, tmp_path) -> None:
     model, _ = cards(inputs, tmp_path)
     facts = rows(model)
     assert facts["network"][1].startswith("Attention U-Net, 1\u202f235 parameters")
@@ -61,13 +60,13 @@ def test_the_model_card_is_the_winner_s(inputs: ReportInputs, tmp_path) -> None:
     assert "not for diagnosis" in model
 
 
-def test_the_model_card_lists_the_limits(inputs: ReportInputs, tmp_path) -> None:
+def test_the_model_card_lists_the_limits(inputs: ReportData, tmp_path) -> None:
     model, _ = cards(inputs, tmp_path)
     listed = model.split("## Limits")[1].split("##")[0].strip().splitlines()
     assert listed == [f"- {one}" for one in caveats(inputs) + limits(inputs)]
 
 
-def test_healthy_slices_are_counted(inputs: ReportInputs) -> None:
+def test_healthy_slices_are_counted(inputs: ReportData) -> None:
     path = inputs.test["path"].iloc[0]
     table = inputs.manifest.copy()
     with_tumour = (table["split"] == "test") & (table["tumour_fraction"] > 0)
@@ -87,7 +86,7 @@ def test_healthy_slices_are_counted(inputs: ReportInputs) -> None:
     assert any(one.startswith("Attention U-Net leaves 100.0% of the 1 test") for one in found)
 
 
-def test_unnamed_patients_and_unknown_spacing_are_limits(inputs: ReportInputs) -> None:
+def test_unnamed_patients_and_unknown_spacing_are_limits(inputs: ReportData) -> None:
     def said(table: pd.DataFrame) -> str:
         return " ".join(limits(replace(inputs, manifest=table)))
 
@@ -99,7 +98,7 @@ def test_unnamed_patients_and_unknown_spacing_are_limits(inputs: ReportInputs) -
     assert "No pixel spacing" in said(known.assign(spacing_mm=""))
 
 
-def test_the_data_card_counts_the_manifest(inputs: ReportInputs, tmp_path) -> None:
+def test_the_data_card_counts_the_manifest(inputs: ReportData, tmp_path) -> None:
     _, data = cards(inputs, tmp_path)
     composition = rows(data)
     for split in SPLITS:
@@ -113,7 +112,7 @@ def test_the_data_card_counts_the_manifest(inputs: ReportInputs, tmp_path) -> No
     assert not re.search(r"\b(nan|None)\b", data)
 
 
-def test_what_files_say_of_their_source_is_copied(inputs: ReportInputs, phantom, tmp_path) -> None:
+def test_what_files_say_of_their_source_is_copied(inputs: ReportData, phantom, tmp_path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(phantom, copy)
     for split in SPLITS:
@@ -136,7 +135,7 @@ def test_what_files_say_of_their_source_is_copied(inputs: ReportInputs, phantom,
     assert "record no source and no licence" in data and "licence: none is recorded." in data
 
 
-def test_failed_checks_are_listed_and_passed_ones_counted(inputs: ReportInputs, tmp_path) -> None:
+def test_failed_checks_are_listed_and_passed_ones_counted(inputs: ReportData, tmp_path) -> None:
     findings = [
         {"name": "blank", "expectation": "no picture is blank", "success": False}
         | {"severity": "warning", "images": 3, "examples": []},

@@ -7,16 +7,15 @@ import pytest
 
 from tests.report_sample import METHODS, make_inputs
 from tumorseg.evaluation.results import TITLES
-from tumorseg.reporting.caveats import caveats
-from tumorseg.reporting.inputs import ReportInputs, Training
+from tumorseg.reporting.report_data import ReportData, Training, caveats
 
 
 @pytest.fixture(scope="module")
-def inputs(workplace, phantom, tmp_path_factory) -> ReportInputs:
+def inputs(workplace, phantom, tmp_path_factory) -> ReportData:
     return make_inputs(workplace, phantom, tmp_path_factory.mktemp("sample"))
 
 
-def leaking(inputs: ReportInputs, count: int, column: str | None = None) -> ReportInputs:
+def leaking(inputs: ReportData, count: int, column: str | None = None) -> ReportData:
     """Gives so many test slices a neighbour in train, or marks them in a column."""
     table = inputs.manifest.copy()
     table["group"], table["slice_number"] = None, np.arange(len(table)) * 10
@@ -29,7 +28,7 @@ def leaking(inputs: ReportInputs, count: int, column: str | None = None) -> Repo
     return replace(inputs, manifest=table)
 
 
-def clean(inputs: ReportInputs) -> ReportInputs:
+def clean(inputs: ReportData) -> ReportData:
     """Without anything to warn of."""
     flags = dict.fromkeys(("near_duplicate_elsewhere", "duplicate_elsewhere"), False)
     table = leaking(inputs, 0).manifest.assign(box_fill=0.7, **flags)
@@ -40,11 +39,11 @@ def clean(inputs: ReportInputs) -> ReportInputs:
     return replace(inputs, manifest=table, figures=inputs.figures | {"paired": paired})
 
 
-def test_no_warning_without_a_reason(inputs: ReportInputs) -> None:
+def test_no_warning_without_a_reason(inputs: ReportData) -> None:
     assert caveats(clean(inputs)) == []
 
 
-def test_a_leaking_split_is_warned_of(inputs: ReportInputs) -> None:
+def test_a_leaking_split_is_warned_of(inputs: ReportData) -> None:
     (found,) = caveats(leaking(clean(inputs), 3))
     assert "of 5 test slices 3 have a neighbouring slice in train" in found
     (found,) = caveats(leaking(clean(inputs), 2, "near_duplicate_elsewhere"))
@@ -57,7 +56,7 @@ def test_a_leaking_split_is_warned_of(inputs: ReportInputs) -> None:
 
 
 @pytest.mark.parametrize(("boxes", "words"), [(22, "All 22 labels"), (12, "12 of 22"), (11, "")])
-def test_boxes_are_warned_of(inputs: ReportInputs, boxes: int, words: str) -> None:
+def test_boxes_are_warned_of(inputs: ReportData, boxes: int, words: str) -> None:
     table = clean(inputs).manifest
     table["box_fill"] = np.where(np.arange(len(table)) < boxes, 1.0, 0.7)
     found = caveats(replace(clean(inputs), manifest=table))
@@ -80,7 +79,7 @@ def test_losing_to_a_control_is_warned_of(inputs, changed, words: str, control: 
     assert found.startswith(f"U-Net {words} the {TITLES[control]}, which")
 
 
-def test_one_seed_and_chance_are_warned_of(inputs: ReportInputs) -> None:
+def test_one_seed_and_chance_are_warned_of(inputs: ReportData) -> None:
     sound = clean(inputs)
     slices = sound.slices[(sound.slices["seed"] != 1) | (sound.slices["method"] == "unet")]
     (found,) = caveats(replace(sound, slices=slices))

@@ -13,16 +13,14 @@ from tests.report_sample import METHODS, make_inputs
 from tumorseg.evaluation.paired import difference
 from tumorseg.evaluation.results import TITLES
 from tumorseg.evaluation.strata import differences
-from tumorseg.reporting import charts
-from tumorseg.reporting.caveats import caveats
-from tumorseg.reporting.inputs import ReportInputs, over_seeds
-from tumorseg.reporting.pictures import attention_cases, worst_cases
+from tumorseg.reporting import figures
 from tumorseg.reporting.report import page_values, write_report
+from tumorseg.reporting.report_data import ReportData, caveats, over_seeds
 from tumorseg.reporting.wording import duration, fill, fixed, p_value, signed_span, whole, with_span
 
 
 @pytest.fixture(scope="module")
-def inputs(workplace, phantom, tmp_path_factory) -> ReportInputs:
+def inputs(workplace, phantom, tmp_path_factory) -> ReportData:
     return make_inputs(workplace, phantom, tmp_path_factory.mktemp("sample"))
 
 
@@ -74,7 +72,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     assert anchors == set(re.findall(r'<h2 id="(\w+)"', page)) and len(anchors) == 8
 
 
-def test_every_method_has_its_own_figures(page: str, inputs: ReportInputs) -> None:
+def test_every_method_has_its_own_figures(page: str, inputs: ReportData) -> None:
     found = rows(page)
     for method in METHODS:
         test = inputs.figures["test"][method]
@@ -97,7 +95,7 @@ def test_every_method_has_its_own_figures(page: str, inputs: ReportInputs) -> No
             assert borders[6] == "–" and overlap[2] == "–"
 
 
-def test_pairs_are_printed_with_their_intervals(page: str, inputs: ReportInputs) -> None:
+def test_pairs_are_printed_with_their_intervals(page: str, inputs: ReportData) -> None:
     found = {row[0]: row for row in rows(page)}
     pair = inputs.figures["paired"]["attention_unet-unet"]
     row = found["Attention U-Net minus U-Net"]
@@ -120,7 +118,7 @@ def test_what_is_not_a_number_is_a_dash_and_explained(page: str) -> None:
     assert "slices without tumour have no lesion to find" in text
 
 
-def test_runs_and_parameters_are_on_the_page(page: str, inputs: ReportInputs) -> None:
+def test_runs_and_parameters_are_on_the_page(page: str, inputs: ReportData) -> None:
     runs = [row for row in rows(page) if row[0] == "U-Net" and "a <b>CPU</b>" in row]
     assert [row[1] for row in runs] == ["0", "1"] and runs[1][2] == whole(1235)
     assert runs[0][7] == "4 min" and runs[0][-2:] == ["0abc0abc0abc", "–"]
@@ -140,8 +138,8 @@ def test_names_are_escaped(values: dict) -> None:
     assert not re.search(r"<b>&|<i>glioma|<u>", text)
 
 
-def test_worst_cases_come_worst_first(inputs: ReportInputs) -> None:
-    cases = worst_cases(inputs)
+def test_worst_cases_come_worst_first(inputs: ReportData) -> None:
+    cases = figures.worst_cases(inputs)
     scored = over_seeds(inputs.test)
     dice = scored[scored["method"].isin(METHODS[:2])].groupby("path")["dice"].mean()
     assert [case["name"] for case in cases] == list(dice.sort_values(kind="stable").index)[:8]
@@ -158,15 +156,15 @@ def test_worst_cases_come_worst_first(inputs: ReportInputs) -> None:
     assert first["tumour_fraction"] == fact["tumour_fraction"]
 
 
-def test_masks_of_the_winner_s_seed_are_drawn(inputs: ReportInputs) -> None:
-    drawn = worst_cases(inputs)[0]["pictures"]
+def test_masks_of_the_winner_s_seed_are_drawn(inputs: ReportData) -> None:
+    drawn = figures.worst_cases(inputs)[0]["pictures"]
     other = replace(inputs, figures=inputs.figures | {"winner_seed": 0})
-    assert worst_cases(other)[0]["pictures"][:2] == drawn[:2]
-    assert worst_cases(other)[0]["pictures"][2] != drawn[2]
+    assert figures.worst_cases(other)[0]["pictures"][:2] == drawn[:2]
+    assert figures.worst_cases(other)[0]["pictures"][2] != drawn[2]
 
 
-def test_attention_is_shown_on_good_and_bad_slices(inputs: ReportInputs) -> None:
-    cases = attention_cases(inputs)
+def test_attention_is_shown_on_good_and_bad_slices(inputs: ReportData) -> None:
+    cases = figures.attention_cases(inputs)
     rows = inputs.test[(inputs.test["method"] == "attention_unet") & (inputs.test["seed"] == 1)]
     tumour = rows[rows["tp"] + rows["fn"] > 0].set_index("path")["dice"]
     assert 2 <= len(cases) <= 4 and {case["name"] for case in cases} <= set(tumour.index)
@@ -177,7 +175,7 @@ def test_attention_is_shown_on_good_and_bad_slices(inputs: ReportInputs) -> None
     assert captions[2].startswith("gate 2, 128×128")
 
 
-def test_warnings_are_on_the_page(page: str, inputs: ReportInputs) -> None:
+def test_warnings_are_on_the_page(page: str, inputs: ReportData) -> None:
     box = page.split('class="warnings"')[1].split("</div>")[0]
     listed = [html.unescape(sentence) for sentence in re.findall("<li>([^<]*)", box)]
     assert listed and listed == caveats(inputs)
@@ -215,7 +213,7 @@ def test_differences_by_stratum() -> None:
     assert found.loc["glioma", "high"] == difference(scored, "attention_unet", "unet", 50, 0).high
 
 
-def test_dice_is_averaged_over_seeds(inputs: ReportInputs) -> None:
+def test_dice_is_averaged_over_seeds(inputs: ReportData) -> None:
     scored = over_seeds(inputs.test)
     assert len(scored) == 5 * len(METHODS)
     one = scored[scored["method"] == "unet"].iloc[0]
@@ -225,8 +223,8 @@ def test_dice_is_averaged_over_seeds(inputs: ReportInputs) -> None:
 
 def test_a_chart_has_a_point_a_slice_and_is_the_same_each_time() -> None:
     scored = numbered(23)
-    url = charts.scatter(scored, "unet", "attention_unet")
-    assert url == charts.scatter(scored, "unet", "attention_unet")
+    url = figures.scatter(scored, "unet", "attention_unet")
+    assert url == figures.scatter(scored, "unet", "attention_unet")
     drawn = base64.b64decode(url.split(",")[1]).decode()
     points = drawn.split('id="PathCollection_1"')[1].split('id="matplotlib.axis_1"')[0]
     assert points.count("<use ") == 23
