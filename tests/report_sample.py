@@ -86,7 +86,7 @@ def made_up(slices: pd.DataFrame) -> dict:
     }
 
 
-def make_inputs(workplace: dict, data: Path, folder: Path) -> ReportData:
+def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
     """The whole: two networks with two seeds each, and the three controls.
 
     Args:
