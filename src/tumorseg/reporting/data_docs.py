@@ -8,7 +8,6 @@ from typing import Any
 import great_expectations as gx
 import great_expectations.expectations as expect
 import pandas as pd
-from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg.core.files import atomic_path
 
@@ -63,14 +62,11 @@ def validated(
         data=asset.add_batch_definition_whole_dataframe("all rows"),
         suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations)),
     )
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[UpdateDataDocsAction(name="docs")] if docs is not None else [],
-        result_format=result_format,
+    validation = context.validation_definitions.add(definition).run(
+        batch_parameters={"dataframe": table}, result_format=result_format
     )
-    outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
-    (validation,) = outcome.run_results.values()
+    if docs is not None:
+        context.build_data_docs()
     for result in validation.results:
         raised = result.exception_info or {}
         if raised.get("raised_exception"):
