@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -67,9 +66,14 @@ CLIENTS, TURN_SECONDS = 8, 4.0  # of the rates that `latency` compares
 BARE, PLAIN = "network, bare", "network, bare, ONNX Runtime's defaults"
 
 
-@dataclass
-class Tally:
-    """What came of the requests.
+class Load:
+    """Mixed requests to a service, most of them with known masks.
+
+    Args:
+        server: The service.
+        pictures: With their masks.
+        predictor: Finds the masks of volumes beforehand.
+        spoilt: What must be refused.
 
     Attributes:
         statuses: How often each status was answered.
@@ -79,30 +83,17 @@ class Tally:
         memory: Of the server in MiB, at shares of the requests: all of it, and the page's pictures.
     """
 
-    statuses: Counter[int] = field(default_factory=Counter)
-    wrong: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-    busy: int = 0
-    memory: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-class Load:
-    """Mixed requests to a service, most of them with known masks.
-
-    Args:
-        server: The service.
-        pictures: With their masks.
-        predictor: Finds the masks of volumes beforehand.
-        spoilt: What must be refused.
-    """
-
     def __init__(
         self, server: Server, pictures: list[Picture], predictor: Predictor, spoilt: list[Spoilt]
     ) -> None:
         self.server, self.pictures, self.spoilt = server, pictures, spoilt
         kinds = (dicom_volume, nifti_volume)
         self.volumes = [make(predictor, n) for n in range(4) for make in kinds]
-        self.tally = Tally()
+        self.statuses: Counter[int] = Counter()
+        self.wrong: Counter[str] = Counter()
+        self.seconds: list[float] = []
+        self.busy = 0
+        self.memory: dict[str, tuple[float, float]] = {}
 
     def client(self) -> httpx.AsyncClient:
         """A client of its own cookies."""
@@ -120,25 +111,25 @@ class Load:
             begun = time.perf_counter()
             answer = await client.post(path, **sent)
             if answer.status_code != 503:
-                self.tally.statuses[answer.status_code] += 1
+                self.statuses[answer.status_code] += 1
                 if path == "/segment" and answer.status_code == 200:
-                    self.tally.seconds.append(time.perf_counter() - begun)
+                    self.seconds.append(time.perf_counter() - begun)
                 return answer
-            self.tally.busy += 1
+            self.busy += 1
             self.expect("Retry-After" in answer.headers, "503 without Retry-After")
             await asyncio.sleep(retry_after(answer))
         return answer
 
     def expect(self, right: bool, wrong: str) -> None:
         """Counts a violation, unless all is right."""
-        self.tally.wrong[wrong] += not right
+        self.wrong[wrong] += not right
 
     def check(self, own: Picture, encoded: str) -> None:
         """Counts a mask that is not this picture's."""
         if not own.is_answered_by(encoded):
             others = [one for one in self.pictures if one is not own]
             swapped = any(one.is_answered_by(encoded) for one in others)
-            self.tally.wrong["swapped masks" if swapped else "wrong masks"] += 1
+            self.wrong["swapped masks" if swapped else "wrong masks"] += 1
 
     def own(self, number: int) -> Picture:
         """The picture of a request."""
@@ -186,7 +177,7 @@ class Load:
     async def shown(self, browser: httpx.AsyncClient, address: str, own: Picture) -> None:
         """Fetches a mask and checks it."""
         mask = await browser.get(address)
-        self.tally.statuses[mask.status_code] += 1
+        self.statuses[mask.status_code] += 1
         right = mask.status_code == 200 and own.is_answered_by_file(mask.content)
         self.expect(right, "wrong masks")
 
@@ -218,7 +209,7 @@ class Load:
         """Sends so many requests, 64 at once."""
         work, done = self.plan(count), 0
         marks = {max(1, count * share // 100): f"{share}%" for share in (10, 25, 50, 75, 100)}
-        self.tally.memory["before"] = self.server.memory(), self.server.page_memory()
+        self.memory["before"] = self.server.memory(), self.server.page_memory()
 
         async def worker(client: httpx.AsyncClient) -> None:
             nonlocal done
@@ -226,16 +217,18 @@ class Load:
                 try:
                     await kind(client, number)
                 except httpx.TimeoutException:
-                    self.tally.wrong["hangs"] += 1
+                    self.wrong["hangs"] += 1
                 except httpx.HTTPStatusError as error:
                     what = f"good {kind.__name__} answered {error.response.status_code}"
-                    self.tally.wrong[f"{what}: {error.response.text[:200]}"] += 1
+                    self.wrong[f"{what}: {error.response.text[:200]}"] += 1
+                except (LookupError, ValueError):  # no such field, or no JSON
+                    self.wrong[f"{kind.__name__} answered otherwise"] += 1
                 except httpx.HTTPError as error:
-                    self.tally.wrong[f"no answer ({type(error).__name__})"] += 1
+                    self.wrong[f"no answer ({type(error).__name__})"] += 1
                 done += 1
                 if done in marks:
                     memory = self.server.memory(), self.server.page_memory()
-                    self.tally.memory[marks[done]] = memory
+                    self.memory[marks[done]] = memory
 
         async with self.client() as client:
             await asyncio.gather(*(worker(client) for _ in range(AT_ONCE)))
@@ -243,34 +236,34 @@ class Load:
 
 def load(server: Server, pictures: list[Picture], predictor: Predictor, count: int) -> bool:
     """Sends `count` mixed requests and prints what came of them; whether nothing was wrong."""
-    requests = Load(server, pictures, predictor, corpus())
+    traffic = Load(server, pictures, predictor, corpus())
     begun = time.perf_counter()
-    asyncio.run(requests.run(count))
-    seconds, tally = time.perf_counter() - begun, requests.tally
-    middle, end = (tally.memory[mark][0] - tally.memory[mark][1] for mark in ("50%", "100%"))
-    requests.expect(end <= max(GROWTH * middle, middle + 32), "memory grows")
-    statuses = sorted(tally.statuses.items())
+    asyncio.run(traffic.run(count))
+    seconds = time.perf_counter() - begun
+    middle, end = (traffic.memory[mark][0] - traffic.memory[mark][1] for mark in ("50%", "100%"))
+    traffic.expect(end <= max(GROWTH * middle, middle + 32), "memory grows")
+    statuses = sorted(traffic.statuses.items())
     memory = (
-        f"{at} {all_of_it:.0f} ({page:.0f})" for at, (all_of_it, page) in tally.memory.items()
+        f"{at} {all_of_it:.0f} ({page:.0f})" for at, (all_of_it, page) in traffic.memory.items()
     )
     head("load", "")
     row(f"requests, {AT_ONCE} at once", f"{count} in {seconds:.0f} s")
     row("requests a second", f"{count / seconds:.1f}")
     row("statuses", ", ".join(f"{n} × {status}" for status, n in statuses))
-    row("503 of the bounded queue, asked again", tally.busy)
+    row("503 of the bounded queue, asked again", traffic.busy)
     row("5xx", sum(n for status, n in statuses if status >= 500))
-    row("hangs", tally.wrong["hangs"])
-    row("swapped or wrong masks", tally.wrong["swapped masks"] + tally.wrong["wrong masks"])
+    row("hangs", traffic.wrong["hangs"])
+    row("swapped or wrong masks", traffic.wrong["swapped masks"] + traffic.wrong["wrong masks"])
     row("memory of the server, MiB (of it the page's pictures)", ", ".join(memory))
-    p50, p95 = (f"{quantile(tally.seconds, share):.2f} s" for share in (0.5, 0.95))
+    p50, p95 = (f"{quantile(traffic.seconds, share):.2f} s" for share in (0.5, 0.95))
     row("`/segment`, p50 and p95", f"{p50}, {p95}")
-    for what, number in (+tally.wrong).items():
+    for what, number in (+traffic.wrong).items():
         row(f"**{what}**", f"**{number}**")
-    if tally.wrong.total():
+    if traffic.wrong.total():
         LOG.parent.mkdir(exist_ok=True)
         shutil.copy(server.log, LOG)
         print(f"\nthe service's log: {LOG}")
-    return not tally.wrong.total()
+    return not traffic.wrong.total()
 
 
 def sigterm(server: Server, pictures: list[Picture], seconds: float = 3.0) -> bool:
