@@ -10,7 +10,6 @@ Markdown table; exit status 1 if masks are missing or differ.
 import argparse
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,15 +17,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import yaml
+from common import PYTHONPATH, REPOSITORY, family, head, row
 
 from tumorseg.core import environment
 from tumorseg.core.cores import usable_cores
 from tumorseg.core.prefect_server import prefect_server
 from tumorseg.inference.predict_files import plan
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 class Run(NamedTuple):
@@ -80,9 +77,9 @@ def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> No
     """Sends SIGKILL to a worker that is in the midst of a task, once there are so many masks."""
     while process.poll() is None:
         if len(masks(output)) >= at:
-            for child in psutil.Process(process.pid).children(recursive=True):
+            for child in family(process.pid)[1:]:
                 if any(file.path.endswith(".jsonl") for file in child.open_files()):
-                    os.kill(child.pid, signal.SIGKILL)
+                    child.kill()
                     print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
                     return
         time.sleep(0.2)
@@ -107,7 +104,7 @@ def main() -> int:
         (root / environment.STATE).mkdir()
         os.chdir(root)
         os.environ |= environment.defaults(root)
-        os.environ["PYTHONPATH"] = f"{REPOSITORY / 'src'}:{REPOSITORY}"
+        os.environ["PYTHONPATH"] = PYTHONPATH
         os.environ.pop("PREFECT_API_URL", None)
         with prefect_server():
             return compare(data, model, root, count)
@@ -124,18 +121,14 @@ def compare(data: Path, model: Path, root: Path, count: int) -> int:
         "killed": ("the same, one killed midway", 2, 1),
     }
     print(f"{count} pictures, {cores} cores\n")
-    print("| run | command (s) | slices a second | the same, without start and end | masks |")
-    print("|---|--:|--:|--:|---|", flush=True)
+    head("run", "command (s)", "slices a second", "the same, without start and end", "masks")
     for name, (title, workers, threads) in names.items():
         configure(workers, threads)
         one = run(data, model, root / name, count // 2 if name == "killed" else None)
         runs[name] = one
         same = "identical" if one.digests == runs["one"].digests else "DIFFERENT"
-        print(
-            f"| {title} | {one.seconds:.1f} | {count / one.seconds:.1f} | {one.rate:.1f} | "
-            f"{len(one.digests)}, {same} |",
-            flush=True,
-        )
+        speeds = (f"{value:.1f}" for value in (one.seconds, count / one.seconds, one.rate))
+        row(title, *speeds, f"{len(one.digests)}, {same}")
     two = runs["two"]
     for name in ("one", "all"):
         other = runs[name]

@@ -106,21 +106,6 @@ def page(rng: np.random.Generator) -> Grey:
     return np.asarray(image)
 
 
-def magnified(grey: Grey, factor: float) -> Grey:
-    """The middle of a slice, enlarged to the slice's size."""
-    height, width = (int(length / factor) for length in grey.shape)
-    top, left = (grey.shape[0] - height) // 2, (grey.shape[1] - width) // 2
-    return cv2.resize(grey[top : top + height, left : left + width], grey.shape[::-1])
-
-
-def warped(grey: Grey, degrees: float = 0, shift: float = 0) -> Grey:
-    """A slice turned, and moved to the right by a share of its width."""
-    height, width = grey.shape
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-    turn[0, 2] += shift * width
-    return cv2.warpAffine(grey, turn, (width, height))
-
-
 def grainy(grey: Grey, deviation: float) -> Grey:
     """A slice with Gaussian noise as coarse as the network's grid sees it."""
     noise = np.random.default_rng(int(grey.sum()) % 2**32).normal(0, deviation, (256, 256))
@@ -128,38 +113,21 @@ def grainy(grey: Grey, deviation: float) -> Grey:
     return np.clip(grey + noise, 0, 255).astype(np.uint8)
 
 
-def recompressed(grey: Grey) -> Grey:
-    """A slice as a JPEG file of quality 40."""
-    file = BytesIO()
-    Image.fromarray(grey).save(file, "JPEG", quality=40)
-    return np.asarray(Image.open(file))
-
-
 def gamma(grey: Grey, exponent: float) -> Grey:
     """A slice in another exposure."""
     return (255 * (grey / 255) ** exponent).round().astype(np.uint8)
 
 
-HARMLESS: dict[str, Callable[[Grey], Grey]] = {
-    "JPEG quality 40": recompressed,
-    "half the size": lambda grey: cv2.resize(grey, None, fx=0.5, fy=0.5, interpolation=3),
-    "gamma 0.8": lambda grey: gamma(grey, 0.8),
-    "gamma 1.25": lambda grey: gamma(grey, 1.25),
-    "turned by 5°": lambda grey: warped(grey, degrees=5),
-    "moved by 5%": lambda grey: warped(grey, shift=0.05),
-}
-SPOILT: dict[str, Callable[[Grey], Grey]] = {
-    "turned by 90°": lambda grey: np.rot90(grey).copy(),
-    "turned by 180°": lambda grey: np.rot90(grey, 2).copy(),
-    "mirrored up–down": lambda grey: grey[::-1].copy(),
-    "inverted": lambda grey: 255 - grey,
-    "noise of 20 grey values": lambda grey: grainy(grey, 20),
-    "noise of 40 grey values": lambda grey: grainy(grey, 40),
-    "blurred, 1.2% of the side": lambda grey: cv2.GaussianBlur(grey, (0, 0), 0.012 * len(grey)),
-    "middle, enlarged 1.3 times": lambda grey: magnified(grey, 1.3),
-    "middle, enlarged 1.6 times": lambda grey: magnified(grey, 1.6),
-    "middle, enlarged 2 times": lambda grey: magnified(grey, 2),
-    "40% of the brightness": lambda grey: (grey * 0.4).astype(np.uint8),
+CHANGES: dict[str, Callable[[Grey], Grey]] = {
+    "harmless: gamma 0.8": lambda grey: gamma(grey, 0.8),
+    "harmless: gamma 1.25": lambda grey: gamma(grey, 1.25),
+    "spoilt: turned by 90°": lambda grey: np.rot90(grey).copy(),
+    "spoilt: turned by 180°": lambda grey: np.rot90(grey, 2).copy(),
+    "spoilt: mirrored up–down": lambda grey: grey[::-1].copy(),
+    "spoilt: inverted": lambda grey: 255 - grey,
+    "spoilt: noise of 20 grey values": lambda grey: grainy(grey, 20),
+    "spoilt: blurred, 1.2% of the side": lambda g: cv2.GaussianBlur(g, (0, 0), 0.012 * len(g)),
+    "spoilt: 40% of the brightness": lambda grey: (grey * 0.4).astype(np.uint8),
 }
 
 
@@ -167,9 +135,8 @@ def groups(
     test: list[Grey], strangers: tuple[str, list[Grey]], folders: list[Path]
 ) -> Iterator[tuple[str, Pictures]]:
     """Everything that a model meets besides its own test slices, one kind at a time."""
-    for name, change in (HARMLESS | SPOILT).items():
-        prefix = "harmless" if name in HARMLESS else "spoilt"
-        yield f"{prefix}: {name}", [(change(grey), 0.0) for grey in test]
+    for name, change in CHANGES.items():
+        yield name, [(change(grey), 0.0) for grey in test]
     yield strangers[0], [(grey, 0.0) for grey in strangers[1]]
     coloured, plain = photographs(folders)
     yield "photographs", coloured

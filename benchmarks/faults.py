@@ -5,14 +5,13 @@
 PostgreSQL, S3, MLflow and Prefect run on loopback (`deploy.services`) for a small phantom set in a
 temporary copy of the repository. Each fault comes in the middle of a stage; *back* says that the
 server was started again after five seconds, *away* that it stayed away until the run had ended.
-Prints a Markdown table; exit status 1 where a run tells no clear sentence, the next one fails, a
-flow stays "running" for ever, or data or champion changed.
+Prints a Markdown table; exit status 1 where a run ends without a clear sentence, the next one
+fails, a flow stays "running" for ever, or data or champion changed.
 """
 
 import argparse
 import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,16 +19,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
 
+from benchmarks.common import head, row, small_repository
 from deploy.local import DVC, TUMORSEG, client_environment, scratch
 from deploy.services import Profile, profile
-from tumorseg.core.prefect_server import mark_crashed
-from tumorseg.data.phantom import make_phantom
 
-REPOSITORY = Path(__file__).parents[1]
 CHAMPION = "SELECT version FROM registered_model_aliases WHERE alias = 'champion'"
 RUNNING = "SELECT count(*) FROM flow_run WHERE state_type = 'RUNNING'"
 PATIENCE_SECONDS = 600
@@ -37,8 +35,8 @@ RUN = [*TUMORSEG, "run"]
 # Of the same flows as in `tumorseg run`, those that a fault is for: minutes are saved.
 TRAIN = [*DVC, "repro", "--single-item", "train@unet-0"]
 REGISTER = [*DVC, "repro", "--single-item", "--force", "register"]
-AUGMENT = [*DVC, "repro", "--single-item", "augment"]
 STAGES = ("validate", "split", "augment", "train", "evaluate", "register", "promote", "package")
+TITLES = {"postgres": "PostgreSQL", "s3": "S3", "mlflow": "MLflow", "prefect": "Prefect"}
 MID_TRAINING = ("Beginning flow run", "epoch 5 ")
 REGISTERING = ("Beginning flow run", "complete_run")
 
@@ -102,7 +100,7 @@ class Outcome:
 
     Attributes:
         status: Of the run that met the fault; None where it was killed.
-        told: Its last sentence, if it failed.
+        message: Its last sentence, if it failed.
         traceback: Whether it printed one.
         again: The next run's exit status; None where the first one came through.
         same: Whether data and champion were as before when the first run had failed.
@@ -111,7 +109,7 @@ class Outcome:
     """
 
     status: int | None
-    told: str
+    message: str
     traceback: bool
     again: int | None
     same: bool
@@ -121,37 +119,8 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether it is as it should be."""
-        clear = self.status in (0, None) or bool(self.told and not self.traceback)
+        clear = self.status in (0, None) or bool(self.message and not self.traceback)
         return clear and self.again in (0, None) and self.same and not self.running
-
-
-def prepare(root: Path, epochs: int = 30) -> None:
-    """Makes the small repository: sources as git knows them, small data and networks."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if not name.startswith(("remote/", "data.dvc", "tests/", "docs/")):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, root / name)
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    params["augment"]["image_size"] = 32
-    params["train"]["common"] |= {
-        "epochs": epochs,
-        "batch_size": 4,
-        "early_stopping_patience": epochs,
-    }
-    for name in ("unet", "attention_unet"):
-        params["train"][name]["channels"] = [4, 8, 16]
-    params["evaluate"]["bootstrap_samples"] = 50
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    make_phantom(root / "data", counts={"train": 12, "valid": 5, "test": 5}, size=96)
-    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    subprocess.run([*DVC, "--quiet", "add", "data"], cwd=root, check=True)
 
 
 @contextmanager
@@ -165,7 +134,9 @@ def place() -> Iterator[Place]:
         root = folder / "repository"
         root.mkdir()
         os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
-        prepare(root)
+        small = {"train": 12, "valid": 5, "test": 5}
+        epochs = {"epochs": 30, "early_stopping_patience": 30}
+        small_repository(root, 32, small, batch_size=4, **epochs)
         made = Place(root, servers)
         status, printed = made.run(RUN)
         if status:
@@ -184,17 +155,17 @@ def wait_for(process: subprocess.Popen[bytes], here: Place, *signs: str) -> None
     sys.exit(f"no {signs} in the output:\n{here.printed()[-2000:]}")
 
 
-def outcome(here: Place, command: list[str], status: int | None, before: object) -> Outcome:
-    """Looks at what is left, and types the same again where the command failed."""
+def outcome(here: Place, status: int | None, before: object) -> Outcome:
+    """Looks at what is left, and runs the whole job where the command failed."""
     printed, same = here.printed(), status == 0 or here.kept() == before
-    again, more = (None, "") if status == 0 else here.run(command)
+    again, more = (None, "") if status == 0 else here.run(RUN)
     if again:
         print(f"the next one failed:\n{more[-4000:]}", file=sys.stderr)
     lines = [line.strip() for line in printed.splitlines()]
-    told = [x for x in lines if x.split(":")[0] in STAGES or "No space left" in x]
+    sentences = [line for line in lines if line.split(":")[0] in STAGES]
     return Outcome(
         status,
-        told[-1] if status and told else "",
+        sentences[-1] if status and sentences else "",
         "Traceback (most recent call last)" in printed,
         again,
         same,
@@ -204,25 +175,24 @@ def outcome(here: Place, command: list[str], status: int | None, before: object)
 
 
 def server_away(
-    here: Place, name: str, command: list[str], signs: tuple[str, ...], back: bool
+    here: Place, server: str, command: list[str], signs: tuple[str, ...], back: bool
 ) -> Outcome:
     """Kills a server in the middle of a stage."""
-    before, server = here.kept(), here.servers.servers[name]
+    before, away = here.kept(), here.servers.servers[server]
     process = here.start(command)
     try:
         wait_for(process, here, *signs)
-        server.kill()
+        away.kill()
         if back:
             time.sleep(5)
-            server.start()
+            away.start()
         status = process.wait(PATIENCE_SECONDS)
     finally:
         if process.poll() is None:  # or it would hold up all later cases
             os.killpg(process.pid, signal.SIGKILL)
     if not back:
-        server.start()
-        mark_crashed(here.servers.environment["PREFECT_API_URL"])  # as `tumorseg run` begins
-    return outcome(here, command, status, before)
+        away.start()
+    return outcome(here, status, before)
 
 
 def run_killed(here: Place) -> Outcome:
@@ -232,49 +202,28 @@ def run_killed(here: Place) -> Outcome:
     wait_for(process, here, *MID_TRAINING)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    return outcome(here, RUN, None, before)
-
-
-def disk_full(here: Place, folder: str, command: list[str]) -> Outcome:
-    """Puts a file system with little room under a folder of the repository."""
-    before, target = here.kept(), here.root / folder
-    target.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(target)]
-    subprocess.run(mount, check=True, capture_output=True)
-    try:
-        status, _ = here.run(command)
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
-    return outcome(here, command, status, before)
+    return outcome(here, None, before)
 
 
 CASES: dict[str, Callable[[Place], Outcome]] = {
-    "PostgreSQL killed in train, back": lambda p: server_away(
-        p, "postgres", TRAIN, MID_TRAINING, True
-    ),
-    "PostgreSQL killed in train, away": lambda p: server_away(
-        p, "postgres", TRAIN, MID_TRAINING, False
-    ),
-    "S3 killed in register, back": lambda p: server_away(p, "s3", REGISTER, REGISTERING, True),
-    "S3 killed in register, away": lambda p: server_away(p, "s3", REGISTER, REGISTERING, False),
-    "MLflow killed in train, back": lambda p: server_away(p, "mlflow", TRAIN, MID_TRAINING, True),
-    "Prefect killed in train, back": lambda p: server_away(p, "prefect", TRAIN, MID_TRAINING, True),
-    "Prefect killed in train, away": lambda p: server_away(
-        p, "prefect", TRAIN, MID_TRAINING, False
-    ),
-    "tumorseg run killed in train": run_killed,
-    "disk full, artifacts/augment": lambda p: disk_full(p, "artifacts/augment", AUGMENT),
-    "disk full, artifacts/train": lambda p: disk_full(p, "artifacts/train/unet-0", TRAIN),
-    "disk full, .state/train": lambda p: disk_full(p, ".state/train", TRAIN),
-    "disk full, DVC's cache": lambda p: disk_full(p, ".state/dvc/files", TRAIN),
-}
+    f"{TITLES[server]} killed in {step}, {'back' if back else 'away'}": partial(
+        server_away, server=server, command=command, signs=signs, back=back
+    )
+    for server, step, command, signs, back in (
+        ("postgres", "train", TRAIN, MID_TRAINING, True),
+        ("postgres", "train", TRAIN, MID_TRAINING, False),
+        ("s3", "register", REGISTER, REGISTERING, True),
+        ("s3", "register", REGISTER, REGISTERING, False),
+        ("mlflow", "train", TRAIN, MID_TRAINING, True),
+        ("prefect", "train", TRAIN, MID_TRAINING, True),
+        ("prefect", "train", TRAIN, MID_TRAINING, False),
+    )
+} | {"tumorseg run killed in train": run_killed}
 
 
 def provoke(here: Place, name: str, number: int) -> Outcome:
     """Runs one case on parameters that no earlier run had."""
     here.change("train.common.learning_rate", 0.002 + number / 10_000)
-    if "augment" in name:
-        here.change("augment.noise", 0.02 + number / 1_000)
     return CASES[name](here)
 
 
@@ -292,8 +241,7 @@ def main() -> int:
 
 def table(here: Place, wanted: list[str]) -> int:
     """Prints a row a fault; how many are as they should be."""
-    print("| fault | the command | what it told | data, champion | the next one | flows left |")
-    print("|---|---|---|---|---|--:|")
+    head("fault", "command", "message", "data, champion", "next run", "flows left", numbers=1)
     good = 0
     for number, name in enumerate(wanted, 1):
         began = time.monotonic()
@@ -302,10 +250,9 @@ def table(here: Place, wanted: list[str]) -> int:
         status += f" ({time.monotonic() - began:.0f} s in all)"
         again = {0: "complete", None: "–"}.get(found.again, f"FAILED ({found.again})")
         again += ", training resumed" if found.resumed else ""
-        told = found.told + (" TRACEBACK" if found.traceback else "")
+        message = found.message + (" TRACEBACK" if found.traceback else "")
         same = "as before" if found.same else "CHANGED"
-        print(f"| {name} | {status} | {told or '–'} | {same} | {again} | {found.running} |")
-        sys.stdout.flush()
+        row(name, status, message or "–", same, again, found.running)
         good += found.good
     return good
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from served import serve
+from common import head, row, serve
 
 from tests.fuzz_inputs import check, inputs
 from tests.serving_model import write_model
@@ -83,9 +83,9 @@ def decoders(cases: int, seed: int, model: Path) -> bool:
             outcome, failures = "**failed**", failures + 1
         outcomes.setdefault(kind, Counter())[outcome] += 1
     columns = sorted({outcome for found in outcomes.values() for outcome in found})
-    print(f"| damaged | {' | '.join(columns)} |\n|---|{'--:|' * len(columns)}")
+    head("damaged", *columns, numbers=len(columns))
     for kind, found in outcomes.items():
-        print(f"| {kind} | {' | '.join(str(found[column]) for column in columns)} |")
+        row(kind, *(found[column] for column in columns))
     print(f"\n{cases} files, seed {seed}, {time.monotonic() - begun:.0f} s: {failures} failures")
     return not failures
 

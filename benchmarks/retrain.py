@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from common import running
 
 from tests.retraining import git, make_repository, phantom_batch, variables
-from tumorseg.core.prefect_server import background, free_port
+from tumorseg.core.prefect_server import free_port
 from tumorseg.data.phantom import make_phantom
 
 PATIENCE_SECONDS = 3600
@@ -60,13 +61,12 @@ def run(root: Path) -> tuple[list[str], list[str]]:
     inbox = root / "inbox"
     inbox.mkdir()
     url = f"http://127.0.0.1:{(port := free_port(0))}/api"
-    server = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = [sys.executable, "-m", "prefect", "server", "start"]
+    server += ["--host", "127.0.0.1", "--port", str(port)]
     os.environ |= variables(root)
     os.environ["PREFECT_API_URL"] = url
     os.chdir(root)
-    with background(server, root / "server.log"):
-        while ask(url, "flow_runs/count", {}) is None:
-            time.sleep(1)
+    with running(server, url, "/health", root, {}):
         command = [sys.executable, "-m", "pipelines.retrain", "--cron", "* * * * *"]
         process = subprocess.Popen(command)
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common import head, row
 
 from tumorseg.data.leakage import SIDE, similar_pairs
 
@@ -62,12 +63,8 @@ def dvc_add(count: int) -> tuple[float, float]:
         for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "-q", "init"]):
             subprocess.run(command, cwd=root, check=True, capture_output=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "dvc", "-q", "add", "data"],
-            cwd=root,
-            check=True,
-            capture_output=True,
-        )
+        add = [sys.executable, "-m", "dvc", "-q", "add", "data"]
+        subprocess.run(add, cwd=root, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         (listed,) = (root / ".dvc" / "cache").rglob("*.dir")
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -91,24 +88,20 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=4_000)
     chosen = parser.parse_args()
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    grown = per_slice(chosen.root)
-    slices = grown.pop("slices")
-    print(
-        f"| {slices:.0f} slices, times | a slice | " + " | ".join(f"{f:,}" for f in FACTORS) + " |"
-    )
-    print("|---|--:|" + "--:|" * len(FACTORS))
-    for name, size in grown.items():
-        cells = [amount(size * slices * factor, BYTES) for factor in FACTORS]
-        print(f"| {name} | {amount(size, BYTES)} | " + " | ".join(cells) + " |")
-    seconds, listed = dvc_add(chosen.files)
-    cells = [amount(listed * slices * factor, BYTES) for factor in FACTORS]
-    print(f"| DVC's list of files | {amount(listed, BYTES)} | " + " | ".join(cells) + " |")
-    cells = [amount(seconds * slices * factor, SECONDS) for factor in FACTORS]
-    print(f"| `dvc add`, CPU | {seconds * 1e3:.2g} ms | " + " | ".join(cells) + " |")
+    sizes = per_slice(chosen.root)
+    slices = sizes.pop("slices")
+    seconds, sizes["DVC's list of files"] = dvc_add(chosen.files)
     times = {count: similarity_seconds(count) for count in SIZES}
     a_pair = times[SIZES[-1]] / SIZES[-1] ** 2
-    cells = [amount(a_pair * (slices * factor) ** 2, SECONDS) for factor in FACTORS]
-    print("| comparing thumbnails, CPU | quadratic | " + " | ".join(cells) + " |")
+    grown = [slices * factor for factor in FACTORS]
+    titles = (f"{factor:,}" for factor in FACTORS)
+    head(f"{slices:.0f} slices, times", "a slice", *titles, numbers=len(FACTORS) + 1)
+    for name, size in sizes.items():
+        row(name, amount(size, BYTES), *(amount(size * count, BYTES) for count in grown))
+    adding = (amount(seconds * count, SECONDS) for count in grown)
+    row("`dvc add`, CPU", f"{seconds * 1e3:.2g} ms", *adding)
+    comparing = (amount(a_pair * count**2, SECONDS) for count in grown)
+    row("comparing thumbnails, CPU", "quadratic", *comparing)
     print("\nthumbnails: " + ", ".join(f"{n} in {t:.2f} s" for n, t in times.items()))
 
 

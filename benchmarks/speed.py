@@ -16,32 +16,54 @@ measured in turns, round after round, so that noise of the machine hits all alik
 
 import argparse
 import copy
+import itertools
 import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
-from rivals import LAYOUTS, REFERENCE, Course, Rival, Setting, Training, rivals
-from torch import nn
-from turns import Entry, Key, best_convolution, take_turns
+from common import head, row
+from monai.networks.nets import AttentionUnet
+from monai.networks.nets import UNet as ResidualUnet
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from tumorseg.core import environment
 from tumorseg.core.errors import InputError
-from tumorseg.core.params import AugmentParams, TrainParams, ValidateParams, load_params
+from tumorseg.core.params import (
+    NETWORKS,
+    AugmentParams,
+    TrainParams,
+    ValidateParams,
+    load_params,
+)
 from tumorseg.data.arrays import ARRAYS, Slices, build_arrays, load_slices
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.phantom import make_phantom
+from tumorseg.evaluation.metrics import dice
 from tumorseg.registry.export import export_onnx
 from tumorseg.training.augmentation import Policy, load_policy, save_policy
+from tumorseg.training.datasets import Batch, EpochSampler, TrainingSlices, ValidationSlices
+from tumorseg.training.loss import bce_dice_loss
+from tumorseg.training.networks import build_network
 from tumorseg.training.trainer import precision
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
+REFERENCE = "MONAI UNet"  # of which the others' speed is a multiple
 SPLITS = ("train", "valid")
 COLUMNS = (
     "network",
@@ -58,6 +80,240 @@ COLUMNS = (
     "epochs",
     "learning rate",
 )
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+TITLES = {"unet": "our U-Net", "attention_unet": "our Attention U-Net"}
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A network by its title, how to build it, and the memory layouts it is tried in."""
+
+    title: str
+    build: Callable[[], nn.Module]
+    layouts: tuple[str, ...]
+
+    def size(self, side: int) -> tuple[int, int]:
+        """Parameters, and FLOP of forward and backward pass for one image, without computing."""
+        with torch.device("meta"):
+            network, image = self.build(), torch.zeros(1, 1, side, side)
+        with FlopCounterMode(display=False) as counter:
+            network(image).sum().backward()
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        return parameters, counter.get_total_flops()
+
+
+def rivals(params: TrainParams) -> list[Rival]:
+    """Our two networks as params.yaml has them, and MONAI's residual and Attention U-Net."""
+    ours = [
+        Rival(TITLES[name], partial(build_network, name, params.network(name)), ("channels_last",))
+        for name in NETWORKS
+    ]
+    shape: dict[str, Any] = {
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 1,
+        "channels": (32, 64, 128, 256, 512),
+        "strides": (2, 2, 2, 2),
+    }
+    theirs = {
+        REFERENCE: partial(ResidualUnet, **shape, num_res_units=2),
+        "MONAI AttentionUnet": partial(AttentionUnet, **shape),
+    }
+    return ours + [
+        Rival(title, partial(_expecting_little, build), tuple(LAYOUTS))
+        for title, build in theirs.items()
+    ]
+
+
+def _expecting_little(build: Callable[[], nn.Module]) -> nn.Module:
+    """Builds a network that starts from a small probability of tumour, as ours do."""
+    network = build()
+    *_, last = (p for name, p in network.named_parameters() if name.endswith("bias"))
+    nn.init.constant_(last, -4.0)
+    return network
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How everything in one run is computed."""
+
+    device: torch.device
+    bf16: bool
+    compiled: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, where this run has it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def wait(self) -> None:
+        """Returns once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Training:
+    """A network with the loss and the optimiser that all have in common."""
+
+    def __init__(self, network: nn.Module, layout: str, setting: Setting, rate: float) -> None:
+        self.setting, self.layout = setting, LAYOUTS[layout]
+        self.network = network.to(setting.device, memory_format=self.layout).train()
+        self.forward = torch.compile(self.network) if setting.compiled else self.network
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate, fused=True)
+
+    def loss(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The loss of one batch, float32, each (B, 1, S, S)."""
+        images = images.to(self.setting.device).contiguous(memory_format=self.layout)
+        with self.setting.autocast():
+            logits = self.forward(images)
+        return bce_dice_loss(logits.float(), masks.to(self.setting.device).float())
+
+    def step(self, images: Tensor, masks: Tensor) -> None:
+        """One optimiser step."""
+        self.optimizer.zero_grad()
+        self.loss(images, masks).backward()
+        self.optimizer.step()
+
+    def warm_up(self, images: Tensor, masks: Tensor) -> None:
+        """Compiles, where this run does, without a step."""
+        self.loss(images, masks).backward()
+        self.optimizer.zero_grad()
+
+
+@dataclass(frozen=True)
+class Course:
+    """A training of so many seconds: what is drawn, and what is done besides the steps.
+
+    Attributes:
+        slices: `train` and `valid`.
+        policy: The augmentation.
+        batch: Slices a step.
+        seconds: The training's own time, drawing included.
+        average: Decay a step of the moving average of weights that is scored; 0 for none.
+    """
+
+    slices: dict[str, Slices]
+    policy: Policy
+    batch: int
+    seconds: float
+    average: float
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches without end, as training draws them: in this process, a new order each epoch."""
+        sampler = EpochSampler(len(self.slices["train"].images), seed=0)
+        drawn = TrainingSlices(self.slices["train"], self.policy, seed=0)
+        loader = DataLoader(drawn, self.batch, sampler=sampler, drop_last=True)
+
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from loader
+
+    def run(self, rival: Rival, layout: str, setting: Setting, rate: float) -> dict[str, float]:
+        """Trains anew, the rate falling linearly to zero, and scores the validation slices.
+
+        Returns:
+            `mean` and `micro` Dice on the grid at a probability of 0.5, the learning `rate`, and
+            `epochs` seen.
+        """
+        torch.manual_seed(0)
+        training = Training(rival.build(), layout, setting, rate)
+        scored: nn.Module = training.network
+        if self.average:
+            decayed = get_ema_multi_avg_fn(self.average)
+            scored = AveragedModel(scored, multi_avg_fn=decayed, use_buffers=True)
+        drawn = self.batches()
+        training.warm_up(*next(drawn)[:2])
+        steps, started = 0, time.perf_counter()
+        for images, masks, _ in drawn:
+            elapsed = (time.perf_counter() - started) / self.seconds
+            if elapsed >= 1:
+                break
+            for group in training.optimizer.param_groups:
+                group["lr"] = rate * (1 - elapsed)
+            training.step(images, masks)
+            if self.average:
+                scored.update_parameters(training.network)  # type: ignore[operator]
+            setting.wait()
+            steps += 1
+        mean, micro = self.score(scored, training)
+        epochs = steps * self.batch / len(self.slices["train"].images)
+        return {"mean": mean, "micro": micro, "rate": rate, "epochs": epochs}
+
+    @torch.inference_mode()
+    def score(self, network: nn.Module, training: Training) -> tuple[float, float]:
+        """Mean and micro Dice of the validation slices."""
+        network.eval()
+        right, wrong = [], []
+        for images, masks, _ in DataLoader(ValidationSlices(self.slices["valid"]), self.batch):
+            images = images.to(training.setting.device).contiguous(memory_format=training.layout)
+            with training.setting.autocast():
+                hard, truth = network(images).cpu() > 0, masks > 0.5
+            right += (hard & truth).sum((1, 2, 3)).tolist()
+            wrong += (hard ^ truth).sum((1, 2, 3)).tolist()
+        return float(dice(right, wrong).mean()), float(dice(np.sum(right), np.sum(wrong)))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What takes turns: a step, and how many images, or FLOP, one step is."""
+
+    step: Callable[[], object]
+    units: float = 1
+
+
+def take_turns(
+    entries: dict[Key, Entry], rounds: int, seconds: float, wait: Callable[[], None]
+) -> dict[Key, list[float]]:
+    """Units a second of each entry in each round, after a turn that does not count."""
+    steps = dict.fromkeys(entries, 1)
+    rates: dict[Key, list[float]] = {key: [] for key in entries}
+    for number in range(-1, rounds):
+        for key, entry in entries.items():
+            if number < 0:
+                entry.step()  # allocates, chooses kernels, compiles
+            wait()
+            started = time.perf_counter()
+            for _ in range(steps[key]):
+                entry.step()
+            wait()
+            elapsed = time.perf_counter() - started
+            if number < 0:
+                steps[key] = max(1, round(seconds / elapsed))
+            else:
+                rates[key].append(steps[key] * entry.units / elapsed)
+    return rates
+
+
+def convolution(channels: int, side: int, batch: int, setting: Setting) -> Entry:
+    """Forward and backward pass of one 3×3 convolution, in FLOP."""
+    kind = {"device": setting.device, "dtype": torch.bfloat16 if setting.bf16 else torch.float32}
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, **kind)
+    layer = layer.to(memory_format=torch.channels_last)
+    images = torch.randn(batch, channels, side, side, **kind)
+    images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn_like(images)
+
+    def step() -> None:
+        torch.autograd.grad(layer(images), (layer.weight, images), gradient)
+
+    return Entry(step, 3 * 2 * 9 * channels**2 * side**2 * batch)
+
+
+def best_convolution(side: int, setting: Setting) -> tuple[str, Entry, float]:
+    """The fastest layer of a sweep like a U-Net's levels: in words, as an entry, and its FLOP/s."""
+    found = []
+    for channels in (64, 128, 256, 512):
+        for small in (side // 16, side // 8, side // 4):
+            for batch in (16, 64) if setting.device.type == "cuda" else (2, 8):
+                if channels * small > 64 * side:
+                    continue
+                entry = convolution(channels, small, batch, setting)
+                rates = take_turns({(): entry}, 3, 0, setting.wait)[()]
+                words = f"{channels} channels, {small}², batch {batch}"
+                found.append((max(rates), words, entry))
+    rate, words, entry = max(found, key=lambda one: one[0])
+    return words, entry, rate
 
 
 def inference(rival: Rival, side: int, setting: Setting, scratch: Path) -> dict[str, Entry]:
@@ -109,7 +365,7 @@ def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratc
         return max(rival.layouts, key=lambda layout: median(trained[rival.title, layout]))
 
     reference = next(trained[r.title, best_layout(r)] for r in networks if r.title == REFERENCE)
-    print(f"| {' | '.join(COLUMNS)} |\n|---|---|{'--:|' * (len(COLUMNS) - 2)}")
+    head(*COLUMNS, numbers=len(COLUMNS) - 2)
     for rival in networks:
         layout = best_layout(rival)
         parameters, flop = rival.size(chosen.size)
@@ -127,7 +383,7 @@ def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratc
             f"{1000 / median(answered[rival.title, 'onnx']):.1f}",
             *after_equal_time(course, rival, layout, setting, chosen.rates),
         ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        row(*cells)
     drawing = median(trained["drawing",])
     ours = (f"{drawing / median(trained[r.title, best_layout(r)]):.1f}" for r in networks[:2])
     print(f"\nbest convolution, {words}: {peak / 1e9:.1f} GFLOP/s forward and backward")

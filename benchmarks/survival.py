@@ -19,33 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
+from common import head, row, small_repository
 
 from tumorseg.core import environment
 from tumorseg.core.prefect_server import prefect_server
-from tumorseg.data.phantom import make_phantom
 
-REPOSITORY = Path(__file__).parents[1]
 RESULTS = ("reports/metrics.json", "reports/per_slice.csv", "artifacts/train/*/*.safetensors")
 REPRO = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", "evaluate"]
-
-
-def prepare(root: Path, epochs: int) -> None:
-    """Copies the repository as git knows it, with small data and small networks."""
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        if not name.startswith(("remote/", "data.dvc")):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, root / name)
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    params["augment"]["image_size"] = 64
-    params["train"]["common"] |= {"epochs": epochs, "early_stopping_patience": epochs}
-    for name in ("unet", "attention_unet"):
-        params["train"][name]["channels"] = [4, 8, 16]
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    make_phantom(root / "data", counts={"train": 24, "valid": 8, "test": 8}, size=96)
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "-q", "add", "data"], cwd=root, check=True)
 
 
 def forget(root: Path) -> None:
@@ -101,7 +81,10 @@ def main() -> int:
         os.environ |= environment.defaults(root)
         os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
         os.environ["PATH"] = environment.search_path()
-        prepare(root, chosen.epochs)
+        small = {"train": 24, "valid": 8, "test": 8}
+        small_repository(
+            root, 64, small, epochs=chosen.epochs, early_stopping_patience=chosen.epochs
+        )
         with prefect_server():
             return compare(root, chosen.kills, random.Random(chosen.seed))
 
@@ -115,8 +98,7 @@ def compare(root: Path, kills: int, chance: random.Random) -> int:
     whole, expected = time.monotonic() - start, digest(root)
     figures = json.loads((root / "reports" / "metrics.json").read_text())["test"]
     print(f"unbroken: U-Net {figures['unet']['mean_dice']}, {expected[:12]}, {whole:.0f} s\n")
-    print("| kill | at, of an unbroken run | during | rerun | figures and weights |")
-    print("|---|---|---|---|---|")
+    head("kill", "at, of an unbroken run", "during", "rerun", "figures and weights")
     equal = number = 0
     while number < kills:
         forget(root)
@@ -131,7 +113,7 @@ def compare(root: Path, kills: int, chance: random.Random) -> int:
         same = again.returncode == 0 and digest(root) == expected
         equal += same
         state = "equal" if same else f"DIFFERENT (status {again.returncode})"
-        print(f"| {number} | {moment:.0%} | {during} | {resumed} | {state} |", flush=True)
+        row(number, f"{moment:.0%}", during, resumed, state)
         if again.returncode:
             print(printed[-4000:], file=sys.stderr)
     print(f"\n{equal} of {kills} equal")

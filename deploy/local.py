@@ -52,12 +52,11 @@ def call(command: list[str], servers: Profile, root: Path) -> None:
     """Runs a command in a repository, as a client of the servers.
 
     Raises:
-        InputError: It failed; its own words are above.
+        InputError: It failed; its own message is above.
     """
     code = subprocess.run(command, cwd=root, env=client_environment(servers, root), check=False)
     if code.returncode:
-        told = " ".join(word for word in command[1:] if word != "-m" and "import" not in word)
-        raise InputError(f"`{told}` failed; its message is above")
+        raise InputError(f"`{' '.join(command[2:])}` failed; its message is above")
 
 
 def client_environment(servers: Profile, root: Path) -> dict[str, str]:
@@ -103,25 +102,22 @@ def sqlite_written(root: Path, since: float) -> list[str]:
 
 def report(servers: Profile, pulled: int, sqlite: list[str]) -> bool:
     """Prints what the servers hold, as a Markdown table; whether everything is where it belongs."""
-    rows: list[tuple[str, str, object]] = []
-    good = pulled > 0
+    theirs = [name for name in sqlite if "mlflow" in name or name.startswith("prefect")]
+    caches = [name for name in sqlite if name not in theirs and not name.startswith("dvc-site")]
+    good = pulled > 0 and not theirs
+    print("\n| where | what | |\n|---|---|--:|")
     for database, what, rest in FIGURES:
         count = servers.query(database, f"SELECT count(*) FROM {rest}")[0][0]
-        rows.append((f"PostgreSQL: {database}", what, count))
+        print(f"| PostgreSQL: {database} | {what} | {count} |")
         good &= (count == 0) == (what == UNWANTED)
     for bucket in BUCKETS:
         count, size = servers.objects(bucket)
-        rows.append((f"S3: {bucket}", "objects", f"{count}, {size / 2**20:.1f} MiB"))
+        print(f"| S3: {bucket} | objects | {count}, {size / 2**20:.1f} MiB |")
         good &= count > 0
-    rows.append(("DVC", "files pulled into an empty repository, equal", pulled))
-    theirs = [name for name in sqlite if "mlflow" in name or name.startswith("prefect")]
-    rows.append(("SQLite", "databases of Prefect or MLflow written", ", ".join(theirs) or "none"))
-    caches = [name for name in sqlite if name not in theirs and not name.startswith("dvc-site")]
-    rows.append(("SQLite", "what this machine remembers", ", ".join(caches) or "nothing"))
-    print("\n| where | what | |\n|---|---|--:|")
-    for row in rows:
-        print("| {} | {} | {} |".format(*row))
-    return good and not theirs
+    print(f"| DVC | files pulled into an empty repository, equal | {pulled} |")
+    print(f"| SQLite | databases of Prefect or MLflow written | {', '.join(theirs) or 'none'} |")
+    print(f"| SQLite | what this machine remembers | {', '.join(caches) or 'nothing'} |")
+    return good
 
 
 def check_place(root: Path) -> None:
@@ -139,10 +135,9 @@ def check_place(root: Path) -> None:
         )
 
 
-def run(changes: list[str], root: Path | None = None) -> bool:
-    """Runs the chain on the profile in a repository; whether all is where it belongs."""
-    root, began = root or Path.cwd(), time.time()
-    clock = Clock()
+def run(changes: list[str]) -> bool:
+    """Runs the chain on the profile in this repository; whether all is where it belongs."""
+    root, began, clock = Path.cwd(), time.time(), Clock()
     with scratch() as folder, profile(folder) as servers:
         clock.lap("start of the servers")
         for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_ENDPOINT_URL_S3"):
@@ -166,11 +161,10 @@ def main() -> None:
     changes += [word for change in chosen.set for word in ("--set", change)]
     try:
         check_place(Path.cwd())
-        good = run(changes)
+        if not run(changes):
+            raise InputError("something is not where it belongs; see the table")
     except InputError as error:
         sys.exit(f"deploy.local: {error}")
-    if not good:
-        sys.exit("deploy.local: something is not where it belongs; see the table")
 
 
 if __name__ == "__main__":

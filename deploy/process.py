@@ -1,19 +1,19 @@
 """A server process that can be stopped, killed, and started again."""
 
-import os
 import pwd
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+
+import psutil
 
 from tumorseg.core.errors import InputError
 
 PATIENCE_SECONDS = 120
+STOP_SECONDS = 20
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Server:
         log: Receives its output.
         ready: Whether it answers.
         environment: Its whole environment.
-        user: Whom to run it as; None for this process's user.
+        user: The user to run it as; None for this process's user.
         gentle: The signal that ends it in order.
     """
 
@@ -37,7 +37,7 @@ class Server:
     environment: dict[str, str]
     user: str | None = None
     gentle: signal.Signals = signal.SIGTERM
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    process: psutil.Popen | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Starts it and waits until it answers.
@@ -46,7 +46,7 @@ class Server:
             InputError: It ended, or did not answer in time.
         """
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = psutil.Popen(
                 self.command,
                 cwd=self.log.parent,
                 env=self.environment,
@@ -56,7 +56,7 @@ class Server:
                 user=self.user,
                 group=None if self.user is None else pwd.getpwnam(self.user).pw_gid,
                 extra_groups=None if self.user is None else [],
-                start_new_session=True,  # a group of its own, so that all of it can be killed
+                start_new_session=True,  # out of reach of the terminal's Ctrl-C
             )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.ready():
@@ -67,34 +67,20 @@ class Server:
 
     def kill(self) -> None:
         """Kills it and all that it started, as a crash would."""
-        self._end(signal.SIGKILL)
+        self._end(signal.SIGKILL, 0)
 
     def stop(self) -> None:
-        """Ends it in order."""
-        self._end(self.gentle)
+        """Ends it in order; kills what has not ended in time."""
+        self._end(self.gentle, STOP_SECONDS)
 
-    def _end(self, how: signal.Signals) -> None:
+    def _end(self, how: signal.Signals, patience: float) -> None:
         if self.process is None:
             return
-        if how is not signal.SIGKILL and self.process.poll() is None:
+        if self.process.poll() is None:
+            family = [self.process, *self.process.children(recursive=True)]
             self.process.send_signal(how)
-            with suppress(subprocess.TimeoutExpired):  # what follows ends it
-                self.process.wait(20)
-        with suppress(ProcessLookupError):  # none is left
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            _, alive = psutil.wait_procs(family, patience)
+            for one in alive:
+                one.kill()
+            psutil.wait_procs(alive)
         self.process = None
-
-    def __enter__(self) -> "Server":
-        """Starts it."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stops it."""
-        self.stop()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from deploy.buckets import BUCKETS
 from deploy.process import PATIENCE_SECONDS, Server
 from tumorseg.core.environment import SILENT
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import atomic_path
 from tumorseg.core.prefect_server import free_port
 
 DATABASES = ("prefect", "mlflow")
@@ -56,10 +55,8 @@ class Profile:
 
     def objects(self, bucket: str) -> tuple[int, int]:
         """How many objects a bucket holds, and their bytes."""
-        pages = s3_client(self.environment["AWS_ENDPOINT_URL_S3"]).get_paginator("list_objects_v2")
-        sizes = [
-            o["Size"] for page in pages.paginate(Bucket=bucket) for o in page.get("Contents", [])
-        ]
+        s3 = boto3.resource("s3", **s3_options(self.environment["AWS_ENDPOINT_URL_S3"]))
+        sizes = [found.size for found in s3.Bucket(bucket).objects.all()]
         return len(sizes), sum(sizes)
 
 
@@ -107,21 +104,11 @@ def postgres(folder: Path) -> tuple[Server, str]:
     if user:
         for path in (place, secret):
             shutil.chown(path, user)
-    options = {
-        "--pgdata": str(place / "data"),
-        "--pwfile": str(secret),
-        "--username": "tumorseg",
-        "--auth": "scram-sha-256",
-        "--encoding": "UTF8",
-        "--locale": "C",
-    }
+    command = [str(home / "initdb"), "--no-sync", f"--pgdata={place / 'data'}"]
+    command += [f"--pwfile={secret}", "--username=tumorseg", "--auth=scram-sha-256"]
+    command += ["--encoding=UTF8", "--locale=C"]
     made = subprocess.run(
-        [str(home / "initdb"), "--no-sync", *(word for pair in options.items() for word in pair)],
-        cwd=place,
-        user=user,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=place, user=user, capture_output=True, text=True, check=False
     )
     secret.unlink()
     if made.returncode:
@@ -141,10 +128,10 @@ def postgres(folder: Path) -> tuple[Server, str]:
     return Server("postgres", command, log, ready, dict(os.environ), user, signal.SIGINT), account
 
 
-def s3_client(url: str) -> Any:
-    """A client of the S3 API on loopback."""
+def s3_options(url: str) -> dict[str, str]:
+    """What boto3 needs for the S3 API on loopback."""
     keys = {name.lower(): key for name, key in DUMMY_KEYS.items()}
-    return boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
+    return {"endpoint_url": url, "region_name": "us-east-1", **keys}
 
 
 class MotoServer(Server):
@@ -162,26 +149,18 @@ class MotoServer(Server):
             request = urllib.request.Request(f"{url}/moto-api/recorder/replay-recording", b"")
             urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
         else:
+            s3 = boto3.client("s3", **s3_options(url))
             for bucket in BUCKETS:
-                s3_client(url).create_bucket(Bucket=bucket)
+                s3.create_bucket(Bucket=bucket)
 
 
 def _drop_torn(recording: Path) -> None:
-    """Leaves out requests that a kill cut off in moto's recording: they were never answered."""
-
-    def whole(line: str) -> bool:
-        try:
-            json.loads(line)
-        except ValueError:
-            return False
-        return True
-
-    with (
-        atomic_path(recording) as temporary,
-        recording.open() as lines,
-        temporary.open("w") as kept,
-    ):
-        kept.writelines(filter(whole, lines))
+    """Leaves out a request that a kill cut off in moto's recording: it was never answered."""
+    lines = recording.read_text().splitlines(keepends=True)
+    with suppress(ValueError):
+        json.loads(lines[-1] if lines else "null")
+        return
+    recording.write_text("".join(lines[:-1]))
 
 
 def answers(url: str) -> bool:
@@ -264,7 +243,8 @@ def profile(folder: Path) -> Iterator[Profile]:
     databases = {name: f"postgresql://{account}/{name}" for name in DATABASES}
     with ExitStack() as stack:
         for name, one in servers.items():
-            stack.enter_context(one)
+            stack.callback(one.stop)
+            one.start()
             if name == "postgres":
                 create_databases(account)
         yield Profile(servers, environment, databases)
@@ -272,9 +252,7 @@ def profile(folder: Path) -> Iterator[Profile]:
 
 def create_databases(account: str) -> None:
     """Creates the databases of Prefect and MLflow."""
-    link = psycopg2.connect(f"postgresql://{account}/postgres")
-    link.autocommit = True  # CREATE DATABASE takes no transaction
-    with link.cursor() as cursor:
+    with closing(psycopg2.connect(f"postgresql://{account}/postgres")) as link:
+        link.autocommit = True  # CREATE DATABASE takes no transaction
         for name in DATABASES:
-            cursor.execute(f"CREATE DATABASE {name}")
-    link.close()
+            link.cursor().execute(f"CREATE DATABASE {name}")

@@ -27,9 +27,8 @@ from tumorseg.evaluation.results import (
 from tumorseg.evaluation.strata import strata
 from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
-from tumorseg.reporting.cards import write_cards
-from tumorseg.reporting.inputs import ReportInputs, Training
-from tumorseg.reporting.report import write_report
+from tumorseg.reporting.report import write_cards, write_report
+from tumorseg.reporting.report_data import ReportData, Training, seed_means
 from tumorseg.training.networks import Probabilities
 from tumorseg.training.predict_split import compare, load_network
 
@@ -101,7 +100,7 @@ def report(
 ) -> None:
     """Writes the report and the cards of model and data."""
     gated_seed = result["winner_seed"]
-    inputs = ReportInputs(
+    inputs = ReportData(
         figures=result,
         slices=comparison.scored,
         strata=parts,
@@ -138,11 +137,11 @@ def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
     )
     with atomic_path(REPORTS / "history.csv") as temporary:
         means = {
-            f"{name}_": figures.seed_means(history).drop(columns="seed")
+            f"{name}_": seed_means(history).drop(columns="seed")
             for name, history in histories.groupby("network")
         }
         pd.concat([m.add_prefix(name) for name, m in means.items()], axis=1).to_csv(temporary)
-    figures.training_curves(histories, REPORTS / "curves.png")
+    figures.png(figures.training_curves(histories), REPORTS / "curves.png")
     figures.comparison_chart(scored[scored["split"] == "test"], REPORTS / "comparison.png")
     figures.prediction_gallery(scored, Path("data"), REPORTS / "predictions.png")
 

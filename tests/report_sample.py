@@ -16,7 +16,7 @@ from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.evaluation.metrics import count, score
 from tumorseg.evaluation.paired import comparisons
-from tumorseg.reporting.inputs import ReportInputs, Training
+from tumorseg.reporting.report_data import ReportData, Training
 from tumorseg.training.networks import build_network
 
 # Pixels by which each method's masks are off, for each seed.
@@ -86,7 +86,7 @@ def made_up(slices: pd.DataFrame) -> dict:
     }
 
 
-def make_inputs(workplace: dict, data: Path, folder: Path) -> ReportInputs:
+def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
     """The whole: two networks with two seeds each, and the three controls.
 
     Args:
@@ -129,7 +129,7 @@ def make_inputs(workplace: dict, data: Path, folder: Path) -> ReportInputs:
     gated = build_network(
         "attention_unet", NetworkParams(channels=[4, 8, 16], norm="batch", stem=1)
     )
-    return ReportInputs(
+    return ReportData(
         figures=made_up(slices),
         slices=slices,
         strata=strata,

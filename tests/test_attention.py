@@ -5,7 +5,7 @@ import torch
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import NetworkParams
 from tumorseg.imaging.preprocess import to_input
-from tumorseg.reporting.attention import attention_maps
+from tumorseg.reporting.figures import attention_maps
 from tumorseg.training.networks import AttentionGate, build_network
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)

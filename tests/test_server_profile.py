@@ -1,6 +1,5 @@
 """The whole job on PostgreSQL, S3, MLflow and Prefect, and what becomes of it without one."""
 
-import os
 import subprocess
 import sys
 import time
@@ -117,13 +116,9 @@ def test_two_workers_of_a_pool_train_at_once(here) -> None:
         ("S3 killed in register, back", 0),
         ("Prefect killed in train, away", 1),
         ("tumorseg run killed in train", None),
-        ("disk full, artifacts/train", 1),
-        ("disk full, artifacts/augment", 1),
     ],
 )
 def test_a_fault_loses_nothing(here, name, status) -> None:
-    if name.startswith("disk") and os.geteuid() != 0:
-        pytest.skip("only root may mount a file system with little room")
     found = faults.provoke(here, name, 50 + list(faults.CASES).index(name))
     assert found.good, found
     if status != 0 or found.status == 0:
@@ -131,5 +126,3 @@ def test_a_fault_loses_nothing(here, name, status) -> None:
     if name == "tumorseg run killed in train":
         crashed = "SELECT count(*) FROM flow_run WHERE state_type = 'CRASHED'"
         assert found.resumed and here.servers.query("prefect", crashed)[0][0] >= 1
-    if name.startswith("disk"):
-        assert "No space left" in found.told and "make room" in found.told

@@ -222,7 +222,7 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
         for n in NETWORKS
         for s in (0, 1)
     )
-    figures.training_curves(histories, tmp_path / "curves.png")
+    figures.png(figures.training_curves(histories), tmp_path / "curves.png")
     figures.comparison_chart(scored.query("split == 'test'"), tmp_path / "comparison.png")
     figures.prediction_gallery(scored, phantom, tmp_path / "predictions.png")
     for name in ("augmentation", "curves", "comparison", "predictions"):

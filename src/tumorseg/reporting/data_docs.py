@@ -8,25 +8,21 @@ from typing import Any
 import great_expectations as gx
 import great_expectations.expectations as expect
 import pandas as pd
-from great_expectations.checkpoint import UpdateDataDocsAction
 
 from tumorseg.core.files import atomic_path
 
-# Styles, scripts and logos from a dozen hosts: whoever opens the page would tell them so, and
-# offline it would wait for them.
+# Styles, scripts and logos from a dozen hosts: they would learn who opens the page, which offline
+# would wait for them.
 REMOTE = re.compile(
     r"""<script[^>]*\ssrc="https?:[^>]*>\s*</script>|<(?:link|img)[^>]*\s(?:href|src)="https?:[^>]*>""",
     re.IGNORECASE,
 )
 STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 16px; }
-table { border-collapse: collapse; margin: 8px 0; }
 td, th { border-bottom: 1px solid #e8ebee; padding: 4px 14px 4px 0; text-align: left; }
 td { overflow-wrap: anywhere; vertical-align: top; }
 .fa-check-circle::before { content: "met"; color: #1a7f4b; font-style: normal; }
 .fa-times::before { content: "not met"; color: #b3261e; font-style: normal; }
-th { white-space: nowrap; }
-.alert { font-weight: 600; }
 .navbar, footer, .collapse pre { display: none; }
 </style>"""
 
@@ -66,14 +62,11 @@ def validated(
         data=asset.add_batch_definition_whole_dataframe("all rows"),
         suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations)),
     )
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[UpdateDataDocsAction(name="docs")] if docs is not None else [],
-        result_format=result_format,
+    validation = context.validation_definitions.add(definition).run(
+        batch_parameters={"dataframe": table}, result_format=result_format
     )
-    outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
-    (validation,) = outcome.run_results.values()
+    if docs is not None:
+        context.build_data_docs()
     for result in validation.results:
         raised = result.exception_info or {}
         if raised.get("raised_exception"):
@@ -82,15 +75,15 @@ def validated(
 
 
 def settle(docs: Path, page: Path, name: str = "Data audit") -> None:
-    """Rewrites every page of Data Docs in place, with a way to a page of ours.
+    """Makes Data Docs readable without a network, in place, with links to results and a page.
 
     Args:
         docs: The folder of Data Docs, just built.
-        page: Ours, in the folder above or further up.
-        name: What the link to it says.
+        page: The page to link to, in the folder above or further up.
+        name: The text of that link.
 
     Raises:
-        RuntimeError: The pages look different than expected, so that links would be missing.
+        RuntimeError: Data Docs lack results or a suite, so that links would be missing.
     """
     results = sorted((docs / "validations").rglob("*.html"))
     suites = sorted((docs / "expectations").rglob("*.html"))
@@ -98,14 +91,11 @@ def settle(docs: Path, page: Path, name: str = "Data audit") -> None:
         raise RuntimeError(f"{docs} has no results or no suite: Data Docs look different now")
     links = {name: page, "Results": results[-1], "Suite": suites[-1]}
     for path in docs.rglob("*.html"):
-        text = REMOTE.sub("", path.read_text(encoding="utf-8"))
-        start = text.find("<body")
-        if start < 0:
-            raise RuntimeError(f"{path} has no <body>: Data Docs look different now")
-        end = text.index(">", start) + 1
         bar = " · ".join(
             f'<a href="{os.path.relpath(target, path.parent)}">{word}</a>'
             for word, target in links.items()
         )
+        text = REMOTE.sub("", path.read_text(encoding="utf-8"))
+        head, body, rest = re.split(r"(<body[^>]*>)", text, maxsplit=1)
         with atomic_path(path) as temporary:
-            temporary.write_text(f"{text[:end]}{STYLE}<p>{bar}</p>{text[end:]}", encoding="utf-8")
+            temporary.write_text(f"{head}{body}{STYLE}<p>{bar}</p>{rest}", encoding="utf-8")
