@@ -24,7 +24,7 @@ import yaml
 from tumorseg.core import environment
 from tumorseg.core.cores import usable_cores
 from tumorseg.core.prefect_server import prefect_server
-from tumorseg.inference.predict_files import plan
+from tumorseg.inference.predict import plan
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -28,7 +28,7 @@ from tumorseg.core.prefect_server import free_port
 from tumorseg.imaging.decode import decode
 from tumorseg.inference.answers import slice_answer
 from tumorseg.inference.predictor import Predictor, load_info
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood import OodDetector
 from tumorseg.registry.export import export_onnx
 from tumorseg.training.networks import build_network
 from tumorseg.training.predict_split import load_network
@@ -135,7 +135,7 @@ def steps(predictor: Predictor, model: Path, data: bytes) -> dict[str, Callable[
     ready = predictor.prepare(grey)[None]
     grid = predictor.probabilities(ready)[0]
     found = predictor.finish(grid, grey.shape)
-    familiar = Familiarity(predictor.info.inputs)
+    familiar = OodDetector(predictor.info.inputs)
     # As who knows no option of ONNX Runtime runs it: its threads spin while they wait.
     plain = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
     return {

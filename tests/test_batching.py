@@ -17,11 +17,11 @@ from tests.serving_process import in_process
 from tests.test_guard import guarded
 from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import Rejected, Study
+from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
 from tumorseg.serving.batching import Slices
 from tumorseg.serving.guard import BUSY
 from tumorseg.serving.pages import Pages, joining
-from tumorseg.serving.web import kept
 from tumorseg.serving.web.flask_app import create_app
 
 
@@ -95,7 +95,6 @@ def test_a_lone_slice_does_not_wait_for_company_even_after_a_rush():
 
     async def rush_then_alone():
         await asyncio.gather(*(slices.each(one(n), mean) for n in range(120)))
-        slices._dispatcher.optimizer.trigger_refresh()
         times = []
         for _ in range(5):
             began = time.monotonic()
@@ -103,7 +102,6 @@ def test_a_lone_slice_does_not_wait_for_company_even_after_a_rush():
             times.append(time.monotonic() - began)
         return min(times)
 
-    # BentoML's own dispatcher waits for about as long as slices waited in the rush, 0.5 s here.
     assert asyncio.run(rush_then_alone()) < 0.03 + 0.1
 
 
@@ -257,7 +255,7 @@ def test_a_page_that_finds_the_network_too_far_behind_is_told_when_to_come_again
 
 def test_a_volume_past_its_time_is_not_computed_to_its_end(paged, monkeypatch):
     pages, _, batches = paged
-    monkeypatch.setattr(kept, "decode", lambda _: Study("nifti", [disc()] * 400))
+    monkeypatch.setattr(segment, "decode", lambda _: Study("nifti", [disc()] * 400))
 
     async def ask() -> httpx.Response:
         async with guarded(pages, seconds=0.5) as client:

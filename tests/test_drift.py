@@ -24,13 +24,12 @@ from tumorseg.core.params import DriftParams
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import save_manifest
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.inference.predictor import Segmentation
 from tumorseg.monitoring import statistics as recorder
 from tumorseg.monitoring.drift import COLUMNS, DRIFT, NONE, TOO_FEW, judge
 from tumorseg.monitoring.drift_reference import AREA, FILE, design_effect, load, reference, taken_of
 from tumorseg.monitoring.drift_report import markdown, sentence
 from tumorseg.monitoring.drift_window import count_of_others, read_window
-from tumorseg.monitoring.ood import Look
+from tumorseg.monitoring.ood import Assessment
 from tumorseg.registry import runs as tracking
 
 PARAMS = DriftParams(
@@ -204,9 +203,8 @@ def record(path: Path, table: pd.DataFrame, digest: str = DIGEST) -> None:
     """Writes rows by the service's own recorder."""
     keeper = recorder.Recorder(path, 10_000, seconds=0)
     for row in table.to_dict("records"):
-        found = Segmentation(np.ones((1, 1), bool), 1, row[AREA], [], 0.9, np.ones((1, 1)))
-        look = Look([], np.array([row[name] for name in COLUMNS[:-1]]))
-        keeper.keep(digest, row["request"], found, look)
+        assessment = Assessment([], np.array([row[name] for name in COLUMNS[:-1]]))
+        keeper.record(digest, row["request"], row[AREA], 0.9, assessment)
     keeper.close()
 
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tests.serving_model import write_model
 from tests.serving_process import SOURCE, in_process
 from tumorseg.core.errors import InputError
-from tumorseg.serving.hosts import KnownHosts
+from tumorseg.serving.origins import KnownHosts
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE, check_reach
 
 

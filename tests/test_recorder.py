@@ -21,14 +21,12 @@ from tests.made_volumes import COUNT, dicom_bytes, series, series_zip
 from tests.serving_model import encode, write_model
 from tests.serving_process import SOURCE, in_process, ready, start, stop
 from tests.test_familiarity import SIDE, phantoms
-from tumorseg.inference.predictor import Segmentation, load_info
+from tumorseg.inference.predictor import load_info
 from tumorseg.monitoring import ood as familiarity
 from tumorseg.monitoring import statistics as recorder
-from tumorseg.monitoring.ood import NAMES, Familiarity, Look
+from tumorseg.monitoring.ood import NAMES, Assessment, OodDetector
 from tumorseg.monitoring.ood_reference import describe
 from tumorseg.monitoring.statistics import TABLE, Recorder
-
-NOBODY = Segmentation(np.zeros((4, 4), bool), 0, 0.0, [], None, np.zeros((4, 4), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def rows_of(path: Path) -> list[dict]:
 
 def filled(keeper: Recorder, count: int, rng: np.random.Generator) -> None:
     for _ in range(count):
-        keeper.keep("d" * 64, 1, NOBODY, Look([], rng.random(len(NAMES))))
+        keeper.record("d" * 64, 1, 0.0, None, Assessment([], rng.random(len(NAMES))))
 
 
 def bytes_of(path: Path) -> int:
@@ -89,7 +87,7 @@ def test_another_version_s_table_goes_and_nobody_else_s(tmp_path) -> None:
 
 def test_without_statistics_there_is_no_row_and_no_file(tmp_path, monkeypatch) -> None:
     keeper = Recorder(tmp_path / "a.db", 10, seconds=0)
-    keeper.keep("d", 1, NOBODY, Look(["The picture is uniform."]))
+    keeper.record("d", 1, 0.0, None, Assessment(["The picture is uniform."]))
     keeper.close()
     assert not list(tmp_path.iterdir())
     monkeypatch.delenv(recorder.VARIABLE, raising=False)
@@ -262,12 +260,15 @@ def test_a_locked_store_delays_no_answer(served, greys) -> None:
 
 
 def test_a_look_is_warnings_and_statistics_together(model, greys) -> None:
-    known = Familiarity(load_info(model).inputs)
-    look = known.look(255 - greys[0], 0.0, "CT")
-    assert look.warnings == known.warnings(255 - greys[0], 0.0, "CT") and len(look.warnings) == 2
-    assert np.array_equal(look.statistics, familiarity.statistics(255 - greys[0], SIDE))
-    assert known.look(np.zeros((9, 9), np.uint8), 0.0).statistics is None
-    assert Familiarity(None).look(greys[0], 0.0) == Look([])
+    known = OodDetector(load_info(model).inputs)
+    assessment = known.assess(255 - greys[0], 0.0, "CT")
+    assert (
+        assessment.warnings == known.warnings(255 - greys[0], 0.0, "CT")
+        and len(assessment.warnings) == 2
+    )
+    assert np.array_equal(assessment.statistics, familiarity.statistics(255 - greys[0], SIDE))
+    assert known.assess(np.zeros((9, 9), np.uint8), 0.0).statistics is None
+    assert OodDetector(None).assess(greys[0], 0.0) == Assessment([])
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ _SOURCES = (
     "inference/__init__.py",
     "inference/answers.py",
     "inference/predictor.py",
+    "inference/segment.py",
     "monitoring/__init__.py",
     "monitoring/ood.py",
     "monitoring/statistics.py",
