@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tumorseg.inference.predict import Job
 
 from tests.conftest import REPOSITORY
 from tests.made_volumes import dicom_bytes, series
@@ -13,6 +12,7 @@ from tests.serving_model import disc, encode, write_model
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference import archive
 from tumorseg.inference.archive import Work, chunks, opened, segment_chunk, summarise
+from tumorseg.inference.predict import Job
 
 PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
 

@@ -11,8 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.test_guard import guarded, post
 from tumorseg.core.service_settings import Settings
-from tumorseg.serving.batching import Slices
-from tumorseg.serving.batching import all_or_none, to_the_end
+from tumorseg.serving.batching import Slices, all_or_none, to_the_end
 from tumorseg.serving.pages import Pages
 
 

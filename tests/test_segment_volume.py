@@ -34,7 +34,7 @@ from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import decode
 from tumorseg.imaging.seg import nifti_file
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import OodDetector, Assessment
+from tumorseg.monitoring.ood import Assessment, OodDetector
 from tumorseg.serving.endpoints import Endpoints
 
 COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique

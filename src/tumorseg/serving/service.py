@@ -260,13 +260,13 @@ class _Api:
         return cast(Path, await answered(work()))
 
 
-def create_service(own: Application | None = None) -> Any:
+def create_service(application: Application | None = None) -> Any:
     """Makes a BentoML service, whose application is its own.
 
     Args:
-        own: The application; one with the bento's settings if None.
+        application: The application; one with the bento's settings if None.
     """
-    own = own or Application(load_settings(_SETTINGS))
+    own = application or Application(load_settings(_SETTINGS))
 
     @bentoml.asgi_app(Starlette(routes=own.routes()), path="/")
     @bentoml.service(
@@ -295,9 +295,10 @@ def create_service(own: Application | None = None) -> Any:
             except InputError as error:
                 raise SystemExit(f"Error: {error}") from None
 
+    service: Any = TumorSegmentation  # the decorators make a BentoML service of the class
     for layer, options in own.middleware():
-        TumorSegmentation.add_asgi_middleware(layer, **options)
-    return TumorSegmentation
+        service.add_asgi_middleware(layer, **options)
+    return service
 
 
 TumorSegmentation = create_service()
