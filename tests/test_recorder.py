@@ -98,18 +98,23 @@ def test_without_statistics_there_is_no_row_and_no_file(tmp_path, monkeypatch) -
 
 def test_a_full_queue_loses_rows_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(recorder, "_MOST_WAITING", 5)
-    lost = recorder.LOST._value.get()
+    lost = count(recorder.LOST)
     keeper = Recorder(tmp_path / "a.db", 10, seconds=30)
     began = time.perf_counter()
     filled(keeper, 8, np.random.default_rng(0))
     assert time.perf_counter() - began < 10
     keeper.close()
-    assert recorder.LOST._value.get() - lost == 3 and len(rows_of(tmp_path / "a.db")) == 5
+    assert count(recorder.LOST) - lost == 3 and len(rows_of(tmp_path / "a.db")) == 5
+
+
+def count(counter) -> float:
+    (metric,) = counter.collect()
+    return metric.samples[0].value
 
 
 def until(counter, value: float) -> None:
     end = time.monotonic() + 20
-    while counter._value.get() < value:
+    while count(counter) < value:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -153,7 +158,7 @@ def test_a_store_that_fails_is_counted_said_once_and_taken_up_again(
     monkeypatch.setattr(recorder, "_PATIENCE_SECONDS", 0.1)
     path, rng = tmp_path / "statistics.db", np.random.default_rng(0)
     keeper = Recorder(path, 100, seconds=0)
-    lost, kept = recorder.LOST._value.get(), recorder.KEPT._value.get()
+    lost, kept = count(recorder.LOST), count(recorder.KEPT)
 
     with caplog.at_level(logging.WARNING, logger="bentoml"), trouble(path):
         for number in (1, 2):
@@ -165,7 +170,7 @@ def test_a_store_that_fails_is_counted_said_once_and_taken_up_again(
     until(recorder.KEPT, kept + 1)
     keeper.close()
     assert len(rows_of(path)) == 1
-    assert recorder.LOST._value.get() - lost == 2
+    assert count(recorder.LOST) - lost == 2
 
 
 @pytest.fixture
@@ -223,7 +228,7 @@ def test_what_is_kept_names_nobody(model, tmp_path, monkeypatch, greys, capsys) 
 
 def test_rows_are_what_was_seen_and_found(served, greys) -> None:
     client, path = served
-    kept = recorder.KEPT._value.get()
+    kept = count(recorder.KEPT)
     answer = client.post("/segment", files={"file": ("a.png", png(greys[1]))}).json()
     until(recorder.KEPT, kept + 1)
     (row,) = rows_of(path)
