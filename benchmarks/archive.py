@@ -23,7 +23,7 @@ from common import PYTHONPATH, REPOSITORY, family, head, row
 from tumorseg.core import environment
 from tumorseg.core.cores import usable_cores
 from tumorseg.core.prefect_server import prefect_server
-from tumorseg.inference.predict_files import plan
+from tumorseg.inference.predict import plan
 
 
 class Run(NamedTuple):

@@ -29,7 +29,7 @@ from tumorseg.data.coco import SPLITS
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.imaging.decode import Rejected, decode
 from tumorseg.imaging.preprocess import Grey, to_grid
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood import OodDetector
 from tumorseg.monitoring.ood_reference import describe
 
 SAMPLES = (
@@ -153,7 +153,7 @@ def rows(
     """Fits on train and valid, and yields the table's lines, and one on the cost."""
     train, valid = (np.stack([to_grid(g, size) for g in sides[s]]) for s in ("train", "valid"))
     begun = time.perf_counter()
-    familiar = Familiarity(describe(train, valid))
+    familiar = OodDetector(describe(train, valid))
     fitted = time.perf_counter() - begun
     own = [familiar.distance(grey) for grey in sides["test"]]
     begun = time.perf_counter()

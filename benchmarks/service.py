@@ -46,7 +46,7 @@ from tumorseg.inference.answers import slice_answer
 from tumorseg.inference.client import retry_after
 from tumorseg.inference.predict import packaged_model
 from tumorseg.inference.predictor import Predictor, load_info
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood import OodDetector
 
 LOG = Path(".state/load.log")
 AT_ONCE = 64
@@ -442,7 +442,7 @@ def steps(predictor: Predictor, model: Path, data: bytes) -> dict[str, Callable[
     ready = predictor.prepare(grey)[None]
     grid = predictor.probabilities(ready)[0]
     found = predictor.finish(grid, grey.shape)
-    familiar = Familiarity(predictor.info.inputs)
+    familiar = OodDetector(predictor.info.inputs)
     # With ONNX Runtime's default options its threads spin while they wait.
     plain = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
     return {

@@ -6,15 +6,21 @@ below FOLDER; typed again, it goes on where it was interrupted.
 
 import argparse
 import time
-from functools import partial
 from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
 from pipelines._flow import main, stage
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import SegmentParams, load_params
-from tumorseg.inference.archive import Work, chunks, opened, segment_all, segment_some
-from tumorseg.inference.archive_rows import Row, summarise
+from tumorseg.inference.archive import (
+    Row,
+    Work,
+    chunks,
+    opened,
+    rows_of_failed,
+    segment_chunk,
+    summarise,
+)
 from tumorseg.inference.predict import packaged_model
 from tumorseg.registry.bento import ensure_current_bento
 
@@ -42,9 +48,14 @@ def segment() -> None:
         def archive() -> None:
             print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
             start = time.monotonic()
-            deal = partial(outcomes, segment_some, retries=params.retries)
-            for found in segment_all(work, todo, deal):
-                rows.update((row.path, row) for row in found)
+            calls = {f"part {n} of {len(todo)}": (work, part, n) for n, part in enumerate(todo, 1)}
+            found = outcomes(segment_chunk, calls, params.retries)
+            for call, outcome in zip(calls.values(), found, strict=True):
+                if isinstance(outcome, InputError):
+                    raise outcome
+                if isinstance(outcome, Exception):
+                    outcome = rows_of_failed(*call, outcome)
+                rows.update((row.path, row) for row in outcome)
                 print(f"{len(rows)} of {len(jobs)} files")
             slices, seconds = _slices(rows) - _slices(known), time.monotonic() - start
             print(f"{slices} slices in {seconds:.1f} s, {slices / seconds:.1f} a second")

@@ -11,9 +11,8 @@ from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import disc, encode, write_model
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference import archive
-from tumorseg.inference.archive import Work, chunks, opened, segment_some
-from tumorseg.inference.archive_rows import summarise
-from tumorseg.inference.predict_files import Job
+from tumorseg.inference.archive import Work, chunks, opened, segment_chunk, summarise
+from tumorseg.inference.predict import Job
 
 PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
 
@@ -44,7 +43,7 @@ def do_all(work: Work) -> dict:
     with opened(work) as (jobs, known):
         left = [job for job in jobs if work.name(job) not in known]
         for number, some in enumerate(chunks(left, 2)):
-            known |= {row.path: row for row in segment_some(work, some, number)}
+            known |= {row.path: row for row in segment_chunk(work, some, number)}
         summarise(work.output, [known[work.name(job)] for job in jobs])
     return known
 

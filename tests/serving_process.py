@@ -61,15 +61,14 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def in_process(model: Path) -> Iterator[TestClient]:
-    """Runs BentoML's application without a server, until its model is loaded and then on."""
-    from tumorseg.serving import service
+    """An application of its own without a server, whose model is loaded."""
+    from tumorseg.serving.service import create_service
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUMORSEG_MODEL", str(model))
-        app = service.TumorSegmentation.to_asgi()
+        app = create_service().to_asgi()
         with TestClient(app, base_url="http://localhost") as client:
-            end = time.monotonic() + 60
-            while client.get("/readyz").status_code != 200 and time.monotonic() < end:
+            while client.get("/readyz").status_code != 200:
                 assert client.get("/livez").status_code == 200, "the model could not be loaded"
                 time.sleep(0.05)
             yield client

@@ -20,7 +20,7 @@ from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import Study, decode
 from tumorseg.imaging.preprocess import to_native
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
 from tumorseg.serving.endpoints import Endpoints
 
@@ -141,7 +141,7 @@ def test_only_so_many_pictures_lie_decoded_at_once(predictor, monkeypatch):
         return study
 
     monkeypatch.setattr("tumorseg.serving.endpoints.decode", counted)
-    endpoints = Endpoints(predictor, Familiarity(None), Settings(max_batch_size=2))
+    endpoints = Endpoints(predictor, OodDetector(None), Settings(max_batch_size=2))
 
     async def rush():
         return await asyncio.gather(*(endpoints.batch([DISC] * 30) for _ in range(3)))

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 
 from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
-from tumorseg.core.errors import InputError
+from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import MAX_BYTES
 from tumorseg.inference.answers import (
     BatchAnswer,
@@ -25,8 +26,8 @@ from tumorseg.inference.answers import (
     Version,
 )
 from tumorseg.inference.predictor import load_info
-from tumorseg.serving import operations, service
 from tumorseg.serving.pages import Pages
+from tumorseg.serving.service import Application, create_service
 
 DISC = encode(Image.fromarray(disc()))
 
@@ -42,22 +43,37 @@ def client(model: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_without_a_working_model_it_is_neither_alive_nor_ready(model, monkeypatch):
-    def broken() -> None:
-        raise InputError("model.onnx does not run")
-
-    monkeypatch.setattr(service, "_assemble", broken)
-    monkeypatch.setattr(service, "_state", operations.State())
-    app = service.TumorSegmentation.to_asgi()
-    with TestClient(app, base_url="http://localhost") as client:
-        end = time.monotonic() + 10
-        while client.get("/livez").status_code == 200 and time.monotonic() < end:
+def test_without_a_working_model_it_is_neither_alive_nor_ready(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUMORSEG_MODEL", str(tmp_path))
+    with TestClient(create_service().to_asgi(), base_url="http://localhost") as client:
+        while client.get("/livez").status_code == 200:
             time.sleep(0.05)
         assert client.get("/livez").status_code == 503
         assert client.get("/readyz").status_code == 503
         answer = client.post("/segment", files={"file": ("scan.png", DISC)})
         assert answer.status_code == 503
         assert answer.headers["Retry-After"]
+
+
+def test_an_application_is_ready_when_its_own_model_is_loaded(client, model, monkeypatch):
+    """Another one in the same process, as `client` is here, does not count."""
+    monkeypatch.setenv("TUMORSEG_MODEL", str(model))
+    begin, own = threading.Event(), Application(Settings())
+    assemble = own.assemble
+
+    def late():
+        begin.wait()
+        return assemble()
+
+    monkeypatch.setattr(own, "assemble", late)
+    with TestClient(create_service(own).to_asgi(), base_url="http://localhost") as other:
+        assert client.get("/readyz").status_code == 200
+        assert other.get("/readyz").status_code == 503
+        assert other.post("/segment", files={"file": ("a.png", DISC)}).status_code == 503
+        begin.set()
+        while other.get("/readyz").status_code != 200:
+            time.sleep(0.05)
+        assert other.post("/segment", files={"file": ("a.png", DISC)}).status_code == 200
 
 
 def test_version_names_bento_model_git_and_data(client, model):

@@ -1,8 +1,10 @@
-"""An archive's chunks: what is done, and what is not done again."""
+"""An archive's chunks: what is done, what is not done again, and what bad files and kills cost."""
 
 import csv
+import errno
 import hashlib
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,8 @@ from PIL import Image
 from tests.archives import PARAMS, counted, do_all, masks, opened_job
 from tests.serving_model import disc, encode, write_model
 from tumorseg.core.errors import InputError
-from tumorseg.inference.archive import Work, chunks, opened
+from tumorseg.inference import archive
+from tumorseg.inference.archive import Work, chunks, opened, rows_of_failed, segment_chunk
 from tumorseg.inference.predict import Local, run
 
 pytest_plugins = ["tests.archives"]
@@ -127,14 +130,10 @@ def test_a_folder_with_other_files_is_not_written_to(work) -> None:
 
 
 def test_two_runs_do_not_share_a_folder(work) -> None:
+    do_all(work)
     with opened(work), pytest.raises(InputError, match="another run"), opened(work):
         pass
-    do_all(work)
-
-
-def test_a_table_of_another_run_does_not_stay_during_the_next(work) -> None:
-    do_all(work)
-    with opened(work):
+    with opened(work):  # the last run's table does not stay during the next
         assert not (work.output / "summary.csv").exists()
 
 
@@ -156,7 +155,101 @@ def test_chunks_hold_about_as_many_slices_as_asked_for(work) -> None:
 
 
 def test_threads_are_a_share_of_the_cores(monkeypatch) -> None:
-    monkeypatch.setattr("tumorseg.core.params.operation.usable_cores", lambda: 8)
+    monkeypatch.setattr("tumorseg.core.params.usable_cores", lambda: 8)
     assert PARAMS.model_copy(update={"workers": 3, "threads": 0}).threads_here() == 2
     assert PARAMS.model_copy(update={"workers": 16, "threads": 0}).threads_here() == 1
     assert PARAMS.model_copy(update={"threads": 5}).threads_here() == 5
+
+
+def test_what_cannot_be_read_has_a_sentence_and_the_rest_its_masks(work) -> None:
+    for name in ("p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"):
+        (work.archive / name).symlink_to("not-fetched")
+    (work.archive / "loop.png").symlink_to("loop.png")
+    rows = do_all(work)
+    failed = {name for name, row in rows.items() if row.error}
+    gone = {"p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"}
+    assert failed == gone | {"bad.jpg", "loop.png"}
+    assert len(masks(work.output)) == 5
+
+
+def test_what_nobody_foresaw_costs_one_file(work, monkeypatch) -> None:
+    real = archive.predict
+
+    def predict(jobs, *args, **kwargs):
+        if jobs[0].name.endswith("s2.png"):
+            raise MemoryError
+        return real(jobs, *args, **kwargs)
+
+    monkeypatch.setattr(archive, "predict", predict)
+    rows = do_all(work)
+    assert rows["p0/s2.png"].error == "It could not be segmented (MemoryError)."
+    assert {name for name, row in rows.items() if row.error} == {"bad.jpg", "p0/s2.png"}
+
+
+def test_a_folder_that_cannot_be_read_stops_it_and_loses_nothing(work, monkeypatch) -> None:
+    do_all(work)
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("p1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(InputError, match=r"p1: cannot be searched through \(Permission denied"):
+        do_all(work)
+    monkeypatch.undo()
+    seen = counted(monkeypatch)
+    do_all(work)
+    assert seen == ["bad.jpg"]
+
+
+def test_a_chunk_whose_task_failed_keeps_what_was_done(work) -> None:
+    with opened(work) as (jobs, _):
+        segment_chunk(work, jobs[:3], 1)
+        rows = rows_of_failed(work, jobs, 1, RuntimeError("its workers died"))
+    assert sum("task failed (RuntimeError)" in (row.error or "") for row in rows) == 4
+    assert sum(row.mask is not None for row in rows) == 2
+
+
+def test_a_chunk_goes_on_after_what_a_dead_worker_did(work, monkeypatch) -> None:
+    with opened(work) as (jobs, _):
+        expected = segment_chunk(work, jobs, 0)
+        record = work.record / "000000.jsonl"
+        lines = record.read_text().splitlines()
+        record.write_text("\n".join(lines[:5]) + '\n{"path": "p0/s')  # killed while it wrote
+        seen = counted(monkeypatch)
+        found = segment_chunk(work, jobs, 0)
+        assert [replace(row, written=None) for row in found] == [
+            replace(row, written=None)
+            for row in expected  # each DICOM SEG has UIDs of its own
+        ]
+        assert len(seen) == len(jobs) - 2  # two of them were whole
+
+
+def test_a_file_that_kills_its_workers_is_given_up(work, monkeypatch) -> None:
+    with opened(work) as (jobs, _):
+        record = work.record / "000000.jsonl"
+        name = work.name(jobs[0])
+        record.write_text(json.dumps({"begun": name}) + "\n")
+        seen = counted(monkeypatch)
+        assert work.name(jobs[0]) == "bad.jpg" and segment_chunk(work, jobs[:1], 0)[0].error
+        assert seen == ["bad.jpg"]  # once more
+        record.write_text(2 * (json.dumps({"begun": name}) + "\n"))
+        rows = segment_chunk(work, jobs, 0)
+        assert "died" in rows[0].error and not any(row.error for row in rows[1:])
+    assert do_all(work)[name].error.startswith("The file is empty")  # the next run tries again
+
+
+def test_half_written_files_of_dead_workers_are_removed(work) -> None:
+    with opened(work):
+        (work.output / "p0").mkdir()
+        (work.output / "p0" / ".77.s0_mask.png").write_bytes(b"half")
+    do_all(work)
+    assert not (work.output / "p0" / ".77.s0_mask.png").exists()
+
+
+def test_a_model_that_was_exchanged_meanwhile_is_refused(work) -> None:
+    other = replace(work, info=work.info.model_copy(update={"digest": "0" * 64}))
+    with opened(other) as (jobs, _), pytest.raises(InputError, match="exchanged"):
+        segment_chunk(other, jobs, 0)

@@ -13,8 +13,8 @@ from tests.serving_model import disc, encode, write_model
 from tests.serving_process import in_process
 from tumorseg.core.service_settings import Settings
 from tumorseg.inference.predictor import Predictor
-from tumorseg.serving.cors import OtherOrigins
 from tumorseg.serving.operations import Observed, State
+from tumorseg.serving.origins import OtherOrigins
 from tumorseg.serving.web.flask_app import create_app
 
 VIEWER, OTHER = "https://viewer.example", "https://other.example"

@@ -24,7 +24,6 @@ from tumorseg.core.params import DriftParams
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import save_manifest
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.inference.predictor import Segmentation
 from tumorseg.monitoring import statistics as recorder
 from tumorseg.monitoring.drift import (
     AREA,
@@ -42,7 +41,7 @@ from tumorseg.monitoring.drift import (
     sentence,
     statistics_of,
 )
-from tumorseg.monitoring.ood import Look
+from tumorseg.monitoring.ood import Assessment
 from tumorseg.registry import runs
 from tumorseg.reporting.wording import fill
 
@@ -208,9 +207,8 @@ def record(path: Path, table: pd.DataFrame, digest: str = DIGEST) -> None:
     """Writes rows by the service's own recorder."""
     keeper = recorder.Recorder(path, 10_000, seconds=0)
     for row in table.to_dict("records"):
-        found = Segmentation(np.ones((1, 1), bool), 1, row[AREA], [], 0.9, np.ones((1, 1)))
-        look = Look([], np.array([row[name] for name in COLUMNS[:-1]]))
-        keeper.keep(digest, row["request"], found, look)
+        assessment = Assessment([], np.array([row[name] for name in COLUMNS[:-1]]))
+        keeper.record(digest, row["request"], row[AREA], 0.9, assessment)
     keeper.close()
 
 

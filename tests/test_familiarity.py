@@ -17,7 +17,7 @@ from tumorseg.core.errors import InputError
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.imaging.decode import decode
 from tumorseg.inference.predictor import load_info
-from tumorseg.monitoring.ood import NAMES, Familiarity, statistics
+from tumorseg.monitoring.ood import NAMES, OodDetector, statistics
 from tumorseg.monitoring.ood_reference import FALSE_ALARMS, describe
 
 SIDE = 96
@@ -41,9 +41,9 @@ def known(slices) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def familiar(known) -> Familiarity:
+def familiar(known) -> OodDetector:
     # Through JSON, as it comes to the service.
-    return Familiarity(json.loads(json.dumps(known)))
+    return OodDetector(json.loads(json.dumps(known)))
 
 
 def test_the_threshold_is_that_of_the_validation_slices(familiar, known, slices) -> None:
@@ -130,7 +130,7 @@ def test_an_older_model_warns_about_nothing(tmp_path) -> None:
     info = load_info(write_model(tmp_path))
     assert info.inputs is None
     for known in (info.inputs, {}):
-        assert Familiarity(known).warnings(np.zeros((64, 64), np.uint8), 1.0) == []
+        assert OodDetector(known).warnings(np.zeros((64, 64), np.uint8), 1.0) == []
 
 
 def test_another_modality_is_named_beside_what_else_is_unlike(familiar, slices) -> None:
@@ -138,7 +138,7 @@ def test_another_modality_is_named_beside_what_else_is_unlike(familiar, slices) 
     assert familiar.warnings(grey, 0.0, "MR") == familiar.warnings(grey, 0.0, None) == []
     (sentence,) = familiar.warnings(grey, 0.0, "CT")
     assert sentence == "The DICOM header says CT, and the model was trained on MR."
-    assert Familiarity(None).warnings(grey, 0.0, "CT") == [sentence]
+    assert OodDetector(None).warnings(grey, 0.0, "CT") == [sentence]
     uniform = familiar.warnings(np.zeros((64, 64), np.uint8), 0.0, "CT")
     assert uniform[0] == sentence and "uniform" in uniform[1]
 
@@ -154,8 +154,8 @@ def test_only_what_can_be_a_modality_is_repeated(value, expected) -> None:
 
 def test_what_is_known_survives_model_json(tmp_path, known, slices) -> None:
     info = load_info(write_model(tmp_path, inputs=known))
-    distances = [Familiarity(info.inputs).distance(grey) for grey in slices["test"][:3]]
-    assert distances == [Familiarity(known).distance(grey) for grey in slices["test"][:3]]
+    distances = [OodDetector(info.inputs).distance(grey) for grey in slices["test"][:3]]
+    assert distances == [OodDetector(known).distance(grey) for grey in slices["test"][:3]]
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_what_is_known_survives_model_json(tmp_path, known, slices) -> None:
 )
 def test_what_this_version_cannot_read_is_refused(known, change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="dvc repro --force register"):
-        Familiarity(known | change)
+        OodDetector(known | change)

@@ -15,10 +15,11 @@ from tests.serving_model import disc, encode, write_model
 from tests.serving_process import status
 from tests.web import dicom_bytes, dicom_series, pixels, serving, swapped
 from tumorseg.core.prefect_server import free_port
-from tumorseg.imaging.decode import MAX_BYTES
+from tumorseg.imaging.decode import MAX_BYTES, decode
+from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Familiarity, Look
-from tumorseg.serving import tracing
+from tumorseg.monitoring.ood import Assessment, OodDetector
+from tumorseg.serving import operations
 from tumorseg.serving.web import flask_app, shield
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
@@ -85,7 +86,7 @@ def test_the_original_of_a_dicom_file_is_a_picture(client):
     upload(client, data)
     answer = client.get("/uploads/uploaded_image.jpg")
     assert answer.mimetype == "image/png"
-    assert np.array_equal(pixels(answer.data), flask_app.decode(data).slices[0])
+    assert np.array_equal(pixels(answer.data), decode(data).slices[0])
 
 
 @pytest.mark.parametrize(
@@ -150,8 +151,8 @@ def test_two_sessions_at_once_always_get_their_own(predictor):
 
 
 def test_swapped_pictures_would_be_noticed(predictor, monkeypatch):
-    monkeypatch.setattr("tumorseg.serving.web.sessions.current", lambda: "everybody")
-    monkeypatch.setattr("tumorseg.serving.web.sessions.begun", lambda: "everybody")
+    monkeypatch.setattr("tumorseg.serving.web.store.current", lambda: "everybody")
+    monkeypatch.setattr("tumorseg.serving.web.store.begun", lambda: "everybody")
     with serving(create_app(predictor)) as url:
         assert swapped(url, predictor, 5)
 
@@ -183,23 +184,10 @@ def test_the_cookie_is_for_https_only_where_it_was_set_so(predictor):
     assert "Secure" in other.get("/", base_url="https://localhost").headers["Set-Cookie"]
 
 
-def test_too_much_at_once_is_refused_for_a_while(predictor, monkeypatch):
-    monkeypatch.setattr(shield, "_MOST_AT_ONCE", 1000)
-    client = create_app(predictor).test_client()
-    for path in ("/upload", "/studies"):
-        answer = client.post(path, data={"file": (io.BytesIO(DISC), "scan.png")})
-        assert answer.status_code == 503
-        assert int(answer.headers["Retry-After"]) > 0
-        assert answer.json["error"].endswith(".")
-    monkeypatch.setattr(shield, "_MOST_AT_ONCE", len(DISC) + 1000)
-    for _ in range(3):  # what was admitted is let go of again
-        upload(client)
-
-
 def test_a_volume_is_not_for_the_superseded_route(client, monkeypatch):
-    two = flask_app.decode(DISC)
+    two = decode(DISC)
     two.slices.append(two.slices[0])
-    monkeypatch.setattr(flask_app, "decode", lambda _: two)
+    monkeypatch.setattr(segment, "decode", lambda _: two)
     answer = client.post("/upload", data={"file": (io.BytesIO(b"volume"), "a.nii")})
     assert answer.status_code == 415
     assert "page" in answer.json["error"]
@@ -305,7 +293,7 @@ def test_unknown_routes_answer_json(client):
 
 
 def test_the_answer_says_what_answered_and_what_is_strange(client, predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["It is unlike MRI."]))
+    monkeypatch.setattr(OodDetector, "assess", lambda *_: Assessment(["It is unlike MRI."]))
     sent = {"file": (io.BytesIO(DISC), "photo.png")}
     answer = client.post("/upload", data=sent, headers={"X-Request-ID": "visit-7"})
     assert answer.json["model_digest"] == predictor.info.digest
@@ -344,8 +332,8 @@ def test_what_fails_is_logged_without_message_or_path(client, monkeypatch, caplo
     def fail(*_: object) -> None:
         raise RuntimeError(patient)
 
-    monkeypatch.setattr(flask_app.sessions, "find", fail)
-    monkeypatch.setattr(tracing.LOG, "propagate", True)
+    monkeypatch.setattr(flask_app, "find", fail)
+    monkeypatch.setattr(operations.LOG, "propagate", True)
     answer = client.get("/segmented/SECRET.png")
     assert answer.status_code == 500
     assert answer.json["error"] == shield.FAILED.sentence

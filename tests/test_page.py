@@ -17,7 +17,7 @@ from tests.serving_model import disc, encode, write_model
 from tests.web import dicom_bytes, dicom_series, nifti_volume, pixels, zipped
 from tumorseg.imaging.decode import decode
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Familiarity, Look
+from tumorseg.monitoring.ood import Assessment, OodDetector
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
 
@@ -219,7 +219,8 @@ def test_a_file_can_be_dropped(browser, predictor):
 
 
 def test_warnings_stand_beside_the_slice(browser, predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["The slice is <b>unlike</b> MRI."]))
+    odd = Assessment(["The slice is <b>unlike</b> MRI."])
+    monkeypatch.setattr(OodDetector, "assess", lambda *_: odd)
     with opened(browser, create_app(predictor)) as page:
         page.choose(("scan.jpg", JPEG))
         assert "warning" in page.ready("scan.jpg").inner_text()

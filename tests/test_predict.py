@@ -16,8 +16,7 @@ from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import disc, encode, write_model
 from tests.test_client import ANSWER, Service
 from tumorseg.core.errors import InputError
-from tumorseg.inference.predict import Local, Remote, choose, predict, run, table
-from tumorseg.inference.predict_files import ending_of, plan
+from tumorseg.inference.predict import Local, Remote, choose, ending_of, plan, predict, run, table
 from tumorseg.inference.predictor import Predictor
 
 PNG = encode(Image.fromarray(disc()))

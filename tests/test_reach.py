@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from tests.serving_model import write_model
 from tests.serving_process import SOURCE, in_process
 from tumorseg.core.errors import InputError
-from tumorseg.serving.hosts import KnownHosts
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE, check_reach
+from tumorseg.serving.origins import KnownHosts
 
 
 @pytest.fixture(autouse=True)

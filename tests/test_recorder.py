@@ -21,14 +21,12 @@ from tests.made_volumes import COUNT, dicom_bytes, series, series_zip
 from tests.serving_model import encode, write_model
 from tests.serving_process import SOURCE, in_process, ready, start, stop
 from tests.test_familiarity import SIDE, phantoms
-from tumorseg.inference.predictor import Segmentation, load_info
+from tumorseg.inference.predictor import load_info
 from tumorseg.monitoring import ood as familiarity
 from tumorseg.monitoring import statistics as recorder
-from tumorseg.monitoring.ood import NAMES, Familiarity, Look
+from tumorseg.monitoring.ood import NAMES, Assessment, OodDetector
 from tumorseg.monitoring.ood_reference import describe
 from tumorseg.monitoring.statistics import TABLE, Recorder
-
-NOBODY = Segmentation(np.zeros((4, 4), bool), 0, 0.0, [], None, np.zeros((4, 4), np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def rows_of(path: Path) -> list[dict]:
 
 def filled(keeper: Recorder, count: int, rng: np.random.Generator) -> None:
     for _ in range(count):
-        keeper.keep("d" * 64, 1, NOBODY, Look([], rng.random(len(NAMES))))
+        keeper.record("d" * 64, 1, 0.0, None, Assessment([], rng.random(len(NAMES))))
 
 
 def bytes_of(path: Path) -> int:
@@ -89,7 +87,7 @@ def test_another_version_s_table_goes_and_nobody_else_s(tmp_path) -> None:
 
 def test_without_statistics_there_is_no_row_and_no_file(tmp_path, monkeypatch) -> None:
     keeper = Recorder(tmp_path / "a.db", 10, seconds=0)
-    keeper.keep("d", 1, NOBODY, Look(["The picture is uniform."]))
+    keeper.record("d", 1, 0.0, None, Assessment(["The picture is uniform."]))
     keeper.close()
     assert not list(tmp_path.iterdir())
     monkeypatch.delenv(recorder.VARIABLE, raising=False)
@@ -100,18 +98,23 @@ def test_without_statistics_there_is_no_row_and_no_file(tmp_path, monkeypatch) -
 
 def test_a_full_queue_loses_rows_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(recorder, "_MOST_WAITING", 5)
-    lost = recorder.LOST._value.get()
+    lost = count(recorder.LOST)
     keeper = Recorder(tmp_path / "a.db", 10, seconds=30)
     began = time.perf_counter()
     filled(keeper, 8, np.random.default_rng(0))
     assert time.perf_counter() - began < 10
     keeper.close()
-    assert recorder.LOST._value.get() - lost == 3 and len(rows_of(tmp_path / "a.db")) == 5
+    assert count(recorder.LOST) - lost == 3 and len(rows_of(tmp_path / "a.db")) == 5
+
+
+def count(counter) -> float:
+    (metric,) = counter.collect()
+    return metric.samples[0].value
 
 
 def until(counter, value: float) -> None:
     end = time.monotonic() + 20
-    while counter._value.get() < value:
+    while count(counter) < value:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -155,7 +158,7 @@ def test_a_store_that_fails_is_counted_said_once_and_taken_up_again(
     monkeypatch.setattr(recorder, "_PATIENCE_SECONDS", 0.1)
     path, rng = tmp_path / "statistics.db", np.random.default_rng(0)
     keeper = Recorder(path, 100, seconds=0)
-    lost, kept = recorder.LOST._value.get(), recorder.KEPT._value.get()
+    lost, kept = count(recorder.LOST), count(recorder.KEPT)
 
     with caplog.at_level(logging.WARNING, logger="bentoml"), trouble(path):
         for number in (1, 2):
@@ -167,7 +170,7 @@ def test_a_store_that_fails_is_counted_said_once_and_taken_up_again(
     until(recorder.KEPT, kept + 1)
     keeper.close()
     assert len(rows_of(path)) == 1
-    assert recorder.LOST._value.get() - lost == 2
+    assert count(recorder.LOST) - lost == 2
 
 
 @pytest.fixture
@@ -225,7 +228,7 @@ def test_what_is_kept_names_nobody(model, tmp_path, monkeypatch, greys, capsys) 
 
 def test_rows_are_what_was_seen_and_found(served, greys) -> None:
     client, path = served
-    kept = recorder.KEPT._value.get()
+    kept = count(recorder.KEPT)
     answer = client.post("/segment", files={"file": ("a.png", png(greys[1]))}).json()
     until(recorder.KEPT, kept + 1)
     (row,) = rows_of(path)
@@ -262,12 +265,15 @@ def test_a_locked_store_delays_no_answer(served, greys) -> None:
 
 
 def test_a_look_is_warnings_and_statistics_together(model, greys) -> None:
-    known = Familiarity(load_info(model).inputs)
-    look = known.look(255 - greys[0], 0.0, "CT")
-    assert look.warnings == known.warnings(255 - greys[0], 0.0, "CT") and len(look.warnings) == 2
-    assert np.array_equal(look.statistics, familiarity.statistics(255 - greys[0], SIDE))
-    assert known.look(np.zeros((9, 9), np.uint8), 0.0).statistics is None
-    assert Familiarity(None).look(greys[0], 0.0) == Look([])
+    known = OodDetector(load_info(model).inputs)
+    assessment = known.assess(255 - greys[0], 0.0, "CT")
+    assert (
+        assessment.warnings == known.warnings(255 - greys[0], 0.0, "CT")
+        and len(assessment.warnings) == 2
+    )
+    assert np.array_equal(assessment.statistics, familiarity.statistics(255 - greys[0], SIDE))
+    assert known.assess(np.zeros((9, 9), np.uint8), 0.0).statistics is None
+    assert OodDetector(None).assess(greys[0], 0.0) == Assessment([])
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import decode
 from tumorseg.imaging.seg import nifti_file
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Familiarity, Look
+from tumorseg.monitoring.ood import Assessment, OodDetector
 from tumorseg.serving.endpoints import Endpoints
 
 COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
@@ -253,12 +253,12 @@ def test_warnings_are_answered_and_summed_up(predictor, monkeypatch):
     study = decode(volume().to_bytes())
     monkeypatch.setattr("tumorseg.serving.endpoints.decode", lambda data: study)
 
-    class Strange(Familiarity):
+    class Strange(OodDetector):
         def __init__(self) -> None:
             """Knows no training data."""
 
-        def look(self, grey, colour, modality):
-            return Look(["Dim “slice”.", "Odd."] if grey is study.slices[0] else ["Odd."])
+        def assess(self, grey, colour, modality):
+            return Assessment(["Dim “slice”.", "Odd."] if grey is study.slices[0] else ["Odd."])
 
     endpoints = Endpoints(predictor, Strange(), Settings())
 

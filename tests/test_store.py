@@ -1,6 +1,7 @@
 """What is kept of pictures: how much, how long, and what leaves first."""
 
 import time
+import weakref
 
 from tumorseg.serving.web.store import Store
 
@@ -23,23 +24,17 @@ def test_the_store_drops_the_oldest_first():
     assert store.get("e") == bytes(100)
 
 
-def test_the_store_empties_itself_without_being_asked():
-    store = Store(0.2, 100)
-    store.put("a", bytes(40))
-    held = store._entries
-    for _ in range(50):
-        if not held:
-            break
-        time.sleep(0.1)
-    assert not held
+class Scan:
+    """What a weak reference can point to."""
 
 
-def test_nobody_has_to_come_back_for_a_picture_to_leave_on_time():
-    store = Store(1.0, 100)
-    store.put("first", b"1")
-    time.sleep(0.6)
-    store.put("second", b"2")
-    end = time.monotonic() + 30
-    while store._entries and time.monotonic() < end:  # from inside: asking for one would tidy up
-        time.sleep(0.1)
-    assert not store._entries
+def test_entries_leave_the_memory_on_time_though_nobody_comes_back():
+    store, left = Store(0.5, 100), []
+    for key in ("first", "second"):
+        scan = Scan()
+        store.put(key, scan, 1)
+        left.append(weakref.ref(scan))
+        del scan
+        time.sleep(0.2)
+    while any(scan() is not None for scan in left):  # asking the store itself would tidy up
+        time.sleep(0.05)

@@ -22,9 +22,9 @@ from tests.web import (
 from tumorseg.imaging.decode import Study, decode
 from tumorseg.imaging.preprocess import to_native
 from tumorseg.imaging.render import level_of, levels
+from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Familiarity, Look
-from tumorseg.serving.web import kept
+from tumorseg.monitoring.ood import Assessment, OodDetector
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
 
@@ -173,7 +173,7 @@ def test_a_study_larger_than_its_share_of_the_memory_is_refused(predictor):
 
 def test_slices_keep_their_order_and_their_own_figures(client, predictor, monkeypatch):
     greys = [disc(100, 60 + n) for n in range(11)]  # more than one batch
-    monkeypatch.setattr(kept, "decode", lambda _: Study("nifti", greys, (0.5, 2.0), 3.0))
+    monkeypatch.setattr(segment, "decode", lambda _: Study("nifti", greys, (0.5, 2.0), 3.0))
     study = send(client, b"volume")
     assert (study["spacing"], study["thickness"]) == ([0.5, 2.0], 3.0)
     for number, (grey, one) in enumerate(zip(greys, study["slices"], strict=True)):
@@ -243,10 +243,11 @@ def test_a_single_slice_is_the_same_as_decoded(client, predictor):
 
 
 def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
-    monkeypatch.setattr(Familiarity, "look", lambda *_: Look(["It is unlike MRI."]))
+    monkeypatch.setattr(OodDetector, "assess", lambda *_: Assessment(["It is unlike MRI."]))
     noted: list[tuple[float, list[str]]] = []
     app = create_app(
-        predictor, note=lambda found, look: noted.append((found.area_fraction, look.warnings))
+        predictor,
+        observe=lambda found, seen: noted.append((found.area_fraction, seen.warnings)),
     )
     study = send(app.test_client())
     app.test_client().post("/upload", data={"file": (io.BytesIO(PICTURE), "a.png")})
@@ -264,7 +265,7 @@ def test_a_volume_that_finds_no_place_is_sent_away_at_once_and_pictures_pass(
             free.wait(20)
         return decode(data)
 
-    monkeypatch.setattr(kept, "decode", slow)
+    monkeypatch.setattr(segment, "decode", slow)
     app = create_app(predictor, volumes=2)
     volume = dicom_bytes(dicom_series(1)[0])
     with ThreadPoolExecutor(2) as pool:

@@ -143,6 +143,13 @@ def area_mm2(area_px: int, spacing: tuple[float, float] | None) -> float | None:
     return None if spacing is None else round(area_px * spacing[0] * spacing[1], 3)
 
 
+def volume_mm3(area_px: int, study: "Study") -> float | None:
+    """A volume in mm³ from the area of all slices, in pixels; None if a spacing is unknown."""
+    if study.spacing is None or study.thickness is None:
+        return None
+    return round(area_px * study.spacing[0] * study.spacing[1] * study.thickness, 3)
+
+
 def slice_answer(
     grey: "Grey", study: "Study", found: "Segmentation", warnings: list[str]
 ) -> SliceAnswer:

@@ -3,24 +3,163 @@
 import base64
 import os
 import sys
+import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
-from tumorseg.imaging.decode import Rejected, Study, decode
-from tumorseg.inference.answers import area_mm2, slice_answer, summed_up
+from tumorseg.imaging.decode import Rejected, Study
+from tumorseg.imaging.render import mask_png
+from tumorseg.inference.answers import area_mm2, summed_up, volume_mm3
 from tumorseg.inference.client import Client, ServiceError
-from tumorseg.inference.predict_files import Job, ending_of, plan
 from tumorseg.inference.predictor import Predictor, Segmentation
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.inference.segment import StudySegmenter
+from tumorseg.monitoring.ood import OodDetector
+
+ENDINGS = ("_mask.png", "_seg.dcm", "_mask.nii.gz")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".nii", ".nii.gz", ".zip")
+_DICOM = (".dcm", ".dicom")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to segment.
+
+    Attributes:
+        name: What the table calls it.
+        files: One file, or the DICOM files of a folder, which are taken as one series.
+        folder: Where its mask goes.
+        stem: What the mask's name starts with; no other job has the same in the same folder.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    folder: Path
+    stem: str
+
+    def read(self) -> bytes:
+        """The file's bytes, or a zip of the series.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        if len(self.files) == 1:
+            return self.files[0].read_bytes()
+        buffer = BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for number, path in enumerate(self.files):
+                archive.writestr(f"{number}.dcm", path.read_bytes())
+        return buffer.getvalue()
+
+    def target(self, ending: str) -> Path:
+        """Where the mask goes."""
+        return self.folder / f"{self.stem}{ending}"
+
+
+def ending_of(data: bytes) -> str:
+    """What the mask's name will end in, by the first bytes of the file."""
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        return "_mask.png"
+    is_dicom = data[128:132] == b"DICM" or data.startswith(b"PK")
+    return "_seg.dcm" if is_dicom else "_mask.nii.gz"
+
+
+def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
+    """Lists what to segment and where the masks go.
+
+    Folders are searched through, linked ones too, each once; their masks of an earlier run are left
+    out. Masks go beside their files, or under `output`, with the folders that were searched through
+    as they are.
+
+    Args:
+        paths: Files and folders.
+        output: Where to; beside each file if None.
+
+    Raises:
+        InputError: A path does not exist, a folder cannot be read, or nothing was found.
+    """
+    found: dict[tuple[Path, ...], tuple[str, Path]] = {}  # files → name and folder of the mask
+    for path in paths:
+        if path.is_dir():
+            for files, name in _search(path):
+                inside = files[0].parent.relative_to(path)
+                found.setdefault(files, (name, output / inside if output else files[0].parent))
+        elif path.exists():
+            found.setdefault((path,), (path.name, output or path.parent))
+        else:
+            raise InputError(f"{path}: does not exist")
+    if not found:
+        raise InputError("nothing to segment was found: name JPEG, PNG, DICOM, NIfTI or zip files")
+    plain = Counter((folder, _stem(name)) for name, folder in found.values())
+    jobs: list[Job] = []
+    taken: set[tuple[Path, str]] = set()
+    for files, (name, folder) in found.items():
+        # a.jpg and a.png: their masks carry the whole names; two a.jpg: the later one a number.
+        whole = name if plain[folder, _stem(name)] > 1 else _stem(name)
+        stem, number = whole, 1
+        while (folder, stem) in taken:
+            number += 1
+            stem = f"{whole}-{number}"
+        taken.add((folder, stem))
+        shown = str(files[0] if len(files) == 1 else files[0].parent)
+        jobs.append(Job(shown, files, folder, stem))
+    return jobs
+
+
+def _search(root: Path) -> Iterator[tuple[tuple[Path, ...], str]]:
+    """Files to segment below a folder, each with a name; the DICOM files of a folder as one."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be searched through ({error.strerror})")
+
+    seen: set[Path] = set()
+    for parent, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        if (real := Path(parent).resolve()) in seen:  # by way of a link
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(parent, n) for n in sorted(names) if not n.startswith(".")]
+        paths = [path for path in paths if not path.name.endswith(ENDINGS)]
+        series = tuple(path for path in paths if _is_dicom(path))
+        if len(series) > 1:
+            yield series, real.name
+            paths = [path for path in paths if path not in series]
+        for path in paths:
+            if path in series or path.name.lower().endswith(_SUFFIXES):
+                yield (path,), path.name
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in _DICOM:
+        return True
+    if path.name.lower().endswith(_SUFFIXES) or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # reported when it is read, if it was named itself
+        return False
+
+
+def _stem(name: str) -> str:
+    """The name without the endings that tell its kind."""
+    lower = name.lower()
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        if lower.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in one file; None is what the answer does not tell.
+    """The result for one file; None is what the answer does not contain.
 
     Attributes:
         mask: The file to write.
@@ -54,10 +193,10 @@ class Found:
 
 
 class Segmenter(Protocol):
-    """Whatever finds tumours in the bytes of a file."""
+    """Finds tumours in the bytes of a file."""
 
     def segment(self, data: bytes) -> Found:
-        """Finds them; raises Rejected or ServiceError, with a sentence each."""
+        """Finds the tumours; raises Rejected or ServiceError."""
         ...
 
 
@@ -77,10 +216,11 @@ class Local:
     """
 
     def __init__(self, folder: Path, threshold: float | None = None, threads: int = 0) -> None:
-        self._predictor = Predictor(folder, threads)
-        self.info = self._predictor.info
-        self._familiarity = Familiarity(self.info.inputs)
-        self._threshold = threshold
+        predictor = Predictor(folder, threads)
+        self.info = predictor.info
+        self._segmenter = StudySegmenter(
+            partial(predictor.segment_many, threshold=threshold), OodDetector(self.info.inputs)
+        )
 
     def segment(self, data: bytes) -> Found:
         """Finds the tumour in one picture or volume.
@@ -88,16 +228,12 @@ class Local:
         Raises:
             Rejected: The file cannot be used.
         """
-        study = decode(data)
-        found = self._predictor.segment_many(study.slices, self._threshold)
-        said = [
-            self._familiarity.warnings(grey, study.colour, study.modality) for grey in study.slices
-        ]
-        if study.kind == "picture":
-            answer = slice_answer(study.slices[0], study, found[0], said[0])
-            mask, ending = base64.b64decode(answer.mask_png), "_mask.png"
-        else:
-            mask, ending = self._volume(study, found)
+        study, slices = self._segmenter.open(data)
+        found, warnings = [], []
+        for one in slices:
+            found.append(one.found)
+            warnings.append(one.warnings)
+        mask, ending = self._mask_file(study, found)
         area = sum(one.area_px for one in found)
         inside = sum(one.area_px * (one.confidence or 0.0) for one in found)
         return Found(
@@ -106,13 +242,16 @@ class Local:
             slices=len(found),
             area_px=area,
             area_mm2=area_mm2(area, study.spacing),
-            volume_mm3=_volume_mm3(study, area),
+            volume_mm3=volume_mm3(area, study) if len(found) > 1 else None,
             confidence=inside / area if area else None,
-            warnings=summed_up(said),
-            model=_named(self.info.version, self.info.digest),
+            warnings=summed_up(warnings),
+            model=_model_name(self.info.version, self.info.digest),
         )
 
-    def _volume(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
+    def _mask_file(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
+        if study.kind == "picture":
+            return mask_png(found[0].mask), "_mask.png"
+        # Pictures must not wait for the import of the libraries that volumes need.
         from tumorseg.imaging.seg import nifti_file, seg_file
 
         masks = [one.mask for one in found]
@@ -148,7 +287,7 @@ class Remote:
                 volume_mm3=None,
                 confidence=one.confidence,
                 warnings=one.warnings,
-                model=_named(one.model_version, one.model_digest),
+                model=_model_name(one.model_version, one.model_digest),
             )
         volume = self._client.segment_volume(data)
         return Found(
@@ -160,7 +299,7 @@ class Remote:
             volume_mm3=volume.volume_mm3,
             confidence=None,
             warnings=volume.warnings,
-            model=_named(volume.model_version, volume.model_digest),
+            model=_model_name(volume.model_version, volume.model_digest),
         )
 
 
@@ -281,12 +420,5 @@ def table(done: Iterable[tuple[Job, Found | str]]) -> str:
     return "\n".join([*lines, "", *(f"model: {model}" for model in sorted(models))])
 
 
-def _named(version: str, digest: str) -> str:
+def _model_name(version: str, digest: str) -> str:
     return f"version {version}, sha256 {digest[:12]}"
-
-
-def _volume_mm3(study: Study, area_px: int) -> float | None:
-    area = area_mm2(area_px, study.spacing)
-    if area is None or study.thickness is None or len(study.slices) == 1:
-        return None
-    return area * study.thickness

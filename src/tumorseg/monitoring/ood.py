@@ -102,8 +102,8 @@ def _detail(plane: Grey) -> float:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a slice shows.
+class Assessment:
+    """How one slice compares with the training slices.
 
     Attributes:
         warnings: A sentence each: what about the slice is unlike the training data.
@@ -115,8 +115,8 @@ class Look:
     statistics: NDArray[np.float64] | None = None
 
 
-class Familiarity:
-    """What training slices look like, and where that ends.
+class OodDetector:
+    """Out-of-distribution detector: compares slices with the model's training slices.
 
     Args:
         known: The key `inputs` of model.json, from `ood_reference.describe`; None or empty for a
@@ -158,10 +158,10 @@ class Familiarity:
         return (found - self._mean) / self._scale
 
     def warnings(self, grey: Grey, colour: float, modality: str | None = None) -> list[str]:
-        """The warnings of `look` alone."""
-        return self.look(grey, colour, modality).warnings
+        """The warnings of `assess` alone."""
+        return self.assess(grey, colour, modality).warnings
 
-    def look(self, grey: Grey, colour: float, modality: str | None = None) -> Look:
+    def assess(self, grey: Grey, colour: float, modality: str | None = None) -> Assessment:
         """Takes a slice's statistics, and says what about it is unlike the training data.
 
         Args:
@@ -174,9 +174,11 @@ class Familiarity:
         if modality not in (None, "MR"):
             found.append(f"The DICOM header says {modality}, and the model was trained on MR.")
         if not self.known:
-            return Look(found)
+            return Assessment(found)
         if not grey.size or float(cv2.meanStdDev(np.ascontiguousarray(grey))[1].item()) < _UNIFORM:
-            return Look([*found, "The picture is uniform: there is nothing in it to segment."])
+            return Assessment(
+                [*found, "The picture is uniform: there is nothing in it to segment."]
+            )
         if colour > COLOURED:
             found.append(
                 f"The picture looks like a colour photograph: {colour:.0%} of it is coloured, and "
@@ -187,7 +189,7 @@ class Familiarity:
         off = self._whiten @ scores
         if float(np.linalg.norm(off)) > self._threshold:
             found.append(f"The slice is unlike the training slices: {self._in_words(scores, off)}.")
-        return Look(found, taken)
+        return Assessment(found, taken)
 
     def _in_words(self, scores: NDArray[np.float64], off: NDArray[np.float64]) -> str:
         """Names the statistics that are furthest off, or says that only their combination is."""

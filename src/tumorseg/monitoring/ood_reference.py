@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.monitoring.ood import METHOD, MOST_SIDE, NAMES, Familiarity, statistics
+from tumorseg.monitoring.ood import METHOD, MOST_SIDE, NAMES, OodDetector, statistics
 
 FALSE_ALARMS = 0.01  # share of validation slices that are warned about
 _DIGITS = 6  # significant ones
@@ -27,7 +27,7 @@ def describe(train: NDArray[np.uint8], valid: NDArray[np.uint8], seed: int = 0) 
         seed: Of the slight changes.
 
     Returns:
-        What `Familiarity` takes, ready for JSON.
+        What `OodDetector` takes, ready for JSON.
     """
     side = min(train.shape[-1], MOST_SIDE)
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def describe(train: NDArray[np.uint8], valid: NDArray[np.uint8], seed: int = 0) 
         "whiten": [_short(row[: place + 1]) for place, row in enumerate(whiten)],
         "threshold": 0.0,
     }
-    familiar = Familiarity(known)
+    familiar = OodDetector(known)
     distances = [familiar.distance(grey) for grey in valid]
     return known | {"threshold": round(float(np.quantile(distances, 1 - FALSE_ALARMS)), 3)}
 

@@ -1,6 +1,6 @@
 """A bounded record of what served slices look like, for `python -m pipelines.drift`.
 
-A row a slice: the statistics by which familiarity is judged, what was found, and when, to the hour.
+A row a slice: the statistics of the out-of-distribution detector, what was found, and the hour.
 No pixels, names or addresses, and nothing by which a row could be joined with the log: rows lie in
 random order, and a random number alone says which came in one request.
 """
@@ -18,8 +18,7 @@ from typing import Any
 
 from prometheus_client import Counter
 
-from tumorseg.inference.predictor import Segmentation
-from tumorseg.monitoring.ood import DIGITS, METHOD, NAMES, Look
+from tumorseg.monitoring.ood import DIGITS, METHOD, NAMES, Assessment
 
 VARIABLE = "TUMORSEG_STATISTICS"
 _OURS = "tumorseg_slices_"
@@ -69,26 +68,34 @@ class Recorder:
         named = os.environ.get(VARIABLE)
         return cls(Path(named), rows) if named and rows else None
 
-    def keep(self, digest: str, request: int, found: Segmentation, look: Look) -> None:
+    def record(
+        self,
+        digest: str,
+        request: int,
+        area_fraction: float,
+        confidence: float | None,
+        assessment: Assessment,
+    ) -> None:
         """Takes the row of one slice, and returns at once.
 
         Args:
             digest: The model's.
             request: A random number, the same for all slices of a request.
-            found: What was found in the slice.
-            look: What it looks like; without statistics there is no row.
+            area_fraction: Share of the slice that is predicted as tumour.
+            confidence: Mean probability inside the mask; None where the mask is empty.
+            assessment: Of the slice; one without statistics is not recorded.
         """
-        if look.statistics is None:
+        if assessment.statistics is None:
             return
         row = (
             secrets.randbits(62),
             hour_of(datetime.now(UTC)),
             request,
             digest,
-            round(found.area_fraction, 6),
-            None if found.confidence is None else round(found.confidence, DIGITS),
-            int(bool(look.warnings)),
-            *look.statistics.round(DIGITS).tolist(),
+            round(area_fraction, 6),
+            None if confidence is None else round(confidence, DIGITS),
+            int(bool(assessment.warnings)),
+            *assessment.statistics.round(DIGITS).tolist(),
         )
         with self._lock:
             if self._end.is_set() or len(self._waiting) >= _MOST_WAITING:

@@ -1,13 +1,13 @@
 """Slices of all requests, joined to batches for the network while it is busy."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
 import numpy as np
-from bentoml._internal.marshal.dispatcher import CorkDispatcher, Optimizer
 from numpy.typing import NDArray
 
 from tumorseg.core.service_settings import Settings
@@ -16,42 +16,119 @@ from tumorseg.imaging.preprocess import Grey
 from tumorseg.inference.predictor import Predictor, Segmentation
 from tumorseg.serving import operations
 from tumorseg.serving.guard import BUSY
-from tumorseg.serving.lasting import all_or_none, to_the_end
 
 Grid = NDArray[np.float32]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class _Eager(Optimizer):
-    """Estimates how long a batch takes, as BentoML does, but never waits for one to fill.
+async def to_the_end(work: Awaitable[T], stop: Callable[[], None] = lambda: None) -> T:
+    """Awaits work that ends in a thread, and stays until it has ended even if cancelled.
 
-    BentoML's own estimate of how long it pays to wait stays high for minutes after a rush, and a
-    lone slice would wait that long for company that does not come. Batches fill by themselves
-    while the network computes the one before.
+    What the thread takes must go on to count, in the queue and against every limit, for as long as
+    it is taken.
+
+    Args:
+        work: What is awaited.
+        stop: Is called where it is cancelled, to tell the thread that nobody waits for it.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop()
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                continue
+        task.cancelled() or task.exception()  # nobody asks for it any more
+        raise
+
+
+async def all_or_none(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Awaits all; the first that fails cancels the others, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Batcher:
+    """Runs the network on what waits, in order of arrival, at most `max_size` inputs at a time.
+
+    It never waits for a batch to fill: batches fill while the network computes the one before.
+
+    Args:
+        run: Runs the network on a batch.
+        max_size: Inputs a run.
+        max_seconds: An input that would wait longer, by the time of the latest runs, is refused.
     """
 
-    def __init__(self, max_latency: float) -> None:
-        super().__init__(max_latency)
-        self.o_a = self.o_b = 0.0  # until something was measured, nothing is refused
+    def __init__(
+        self,
+        run: Callable[[Sequence[Grid]], Awaitable[Sequence[Grid]]],
+        max_size: int,
+        max_seconds: float,
+    ) -> None:
+        self._run = run
+        self._max_size = max_size
+        self._max_seconds = max_seconds
+        self._waiting: deque[tuple[Grid, asyncio.Future[Grid]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._run_seconds = 0.0  # until something was measured, nothing is refused
 
-    def trigger_refresh(self) -> None:
-        """Estimates anew from the latest batches."""
-        super().trigger_refresh()
-        self.wait = 0
+    async def __call__(self, prepared: Grid) -> Grid:
+        """Returns the network's output for one input.
 
+        Raises:
+            Rejected: 503 if the network is too far behind.
+        """
+        runs = len(self._waiting) // self._max_size + 1
+        if runs * self._run_seconds > self._max_seconds:
+            raise Rejected(*BUSY)
+        result: asyncio.Future[Grid] = asyncio.get_running_loop().create_future()
+        self._waiting.append((prepared, result))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await result
 
-class _Dispatcher(CorkDispatcher[Grid, Grid]):
-    async def train_optimizer(self, *_: Any) -> None:
-        """Does nothing: BentoML would let the first requests wait for company to learn from."""
+    async def _work(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._waiting:
+            batch: list[tuple[Grid, asyncio.Future[Grid]]] = []
+            while self._waiting and len(batch) < self._max_size:
+                prepared, result = self._waiting.popleft()
+                if not result.done():  # as where its client went away
+                    batch.append((prepared, result))
+            if not batch:
+                continue
+            began = clock()
+            outputs: Sequence[Grid | Exception]
+            try:
+                outputs = await self._run([prepared for prepared, _ in batch])
+            except Exception as error:
+                outputs = [error] * len(batch)
+            self._run_seconds = (self._run_seconds or clock() - began) * 0.5 + 0.5 * (
+                clock() - began
+            )
+            for (_, result), output in zip(batch, outputs, strict=True):
+                if result.done():
+                    continue
+                if isinstance(output, Exception):
+                    result.set_exception(output)
+                else:
+                    result.set_result(output)
 
 
 class Slices:
     """Runs slices through the predictor: the network in batches, all else in worker threads.
 
-    This is BentoML's dispatcher, but not its `batchable` APIs: each of those has a queue of its
-    own, and takes an argument of one kind. Here one picture, a batch of files and a volume share
-    one queue, decoding goes on beside the network, and a bad file never enters a batch.
+    One picture, a batch of files and a volume share one queue, decoding goes on beside the network,
+    and a bad file never enters a batch.
 
     Args:
         predictor: The model.
@@ -63,14 +140,9 @@ class Slices:
         self._window = 2 * settings.max_batch_size
         self._helpers = anyio.CapacityLimiter(settings.threads)
         self._network = anyio.CapacityLimiter(1)
-        self._dispatcher = _Dispatcher(
-            settings.max_latency_ms,
-            settings.max_batch_size,
-            fallback=_too_late,
-            get_batch_size=lambda _: 1,
+        self._probability = _Batcher(
+            self._run, settings.max_batch_size, settings.max_latency_ms / 1000
         )
-        self._dispatcher.optimizer = _Eager(settings.max_latency_ms / 1000)
-        self._probability = self._dispatcher(self._run)
 
     async def in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Does a part of the work in a thread, so that the event loop stays free.
@@ -138,7 +210,3 @@ class Slices:
                 self._predictor.probabilities, batch, limiter=self._network
             )
         )
-
-
-def _too_late() -> Grid:
-    raise Rejected(*BUSY)

@@ -24,15 +24,15 @@ from tumorseg.inference.answers import (
     probability_png,
     slice_answer,
     summed_up,
+    volume_mm3,
 )
-from tumorseg.inference.predictor import Predictor, Segmentation
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import Observer, SegmentedSlice, StudySegmenter
+from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
-from tumorseg.serving.batching import Grid, Slices
+from tumorseg.serving.batching import Grid, Slices, all_or_none
 from tumorseg.serving.forms import MAX_FILES
 from tumorseg.serving.guard import no_file, refusal
-from tumorseg.serving.lasting import all_or_none
-from tumorseg.serving.web.kept import Note
 from tumorseg.serving.web.shield import FAILED
 
 T = TypeVar("T")
@@ -54,22 +54,21 @@ class Endpoints:
 
     Args:
         predictor: The model.
-        familiarity: What training slices look like.
+        detector: Compares slices with the training data.
         settings: The limits.
-        note: Is told about each slice that is segmented.
+        observe: Is called for each slice that is segmented.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        familiarity: Familiarity,
+        detector: OodDetector,
         settings: Settings,
-        note: Note = operations.note_slice,
+        observe: Observer = operations.note_slice,
     ) -> None:
         self._predictor = predictor
-        self._familiarity = familiarity
-        self._note = note
-        self._named = ModelNamed.of(predictor.info)
+        self._segmenter = StudySegmenter(predictor.segment_many, detector, observe)
+        self._model = ModelNamed.of(predictor.info)
         self._slices = Slices(predictor, settings)
         # Decoded, a file may be a thousand times as large as it was sent.
         self._pictures = anyio.CapacityLimiter(2 * settings.max_batch_size)
@@ -87,12 +86,12 @@ class Endpoints:
             Rejected: If the file cannot be used, or the service is too busy.
         """
 
-        def answer(study: Study, grey: Grey, found: Segmentation, warnings: list[str]) -> Response:
+        def answer(study: Study, one: SegmentedSlice) -> Response:
             whole = SegmentAnswer(
-                **dict(slice_answer(grey, study, found, warnings)),
-                **dict(self._named),
+                **dict(_slice_answer(study, one)),
+                **dict(self._model),
                 request_id=operations.request_id(),
-                probability_png=probability_png(found) if probability else None,
+                probability_png=probability_png(one.found) if probability else None,
             )
             return _json(whole, leave_out=set() if probability else {"probability_png"})
 
@@ -109,12 +108,9 @@ class Endpoints:
         if len(files) > MAX_FILES:
             raise Rejected(400, f"There are more than {MAX_FILES} files: send some of them later.")
 
-        def answer(study: Study, grey: Grey, found: Segmentation, said: list[str]) -> SliceAnswer:
-            return slice_answer(grey, study, found, said)
-
         async def one(file: bytes | None) -> SliceAnswer | SliceFailure:
             try:
-                return await self._picture(file or b"", answer)
+                return await self._picture(file or b"", _slice_answer)
             except Rejected as error:
                 if error.status >= 500:  # nothing is wrong with the file
                     raise
@@ -122,7 +118,7 @@ class Endpoints:
 
         results = await all_or_none(map(one, files))
         whole = BatchAnswer(
-            **dict(self._named), request_id=operations.request_id(), results=results
+            **dict(self._model), request_id=operations.request_id(), results=results
         )
         return await self._slices.in_thread(_json, whole)
 
@@ -137,22 +133,18 @@ class Endpoints:
             Rejected: If the file cannot be used or not be answered so, or the service is too busy.
         """
 
-        def keep(
-            _: Study, __: Grey, found: Segmentation, said: list[str]
-        ) -> tuple[Mask, list[str]]:
-            return found.mask, said
+        def result(_: Study, one: SegmentedSlice) -> tuple[Mask, list[str]]:
+            return one.found.mask, one.warnings
 
         async with self._volumes:
             study = await self._slices.in_thread(decode, file)
             kind = _output(study, output)
             await self._slices.in_thread(self._check, study, kind)
-            found = await self._each(study, keep)
-            masks, warnings = [mask for mask, _ in found], [said for _, said in found]
+            found = await self._each(study, result)
+            masks, warnings = [mask for mask, _ in found], [some for _, some in found]
             return await self._slices.in_thread(self._file, study, kind, masks, warnings)
 
-    async def _picture(
-        self, file: bytes, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
-    ) -> T:
+    async def _picture(self, file: bytes, answer: Callable[[Study, SegmentedSlice], T]) -> T:
         async with self._pictures:
             study = await self._slices.in_thread(decode, file)
             if len(study.slices) > 1:
@@ -160,14 +152,10 @@ class Endpoints:
                 raise Rejected(415, f"{several}: send volumes to /segment/volume.")
             return (await self._each(study, answer))[0]
 
-    async def _each(
-        self, study: Study, answer: Callable[[Study, Grey, Segmentation, list[str]], T]
-    ) -> list[T]:
+    async def _each(self, study: Study, answer: Callable[[Study, SegmentedSlice], T]) -> list[T]:
         def finish(grey: Grey, grid: Grid) -> T:
             found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
-            look = self._familiarity.look(grey, study.colour, study.modality)
-            self._note(found, look)
-            return answer(study, grey, found, look.warnings)
+            return answer(study, self._segmenter.finish(study, grey, found))
 
         return await self._slices.each(study, finish)
 
@@ -186,13 +174,17 @@ class Endpoints:
             "Content-Disposition": f'attachment; filename="segmentation.{ending}"',
             "X-Model-Version": info.version,
             "X-Model-Digest": info.digest,
-            "X-Inputs-Known": json.dumps(self._named.inputs_known),
+            "X-Inputs-Known": json.dumps(self._model.inputs_known),
             "X-Warnings": json.dumps(summed_up(warnings)),
         }
-        if study.spacing is not None and study.thickness is not None:
-            voxel = study.spacing[0] * study.spacing[1] * study.thickness
-            headers["X-Tumour-Volume-mm3"] = f"{sum(int(m.sum()) for m in masks) * voxel:.3f}"
+        volume = volume_mm3(sum(int(mask.sum()) for mask in masks), study)
+        if volume is not None:
+            headers["X-Tumour-Volume-mm3"] = f"{volume:.3f}"
         return Response(content, media_type=kind, headers=headers)
+
+
+def _slice_answer(study: Study, one: SegmentedSlice) -> SliceAnswer:
+    return slice_answer(one.grey, study, one.found, one.warnings)
 
 
 def _json(answer: BaseModel, leave_out: set[str] | None = None) -> Response:

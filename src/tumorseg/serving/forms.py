@@ -14,6 +14,7 @@ from werkzeug.http import parse_options_header
 
 from tumorseg.imaging.decode import Rejected
 from tumorseg.serving.guard import no_file
+from tumorseg.serving.web.shield import in_memory
 
 MAX_FILES = 64
 # What a multipart form may add to the files themselves: boundaries, headers, other fields.
@@ -48,7 +49,7 @@ class Form(bentoml.IODescriptor):
 
     @classmethod
     def _read(cls, body: bytes, kind: str) -> Self:
-        parser = FormDataParser(_in_memory, max_form_memory_size=_SMALL, max_form_parts=1000)
+        parser = FormDataParser(in_memory, max_form_memory_size=_SMALL, max_form_parts=1000)
         try:
             name, options = parse_options_header(kind)
             _, texts, files = parser.parse(BytesIO(body), name, len(body), options)
@@ -109,15 +110,6 @@ class UploadForm(BaseModel):
 
 PictureForm.multipart_fields = VolumeForm.multipart_fields = ["file"]
 BatchForm.multipart_fields = ["files"]
-
-
-def _in_memory(
-    total_content_length: int | None,
-    content_type: str | None,
-    filename: str | None,
-    content_length: int | None = None,
-) -> BytesIO:
-    return BytesIO()
 
 
 def _bytes(part: FileStorage | None) -> bytes | None:

@@ -1,19 +1,70 @@
 """The API's description for `/docs.json`: OpenAPI 3.1 with examples and every refusal."""
 
+import base64
+from typing import Any
+
+import numpy as np
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from tumorseg.imaging.render import mask_png
 from tumorseg.inference.answers import (
     BatchAnswer,
     Failure,
     SegmentAnswer,
+    SliceFailure,
     UploadAnswer,
     UploadFailure,
     Version,
 )
-from tumorseg.serving import examples
-from tumorseg.serving.examples import Json
 from tumorseg.serving.forms import BatchForm, PictureForm, UploadForm, VolumeForm
+
+Json = dict[str, Any]
+_ID = "5f0c1d2e3b4a5968"
+_DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_MODEL: Json = {
+    "model_version": "3",
+    "model_digest": _DIGEST,
+    "architecture": "attention_unet",
+    "inputs_known": True,
+}
+_SLICE: Json = {
+    "mask_png": base64.b64encode(mask_png(np.pad(np.ones((4, 4), bool), 6))).decode(),
+    "width": 16,
+    "height": 16,
+    "area_px": 16,
+    "area_mm2": None,
+    "area_fraction": 0.0625,
+    "confidence": 0.93,
+    "contours": [[[6.0, 6.0], [10.0, 6.0], [10.0, 10.0], [6.0, 10.0]]],
+    "warnings": [],
+}
+_ERROR: Json = {
+    "error": "The file is empty: choose a picture and send it again.",
+    "request_id": _ID,
+}
+_SEGMENT: Json = SegmentAnswer(**_SLICE, **_MODEL, request_id=_ID).model_dump(
+    exclude={"probability_png"}
+)
+_BATCH: Json = {
+    "request_id": _ID,
+    **_MODEL,
+    "results": [_SLICE, SliceFailure(error=_ERROR["error"]).model_dump()],
+}
+_UPLOAD: Json = {
+    "segmented_img": "Yw3vKX0Qm5sZp8Rb.png",
+    "mask_img": "u7DkE2nHc9TfWq4L.png",
+    "uploaded_img": "aJ6sVb1GxM3oPz5C.png",
+    **{key: _SLICE[key] for key in ("width", "height", "area_px", "area_fraction", "warnings")},
+    **_MODEL,
+    "request_id": _ID,
+}
+_VERSION: Json = {
+    "bento": "tumorseg:k2vd6xqmzgj3",
+    "model": {"version": "3", "digest": _DIGEST, "architecture": "attention_unet"},
+    "git": "4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+    "data": "d41d8cd98f00b204e9800998ecf8427e.dir",
+}
 
 _REFERENCE = "#/components/schemas/{model}"
 _REFUSALS = {
@@ -70,7 +121,7 @@ def describe(version: str) -> Json:
 
 
 def _paths() -> Json:
-    upload = _json(UploadAnswer, examples.UPLOAD)
+    upload = _json(UploadAnswer, _UPLOAD)
     upload["application/json"]["schema"] = {
         "anyOf": [_reference(UploadAnswer), _reference(UploadFailure)]
     }
@@ -83,14 +134,14 @@ def _paths() -> Json:
                 "slice": ["file=@slice.png"],
                 "with probabilities": ["file=@slice.dcm", "probability=true"],
             },
-            _json(SegmentAnswer, examples.SEGMENT),
+            _json(SegmentAnswer, _SEGMENT),
         ),
         "/segment/batch": _post(
             "/segment/batch",
             "Finds the tumour in each of up to 64 slices; a bad file spoils only its own result.",
             BatchForm,
             {"two slices": ["files=@first.png", "files=@second.jpg"]},
-            _json(BatchAnswer, examples.BATCH),
+            _json(BatchAnswer, _BATCH),
         ),
         "/segment/volume": _post(
             "/segment/volume",
@@ -115,7 +166,7 @@ def _paths() -> Json:
         "/version": _get(
             "version",
             "Names bento, model, code and data.",
-            _json(Version, examples.VERSION),
+            _json(Version, _VERSION),
         ),
         "/livez": _probe("livez", "The process lives.", 503),
         "/readyz": _probe("readyz", "The model is loaded, and the service is not stopping.", 503),
@@ -133,7 +184,7 @@ def _post(
 ) -> Json:
     media = {
         "schema": _reference(form),
-        "examples": {title: examples.request(path, *fields) for title, fields in requests.items()},
+        "examples": {title: _request(path, *fields) for title, fields in requests.items()},
     }
     # Only Flask asks from which site a form comes.
     refused = [status for status in _REFUSALS if status != 403 or path == "/upload"]
@@ -164,7 +215,7 @@ def _probe(name: str, about: str, otherwise: int) -> Json:
 def _refusals(*statuses: int) -> Json:
     answers = {}
     for status in statuses:
-        answer = _answer(_REFUSALS[status], _json(Failure, examples.ERROR))
+        answer = _answer(_REFUSALS[status], _json(Failure, _ERROR))
         if status == 503:
             answer["headers"]["Retry-After"] = _header("Seconds.")
         answers[str(status)] = answer
@@ -190,3 +241,21 @@ def _file(kind: str) -> Json:
 
 def _header(about: str) -> Json:
     return {"description": about, "schema": {"type": "string"}}
+
+
+def _request(path: str, *fields: str) -> Json:
+    """A form as curl sends it: JSON cannot hold the bytes of a file, so its name stands there.
+
+    Args:
+        path: Where it is sent, such as `/segment`.
+        fields: As after curl's `-F`, such as `file=@slice.png`.
+    """
+    value: Json = {}
+    for field in fields:
+        name, _, content = field.partition("=")
+        if name == "files":
+            value.setdefault(name, []).append(content)
+        else:
+            value[name] = content
+    line = " ".join(f"-F {field}" for field in fields)
+    return {"summary": f"curl {line} http://127.0.0.1:3000{path}", "value": value}

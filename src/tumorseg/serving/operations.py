@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,9 +18,12 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.inference.predictor import Segmentation
-from tumorseg.monitoring.ood import Look
-from tumorseg.serving import tracing
+from tumorseg.monitoring.ood import Assessment
+from tumorseg.monitoring.statistics import Recorder
 
+HEADER = "X-Request-ID"
+LOG = logging.getLogger("tumorseg.requests")
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SECONDS = Histogram(
     "tumorseg_request_seconds",
@@ -84,17 +89,19 @@ class Entry:
 
 @dataclass
 class State:
-    """Where the process stands.
+    """Where one application stands; each has its own.
 
     Attributes:
         loaded: The model is loaded and has run once.
-        failed: It never will be.
-        stopping: A signal asked it to end; what was accepted is being finished.
+        failed: The model cannot be loaded.
+        stopping: A signal asked the process to end; accepted requests are being answered.
+        last_kept: When an answer last left its connection open, by `time.monotonic`; None if never.
     """
 
     loaded: bool = False
     failed: bool = False
     stopping: bool = False
+    last_kept: float | None = None
 
 
 _current: ContextVar[Entry | None] = ContextVar("entry", default=None)
@@ -113,37 +120,54 @@ def note_bytes(number: int) -> None:
 
 
 def note_slice(
-    found: Segmentation, look: Look, keep: Callable[[int, Segmentation, Look], None] | None = None
+    found: Segmentation,
+    assessment: Assessment,
+    *,
+    recorder: Recorder | None = None,
+    digest: str = "",
 ) -> None:
     """Counts one segmented slice; the model's warming up, which is no request, does not count.
 
     Args:
-        found: What was found in it.
-        look: What it looks like.
-        keep: Is given the request's `drawn` with both, if there is a record of statistics.
+        found: The slice's mask and measures.
+        assessment: Its comparison with the training data.
+        recorder: Gets the slice's statistics, if there is one.
+        digest: The model's, for the recorder.
     """
     if entry := _current.get():
         entry.slices += 1
         SLICES.inc()
         AREA.observe(found.area_fraction)
-        UNFAMILIAR.inc(bool(look.warnings))
-        if keep:
-            keep(entry.drawn, found, look)
+        UNFAMILIAR.inc(bool(assessment.warnings))
+        if recorder:
+            recorder.record(digest, entry.drawn, found.area_fraction, found.confidence, assessment)
 
 
-def log_failure(error: BaseException) -> None:
-    """Logs where an unforeseen error of the request at hand arose."""
-    tracing.log_failure(error, request_id())
+def identify(sent: str | None) -> str:
+    """Names a request: as its client did in `HEADER`, if that is a short token, else anew."""
+    return sent if sent and _SAFE_ID.fullmatch(sent) else secrets.token_hex(8)
+
+
+def log_failure(error: BaseException, request: str | None = None) -> None:
+    """Logs where an unforeseen error arose, but no message, which may quote a scan, and no path.
+
+    Args:
+        error: The error.
+        request: The id of the request; that of the request at hand if None.
+    """
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    name = request_id() if request is None else request
+    LOG.error(json.dumps({"request": name, "failed": type(error).__name__, "at": frames}))
 
 
 def start_log() -> None:
     """Sends the log lines to standard output, and nothing else there or elsewhere."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    tracing.LOG.handlers = [handler]
-    tracing.LOG.propagate = False
-    tracing.LOG.disabled = False
-    tracing.LOG.setLevel(logging.INFO)
+    LOG.handlers = [handler]
+    LOG.propagate = False
+    LOG.disabled = False
+    LOG.setLevel(logging.INFO)
 
 
 class Observed:
@@ -168,7 +192,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         entry = Entry(
-            tracing.identify(Headers(scope=scope).get(tracing.HEADER)),
+            identify(Headers(scope=scope).get(HEADER)),
             self._route(scope),
             scope["method"],
         )
@@ -181,12 +205,14 @@ class Observed:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[tracing.HEADER] = entry.id
+                headers[HEADER] = entry.id
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 if self._state.stopping:
                     headers["Connection"] = "close"
             await send(message)
+            if message["type"] == "http.response.body" and not self._state.stopping:
+                self._state.last_kept = time.monotonic()
 
         try:
             await self._app(scope, receive, answer)
@@ -207,13 +233,13 @@ async def _nothing() -> None:
 
 def _named(scope: Scope, name: str) -> list[tuple[bytes, bytes]]:
     headers = MutableHeaders(raw=list(scope["headers"]))
-    headers[tracing.HEADER] = name
+    headers[HEADER] = name
     return headers.raw
 
 
 def _tell(entry: Entry, seconds: float) -> None:
     SECONDS.labels(entry.route, str(entry.status)).observe(seconds)
-    tracing.LOG.info(
+    LOG.info(
         json.dumps(
             {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -14,10 +14,9 @@ from werkzeug.exceptions import ServiceUnavailable
 from tumorseg.imaging.decode import Refusal, Rejected
 from tumorseg.imaging.preprocess import Grey
 from tumorseg.inference.predictor import Segmentation
-from tumorseg.serving.batching import Slices
+from tumorseg.inference.segment import SegmentSlices
+from tumorseg.serving.batching import Slices, to_the_end
 from tumorseg.serving.guard import GONE, refusal
-from tumorseg.serving.lasting import to_the_end
-from tumorseg.serving.web.kept import Segment
 
 STARTING = Refusal(503, "The service is starting: try again in a few seconds.")
 # Only these paths are Flask's; a bare mount at `/` would also swallow BentoML's own.
@@ -61,7 +60,7 @@ class _Visit:
 _visit: ContextVar[_Visit] = ContextVar("visit")
 
 
-def joining(slices: Slices) -> Segment:
+def joining(slices: Slices) -> SegmentSlices:
     """Makes what has Flask's slices share batches with those of all other requests."""
 
     def segment(greys: Sequence[Grey]) -> list[Segmentation]:

@@ -11,13 +11,14 @@ import anyio.to_thread
 import bentoml
 import click
 from bentoml._internal.configuration.containers import BentoMLContainer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.service_settings import load_settings
+from tumorseg.core.service_settings import Settings, load_settings
 from tumorseg.imaging.decode import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
@@ -28,25 +29,20 @@ from tumorseg.imaging.decode import (
 )
 from tumorseg.inference.answers import BatchAnswer, ModelVersion, SegmentAnswer, Version
 from tumorseg.inference.predictor import Predictor, load_info
-from tumorseg.monitoring.ood import Familiarity
+from tumorseg.monitoring.ood import OodDetector
 from tumorseg.monitoring.statistics import Recorder
 from tumorseg.serving import openapi, operations, pages
-from tumorseg.serving.cors import OtherOrigins
 from tumorseg.serving.endpoints import Endpoints, answered
 from tumorseg.serving.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
 from tumorseg.serving.guard import OPEN, Guard, Limit, Worded, refusal
-from tumorseg.serving.hosts import KnownHosts
 from tumorseg.serving.keys import VARIABLE, check_reach, is_open
+from tumorseg.serving.origins import KnownHosts, OtherOrigins
 from tumorseg.serving.shutdown import Shutdown
 from tumorseg.serving.web.flask_app import create_app, model_folder
 from tumorseg.serving.web.store import Store
 
 MAX_BATCH_BYTES = 128 * 1024 * 1024
-_ROOT = Path(__file__).resolve().parents[2]
-_settings = load_settings(_ROOT / "service.json")
-_state = operations.State()
-_pages = pages.Pages()
-_kept = Store(max_bytes=_settings.page_memory_mib * 1024 * 1024)
+_SETTINGS = Path(__file__).resolve().parents[2] / "service.json"
 _API_PATHS = ("/segment", "/segment/batch", "/segment/volume", "/version", "/docs.json")
 _LIMITS = {
     "/segment": Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES, "file"),
@@ -65,26 +61,121 @@ _LIMITS = {
 _ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
 
 
-def _assemble(recorder: Recorder | None = None) -> tuple[Endpoints, Any]:
-    """Loads the model and makes the API and the Flask app that run it.
+class Application:
+    """What one application of the service holds; no other one in the process shares it.
 
     Args:
-        recorder: Is given the statistics of each slice.
+        settings: The limits.
 
-    Raises:
-        InputError: If the model's folder is broken.
+    Attributes:
+        settings: As given.
+        state: Where it stands.
+        pages: The Flask app, once the model is loaded.
+        store: The page's pictures and studies.
     """
-    predictor = Predictor(model_folder(), _settings.onnx_threads)
-    keep = partial(recorder.keep, predictor.info.digest) if recorder else None
-    note = partial(operations.note_slice, keep=keep)
-    endpoints = Endpoints(predictor, Familiarity(predictor.info.inputs), _settings, note)
-    return endpoints, create_app(
-        predictor,
-        store=_kept,
-        note=note,
-        segment=pages.joining(endpoints.slices),
-        volumes=_settings.max_volumes,
-    )
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = operations.State()
+        self.pages = pages.Pages()
+        self.store = Store(max_bytes=settings.page_memory_mib * 1024 * 1024)
+        self._endpoints: Endpoints | None = None
+        self._recorder: Recorder | None = None
+
+    def start(self) -> None:
+        """Loads the model beside the event loop, which meanwhile answers the probes."""
+        operations.start_log()
+        Shutdown(self.state, self.settings.timeout_seconds + 15).install()
+        self._recorder = Recorder.from_environment(self.settings.statistics_rows)
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def assemble(self) -> tuple[Endpoints, Any]:
+        """Loads the model and makes the API and the Flask app that run it.
+
+        Raises:
+            InputError: If the model's folder is broken.
+        """
+        predictor = Predictor(model_folder(), self.settings.onnx_threads)
+        digest = predictor.info.digest
+        observe = partial(operations.note_slice, recorder=self._recorder, digest=digest)
+        detector = OodDetector(predictor.info.inputs)
+        endpoints = Endpoints(predictor, detector, self.settings, observe)
+        return endpoints, create_app(
+            predictor,
+            store=self.store,
+            observe=observe,
+            segment=pages.joining(endpoints.slices),
+            volumes=self.settings.max_volumes,
+        )
+
+    def _load(self) -> None:
+        try:
+            endpoints, app = self.assemble()
+        except InputError as error:
+            logging.getLogger("bentoml").error("%s", error)
+            self.state.failed = True
+        except Exception as error:
+            operations.log_failure(error)
+            self.state.failed = True
+        else:
+            # However many volumes there are, these threads remain for pictures and the page.
+            self.pages.open(app, self.settings.threads + self.settings.max_volumes)
+            self._endpoints = endpoints
+            self.state.loaded = True
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """The API; raises Rejected, 503, as long as the model is not loaded."""
+        if self._endpoints is None:
+            raise Rejected(*pages.STARTING)
+        return self._endpoints
+
+    def stop(self) -> None:
+        """Writes the statistics that still wait."""
+        if self._recorder:
+            self._recorder.close()
+
+    def routes(self) -> list[Route]:
+        """The addresses that BentoML's own application does not have."""
+        return [
+            Route("/version", _version),
+            Route("/docs.json", _docs),
+            Route("/metrics", self._metrics),
+            *(Route(path, self.pages) for path in pages.PATHS),
+        ]
+
+    def middleware(self) -> list[tuple[Any, dict[str, Any]]]:
+        """ASGI middleware with its options, the outermost first."""
+        settings, key = self.settings, os.environ.get(VARIABLE) or None
+        patterns = [*_API_PATHS, *sorted(OPEN), *pages.PATHS]
+        layers: list[tuple[Any, dict[str, Any]]] = [
+            (operations.Observed, {"routes": patterns, "state": self.state})
+        ]
+        if not (key or is_open()):
+            layers.append((KnownHosts, {"hosts": settings.hosts}))
+        if settings.cors_origins:
+            cors = {
+                "allow_origins": settings.cors_origins,
+                "allow_credentials": True,
+                "allow_methods": ["GET", "POST", "DELETE"],
+                "allow_headers": ["Authorization", "X-API-Key", "X-Request-ID"],
+                "expose_headers": list(openapi.HEADERS),
+            }
+            layers.append((OtherOrigins, cors))
+        limits = {
+            "limits": _LIMITS,
+            "other": _ELSEWHERE,
+            "max_queue": settings.max_queue,
+            "max_memory": settings.max_memory_mib * 1024 * 1024,
+            "seconds": settings.timeout_seconds,
+            "api_key": key,
+        }
+        return [*layers, (Guard, limits), (Worded, {})]
+
+    async def _metrics(self, _: Request) -> Response:
+        """Answers `/metrics`; there is one worker, so that its own figures are all."""
+        operations.KEPT.set(self.store.held)
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _version(_: Request) -> Response:
@@ -109,18 +200,12 @@ async def _docs(_: Request) -> Response:
     return JSONResponse(openapi.describe(_bento()))
 
 
-async def _metrics(_: Request) -> Response:
-    """Answers `/metrics` with BentoML's own client, which joins the figures of its processes."""
-    operations.KEPT.set(_kept.held)
-    client = BentoMLContainer.metrics_client.get()
-    return Response(client.generate_latest(), media_type=client.CONTENT_TYPE_LATEST)
-
-
 def _host() -> str:
     """The address that `bentoml serve` is about to listen on; its worker only gets the socket."""
     command = click.get_current_context(silent=True)
-    told = command.params.get("host") if command else None  # by --host or BENTOML_HOST
-    return str(told or BentoMLContainer.http.host.get())
+    given_host = command.params.get("host") if command else None  # by --host or BENTOML_HOST
+    # Private, as BentoML has no other way to the address that its configuration names.
+    return str(given_host or BentoMLContainer.http.host.get())
 
 
 def _bento() -> str:
@@ -128,117 +213,31 @@ def _bento() -> str:
     return f"{context.bento_name}:{context.bento_version}"
 
 
-_routes = [
-    Route("/version", _version),
-    Route("/docs.json", _docs),
-    Route("/metrics", _metrics),
-    *(Route(path, _pages) for path in pages.PATHS),
-]
+class _Api:
+    """The addresses that BentoML reads forms for."""
 
-
-def _with_middleware(service: Any) -> Any:
-    """Puts ours around BentoML's own application, the outermost first."""
-    service.add_asgi_middleware(
-        operations.Observed, routes=[*_API_PATHS, *sorted(OPEN), *pages.PATHS], state=_state
-    )
-    key = os.environ.get(VARIABLE) or None
-    if not (key or is_open()):
-        service.add_asgi_middleware(KnownHosts, hosts=_settings.hosts)
-    if _settings.cors_origins:
-        service.add_asgi_middleware(
-            OtherOrigins,
-            allow_origins=_settings.cors_origins,
-            allow_credentials=True,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "X-API-Key", "X-Request-ID"],
-            expose_headers=list(openapi.HEADERS),
-        )
-    service.add_asgi_middleware(
-        Guard,
-        limits=_LIMITS,
-        other=_ELSEWHERE,
-        max_queue=_settings.max_queue,
-        max_memory=_settings.max_memory_mib * 1024 * 1024,
-        seconds=_settings.timeout_seconds,
-        api_key=key,
-    )
-    service.add_asgi_middleware(Worded)
-    return service
-
-
-@_with_middleware
-@bentoml.asgi_app(Starlette(routes=_routes), path="/")
-@bentoml.service(
-    name="tumorseg",
-    # Uploads live in the memory of one process, so a second one would not find them.
-    workers=1,
-    # Ours comes first, and answers with a sentence.
-    traffic={"timeout": _settings.timeout_seconds + 15},
-    # Both would write down paths, and with them the secret names of pictures.
-    logging={"access": {"enabled": False}},
-    metrics={"enabled": False, "namespace": "tumorseg"},
-    # What runs in a container says otherwise by BENTOML_HOST.
-    http={"host": "127.0.0.1"},
-)
-class TumorSegmentation:
-    """Finds brain tumours in MRI slices. For research use only."""
+    application: Application
 
     def __init__(self) -> None:
-        operations.start_log()
-        Shutdown(_state, _settings.timeout_seconds + 15).install()
-        self._endpoints: Endpoints | None = None
-        self._recorder = Recorder.from_environment(_settings.statistics_rows)
-        # Beside the event loop, which meanwhile answers that it lives and is not ready.
-        threading.Thread(target=self._load, name="load", daemon=True).start()
-
-    def _load(self) -> None:
-        try:
-            endpoints, app = _assemble(self._recorder)
-        except InputError as error:
-            logging.getLogger("bentoml").error("%s", error)
-            _state.failed = True
-        except Exception as error:
-            operations.log_failure(error)
-            _state.failed = True
-        else:
-            # However many volumes there are, these threads remain for pictures and the page.
-            _pages.open(app, _settings.threads + _settings.max_volumes)
-            self._endpoints = endpoints
-            _state.loaded = True
-
-    @property
-    def _open(self) -> Endpoints:
-        if self._endpoints is None:
-            raise Rejected(*pages.STARTING)
-        return self._endpoints
+        self.application.start()
 
     async def __is_alive__(self) -> bool:
-        return not _state.failed
+        return not self.application.state.failed
 
     async def __is_ready__(self) -> bool:
-        return _state.loaded and not _state.stopping
+        return self.application.state.loaded and not self.application.state.stopping
 
     @bentoml.on_shutdown
     async def write_statistics(self) -> None:
         """Writes the statistics that still wait; by now all that was accepted is answered."""
-        if self._recorder:
-            await anyio.to_thread.run_sync(self._recorder.close)
-
-    @bentoml.on_deployment
-    def check() -> None:
-        """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
-        try:
-            check_reach(_host())
-            _assemble()
-        except InputError as error:
-            raise SystemExit(f"Error: {error}") from None
+        await anyio.to_thread.run_sync(self.application.stop)
 
     @bentoml.api(route="/segment", input_spec=PictureForm, output_spec=SegmentAnswer)
     async def segment(self, file: bytes | None, probability: bool) -> SegmentAnswer:
         """Finds the tumour in one slice: JPEG, PNG or single-slice DICOM."""
 
         async def work() -> Response:
-            return await self._open.segment(given(file), flag(probability))
+            return await self.application.endpoints.segment(given(file), flag(probability))
 
         return cast(SegmentAnswer, await answered(work()))
 
@@ -247,7 +246,7 @@ class TumorSegmentation:
         """Finds the tumour in each of up to 64 slices."""
 
         async def work() -> Response:
-            return await self._open.batch(files)
+            return await self.application.endpoints.batch(files)
 
         return cast(BatchAnswer, await answered(work()))
 
@@ -256,6 +255,50 @@ class TumorSegmentation:
         """Finds the tumour in a volume: DICOM (one file or a zip of a series) or NIfTI."""
 
         async def work() -> Response:
-            return await self._open.volume(given(file), output)
+            return await self.application.endpoints.volume(given(file), output)
 
         return cast(Path, await answered(work()))
+
+
+def create_service(application: Application | None = None) -> Any:
+    """Makes a BentoML service, whose application is its own.
+
+    Args:
+        application: The application; one with the bento's settings if None.
+    """
+    own = application or Application(load_settings(_SETTINGS))
+
+    @bentoml.asgi_app(Starlette(routes=own.routes()), path="/")
+    @bentoml.service(
+        name="tumorseg",
+        # Uploads live in the memory of one process, so a second one would not find them.
+        workers=1,
+        # Ours comes first, and answers with a sentence.
+        traffic={"timeout": own.settings.timeout_seconds + 15},
+        # Both would write down paths, and with them the secret names of pictures.
+        logging={"access": {"enabled": False}},
+        metrics={"enabled": False, "namespace": "tumorseg"},
+        # What runs in a container says otherwise by BENTOML_HOST.
+        http={"host": "127.0.0.1"},
+    )
+    class TumorSegmentation(_Api):
+        """Finds brain tumours in MRI slices. For research use only."""
+
+        application = own
+
+        @bentoml.on_deployment
+        def check() -> None:
+            """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
+            try:
+                check_reach(_host())
+                own.assemble()
+            except InputError as error:
+                raise SystemExit(f"Error: {error}") from None
+
+    service: Any = TumorSegmentation  # the decorators make a BentoML service of the class
+    for layer, options in own.middleware():
+        service.add_asgi_middleware(layer, **options)
+    return service
+
+
+TumorSegmentation = create_service()

@@ -2,21 +2,18 @@
 
 import asyncio
 import contextlib
-import ctypes
 import select
 import signal
 import socket
-import struct
+import time
 from types import FrameType
 
 import uvicorn
 
 from tumorseg.serving.operations import State
 
-_LOOK_SECONDS = 0.05
-# From Linux's headers; Python names neither.
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
-_DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # the one instruction "accept 0 bytes"
+_STEP_SECONDS = 0.05
+_READ_SECONDS = 1.0  # in which a request is read whose connection was just accepted
 
 
 class Shutdown:
@@ -24,10 +21,10 @@ class Shutdown:
 
     Left alone, uvicorn closes connections whose request it has not read yet, and the listening
     socket stays open in BentoML's parent process: the kernel goes on accepting connections that
-    nobody will ever answer.
+    are never answered.
 
     Args:
-        state: Is told that the process is stopping.
+        state: Gets `stopping`, whereupon every answer closes its connection.
         seconds: How long uvicorn may then wait for answers that nobody reads.
     """
 
@@ -37,13 +34,13 @@ class Shutdown:
         self._task: asyncio.Task[None] | None = None
 
     def install(self) -> None:
-        """Stands in for uvicorn's signal handlers; does nothing where no uvicorn runs."""
+        """Replaces uvicorn's signal handlers; does nothing where no uvicorn runs."""
         for number in (signal.SIGTERM, signal.SIGINT):
             server = getattr(signal.getsignal(number), "__self__", None)
             if isinstance(server, uvicorn.Server):
-                self._stand_in(server, number, asyncio.get_running_loop())
+                self._replace(server, number, asyncio.get_running_loop())
 
-    def _stand_in(
+    def _replace(
         self, server: uvicorn.Server, number: int, loop: asyncio.AbstractEventLoop
     ) -> None:
         def begin() -> None:
@@ -61,49 +58,34 @@ class Shutdown:
 
     async def _drain(self, server: uvicorn.Server, number: int) -> None:
         try:
-            await _accepted(server)
+            await self._close(server)
         finally:  # whatever goes wrong there, the process ends
             server.config.timeout_graceful_shutdown = int(self._seconds)
             server.handle_exit(number, None)
 
-
-async def _accepted(server: uvicorn.Server) -> None:
-    """Returns when no connection can bring a request any more, and shuts the door."""
-    doors = [door.dup() for listener in server.servers for door in listener.sockets]
-    waiting = select.poll()  # `select` knows no descriptor above 1023
-    for door in doors:
-        _lock(door)
-        waiting.register(door, select.POLLIN)
-    loop = asyncio.get_running_loop()
-    # An answer given before the signal told its client how long the connection would be kept, and
-    # its next request may be under way; each answer from now on closes its own.
-    end, quiet = loop.time() + server.config.timeout_keep_alive + _LOOK_SECONDS, 0
-    while loop.time() < end and quiet < 2:
-        await asyncio.sleep(_LOOK_SECONDS)
-        busy = waiting.poll(0) or server.server_state.connections
-        quiet = 0 if busy else quiet + 1
-    for listener in server.servers:
-        listener.close()
-    for door in doors:
-        _shut(door)
+    async def _close(self, server: uvicorn.Server) -> None:
+        """Refuses new connections; returns when no open one can bring a request any more."""
+        await _refuse_connections(server)
+        await asyncio.sleep(_READ_SECONDS)
+        # An answer given before the signal told its client how long the connection would be kept,
+        # and its next request may be under way; each answer from now on closes its own.
+        keep_alive = server.config.timeout_keep_alive
+        while self._state.last_kept and time.monotonic() < self._state.last_kept + keep_alive:
+            await asyncio.sleep(_STEP_SECONDS)
 
 
-def _lock(door: socket.socket) -> None:
-    """Lets no new connection come to a listening socket, while those in its queue stay.
-
-    Merely closed, it would reset connections that the kernel has accepted since the last look.
-    """
-    # A kernel without such filters leaves only that moment unguarded.
-    with contextlib.suppress(OSError):
-        instruction = ctypes.create_string_buffer(_DROP_ALL)
-        program = struct.pack("HP", 1, ctypes.addressof(instruction))
-        door.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
-def _shut(door: socket.socket) -> None:
-    """Ends listening in every process that holds the socket: from now on callers are refused."""
-    with contextlib.suppress(OSError):
-        door.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(OSError):  # for a process that may listen on it again
-        door.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-    door.close()
+async def _refuse_connections(server: uvicorn.Server) -> None:
+    """Accepts what the kernel has accepted already, and ends listening."""
+    listening = [one.dup() for each in server.servers for one in each.sockets]
+    waiting = select.poll()  # `select` takes no descriptor above 1023
+    for one in listening:
+        waiting.register(one, select.POLLIN)
+    end = time.monotonic() + server.config.timeout_keep_alive
+    while waiting.poll(0) and time.monotonic() < end:
+        await asyncio.sleep(0)
+    for each in server.servers:
+        each.close()
+    for one in listening:
+        with contextlib.suppress(OSError):  # ends listening in every process that holds the socket
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()

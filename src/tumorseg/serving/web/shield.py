@@ -1,10 +1,8 @@
 """What stands around the web app: bounds on what comes in, headers on what goes out."""
 
 import io
-import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import IO
 
 import flask
 from werkzeug.exceptions import (
@@ -13,28 +11,39 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
     ServiceUnavailable,
 )
+from werkzeug.formparser import FormDataParser
 
 from tumorseg.imaging.decode import Refusal, Rejected
 from tumorseg.serving.keys import NO_KEY, brings
-from tumorseg.serving.tracing import HEADER, identify
+from tumorseg.serving.operations import HEADER, identify
 
-_MOST_AT_ONCE = 512 * 1024 * 1024
 _RETRY_SECONDS = 5
 FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
 _OTHER_SITE = Refusal(403, "Another site sent this form: choose the file on this page.")
 
 
-class MemoryRequest(flask.Request):
-    """A request whose uploads stay in memory: no scan is written to a disk, not even briefly."""
+def in_memory(
+    total_content_length: int | None,
+    content_type: str | None,
+    filename: str | None,
+    content_length: int | None = None,
+) -> io.BytesIO:
+    """Werkzeug's `stream_factory` that writes no upload to a disk, not even briefly."""
+    return io.BytesIO()
 
-    def _get_file_stream(
-        self,
-        total_content_length: int | None,
-        content_type: str | None,
-        filename: str | None = None,
-        content_length: int | None = None,
-    ) -> IO[bytes]:
-        return io.BytesIO()
+
+class MemoryRequest(flask.Request):
+    """A request whose uploads stay in memory."""
+
+    def make_form_data_parser(self) -> FormDataParser:
+        """Makes the parser as Flask does, with streams in memory."""
+        return self.form_data_parser_class(
+            stream_factory=in_memory,
+            max_form_memory_size=self.max_form_memory_size,
+            max_content_length=self.max_content_length,
+            max_form_parts=self.max_form_parts,
+            cls=self.parameter_storage_class,
+        )
 
 
 def request_id() -> str:
@@ -62,39 +71,16 @@ def add_lock(app: flask.Flask, key: str | None) -> None:
 
 
 def add_limits(app: flask.Flask, most_for: Callable[[str], int]) -> None:
-    """Bounds each request's body, and what all bodies that are here at once may hold.
+    """Bounds each request's body.
 
     Args:
         app: The app.
-        most_for: Tells how many bytes a request's body may have, from its path.
+        most_for: Gives the largest body for a path, in bytes.
     """
-    lock = threading.Lock()
-    held = 0
 
     @app.before_request
-    def admit() -> None:
-        nonlocal held
-        request = flask.request
-        most = most_for(request.path)
-        request.max_content_length = most
-        if request.method != "POST":
-            return
-        # A body that does not tell its length may become as long as it is allowed to.
-        size = most if request.content_length is None else min(request.content_length, most)
-        with lock:
-            if held + size > _MOST_AT_ONCE:
-                raise ServiceUnavailable(
-                    "The service is busy: send the file again in a moment.",
-                    retry_after=_RETRY_SECONDS,
-                )
-            held += size
-            flask.g.held = size
-
-    @app.teardown_request
-    def release(_: BaseException | None) -> None:
-        nonlocal held
-        with lock:
-            held -= flask.g.pop("held", 0)
+    def limit() -> None:
+        flask.request.max_content_length = most_for(flask.request.path)
 
 
 def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> None:
