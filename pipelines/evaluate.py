@@ -82,7 +82,7 @@ def report_split_optimism(figures: dict[str, Any]) -> None:
     gaps = split_optimism(
         figures, step(latest_figures, retries=2)(load_params(RegisterParams).experiment, tags)
     )
-    write_json(REPORTS / "honesty.json", gaps)
+    write_json(REPORTS / "split_optimism.json", gaps)
     for method, pair in gaps.items():
         print(
             f"{TITLES[method]}: mean Dice {pair['official']:.3f} on the official split, "

@@ -141,7 +141,7 @@ TINY_TRAIN = {
     "common": {
         "epochs": 2,
         "batch_size": 4,
-        "most_at_once": 8,
+        "micro_batch_size": 8,
         "learning_rate": 0.01,
         "weight_decay": 0.01,
         "schedule": "plateau",
@@ -161,8 +161,8 @@ TINY_TRAIN = {
         "compile": False,
         "deterministic": True,
     },
-    "unet": {"channels": [4, 8, 16], "norm": "batch", "stem": 1},
-    "attention_unet": {"channels": [4, 8, 16], "norm": "batch", "stem": 1},
+    "unet": {"channels": [4, 8, 16], "norm": "batch", "space_to_depth": 1},
+    "attention_unet": {"channels": [4, 8, 16], "norm": "batch", "space_to_depth": 1},
 }
 
 

@@ -11,23 +11,23 @@ from tumorseg.training.networks import AttentionGate, build_network
 IMAGES = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
 
 
-def gated(stem: int):
+def gated(space_to_depth: int):
     torch.manual_seed(0)
-    params = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=stem)
+    params = NetworkParams(channels=[4, 8, 16, 32], norm="batch", space_to_depth=space_to_depth)
     return build_network("attention_unet", params).eval()
 
 
-@pytest.mark.parametrize(("stem", "sides"), [(1, [16, 32, 64]), (2, [8, 16, 32])])
-def test_a_map_a_gate_from_coarse_to_fine(stem: int, sides: list[int]) -> None:
-    maps = attention_maps(gated(stem), IMAGES)
+@pytest.mark.parametrize(("space_to_depth", "sides"), [(1, [16, 32, 64]), (2, [8, 16, 32])])
+def test_a_map_a_gate_from_coarse_to_fine(space_to_depth: int, sides: list[int]) -> None:
+    maps = attention_maps(gated(space_to_depth), IMAGES)
     assert [found.shape for found in maps] == [(3, side, side) for side in sides]
     for found in maps:
         assert found.dtype == np.float32 and 0 < found.min() < found.max() < 1
 
 
-@pytest.mark.parametrize("stem", [1, 2])
-def test_maps_are_the_gate_s_own_coefficients(stem: int) -> None:
-    network, seen = gated(stem), {}
+@pytest.mark.parametrize("space_to_depth", [1, 2])
+def test_maps_are_the_gate_s_own_coefficients(space_to_depth: int) -> None:
+    network, seen = gated(space_to_depth), {}
     hooks = [
         gate.register_forward_hook(lambda gate, inputs, _: seen.update({gate: inputs}))
         for gate in network.gates
@@ -55,6 +55,6 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_a_network_without_gates_has_no_maps() -> None:
-    params = NetworkParams(channels=[4, 8, 16], norm="batch", stem=1)
+    params = NetworkParams(channels=[4, 8, 16], norm="batch", space_to_depth=1)
     with pytest.raises(InputError, match="no attention gates"):
         attention_maps(build_network("unet", params), IMAGES)

@@ -26,10 +26,10 @@ def common(**changes: object) -> CommonTrainParams:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"batch_size": 16, "most_at_once": 32}, (16, 1)),
-        ({"batch_size": 16, "most_at_once": 4}, (4, 4)),
-        ({"batch_size": 16, "most_at_once": 4, "devices": 2}, (4, 2)),
-        ({"batch_size": 16, "most_at_once": 4, "devices": 2, "nodes": 2}, (4, 1)),
+        ({"batch_size": 16, "micro_batch_size": 32}, (16, 1)),
+        ({"batch_size": 16, "micro_batch_size": 4}, (4, 4)),
+        ({"batch_size": 16, "micro_batch_size": 4, "devices": 2}, (4, 2)),
+        ({"batch_size": 16, "micro_batch_size": 4, "devices": 2, "nodes": 2}, (4, 1)),
     ],
 )
 def test_the_effective_batch_stays(given: dict, expected: tuple[int, int]) -> None:
@@ -60,7 +60,7 @@ def test_a_last_step_of_several_passes_is_the_mean_of_its_slices_too(workplace, 
     changes = {"batch_size": 8, "epochs": 1, "dice_over": "slice"}
     weights = []
     for at_once in (8, 2):
-        given = TINY_TRAIN["common"] | changes | {"most_at_once": at_once}
+        given = TINY_TRAIN["common"] | changes | {"micro_batch_size": at_once}
         network = TINY_TRAIN["unet"] | {"norm": "instance"}
         params = TrainParams.model_validate(TINY_TRAIN | {"common": given, "unet": network})
         fit(workplace, "unet", params, tmp_path / str(at_once))

@@ -98,7 +98,7 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     copy = figures["test"]["copy"]["micro_dice"]
     assert audit["controls"]["copy"]["micro_dice"] == pytest.approx(copy, abs=1e-5)
     assert read(workspace, "reports/split.json")["method"] == "official"
-    assert read(workspace, "reports/honesty.json") == {}
+    assert read(workspace, "reports/split_optimism.json") == {}
     decision = read(workspace, "artifacts/promote/decision.json")
     assert (decision["decision"], decision["serving"], decision["champion"]) == ("first", "1", None)
     promotion = (workspace.root / "reports" / "promotion.md").read_text()
@@ -131,7 +131,7 @@ def test_state_stays_inside_the_workspace(workspace) -> None:
     outputs = {n for n in untracked if not n.startswith(("src/", "pipelines/", ".dvc/", "plots/"))}
     assert outputs == {
         ".dvcignore", ".gitignore", "data.dvc", "dvc.lock", "dvc.yaml", "params.yaml",
-        "reports/audit.json", "reports/honesty.json", "reports/metrics.json", "reports/split.json",
+        "reports/audit.json", "reports/split_optimism.json", "reports/metrics.json", "reports/split.json",
         "requirements.lock",
     }  # fmt: skip
 

@@ -15,13 +15,15 @@ from tumorseg.training.networks import (
     build_network,
 )
 
-TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", stem=1)
-FOLDED = TINY.model_copy(update={"stem": 2})
+TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", space_to_depth=1)
+FOLDED = TINY.model_copy(update={"space_to_depth": 2})
 KINDS = (TINY, FOLDED, TINY.model_copy(update={"norm": "instance"}))
 EVERY = [(name, params) for name in NETWORKS for params in KINDS]
 
 
-@pytest.fixture(params=EVERY, ids=lambda case: f"{case[0]}, {case[1].norm}, stem {case[1].stem}")
+@pytest.fixture(
+    params=EVERY, ids=lambda case: f"{case[0]}, {case[1].norm}, {case[1].space_to_depth}"
+)
 def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
     return build_network(*request.param)

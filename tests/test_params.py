@@ -38,11 +38,16 @@ def test_stages_sections_and_modules_share_their_names() -> None:
     ("change", "message"),
     [
         (lambda d: d["train"]["unet"].update(chanels=[4, 8]), "train.unet.chanels: unknown key"),
+        (
+            lambda d: d["train"]["common"].update(most_at_once=32),
+            "train.common.most_at_once: is called micro_batch_size since version 0.2",
+        ),
+        (lambda d: d["train"]["unet"].update(stem=4), "train.unet.stem: is called space_to_depth"),
         (lambda d: d["train"]["common"].update(epochs="many"), "train.common.epochs: .*'many'"),
         (lambda d: d["train"]["common"].pop("epochs"), "train.common.epochs: missing"),
         (lambda d: d["train"].update(seeds=[1, 1]), "train.seeds: .*must differ"),
         (lambda d: d["train"]["common"].update(devices=3), "multiple of devices × nodes"),
-        (lambda d: d["train"]["common"].update(most_at_once=3), "multiple of most_at_once"),
+        (lambda d: d["train"]["common"].update(micro_batch_size=3), "multiple of micro_batch_size"),
         (lambda d: d["evaluate"].update(threshold="best"), "evaluate.threshold"),
         (lambda d: d["augment"].update(image_size=100), "augment.image_size: .*multiple of 16"),
         (lambda d: d.update(trian={}), "trian: unknown section"),

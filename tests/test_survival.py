@@ -20,7 +20,7 @@ class Killed(BaseException):
 
 SCHEDULES = {
     "plateau": {"plateau_patience": 1, "learning_rate": 0.05, "plateau_factor": 0.1},
-    "one_cycle": {"weight_averaging": 0.9, "most_at_once": 2},
+    "one_cycle": {"weight_averaging": 0.9, "micro_batch_size": 2},
 }
 
 

@@ -120,7 +120,7 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     longer = {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
-    larger = NetworkParams(channels=[8, 16], norm="batch", stem=1)
+    larger = NetworkParams(channels=[8, 16], norm="batch", space_to_depth=1)
     common = train_params.common.model_copy(update=longer)
     params = TrainParams(seeds=[0], common=common, unet=larger, attention_unet=larger)
     for name in NETWORKS:
@@ -132,8 +132,8 @@ def test_a_network_learns_to_find_a_bright_disc(train_params, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "batch", "stem": 3}, r"image_size is 64.*multiple of 48"),
-        ({"norm": "instance", "stem": 4}, "image_size 64 leaves one pixel at the bottom"),
+        ({"norm": "batch", "space_to_depth": 3}, r"image_size is 64.*multiple of 48"),
+        ({"norm": "instance", "space_to_depth": 4}, "image_size 64 leaves one pixel at the bottom"),
     ],
 )
 def test_a_grid_that_does_not_fit_is_named(

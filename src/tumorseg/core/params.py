@@ -128,7 +128,9 @@ class CommonTrainParams(Section):
     section = "train"
     epochs: PositiveInt
     batch_size: PositiveInt  # slices an optimiser step, over all devices
-    most_at_once: PositiveInt  # slices on one device at a time; gradients are summed to batch_size
+    micro_batch_size: (
+        PositiveInt  # slices on one device at a time; gradients are summed to batch_size
+    )
     learning_rate: PositiveFloat  # with one_cycle, the highest
     weight_decay: float = Field(ge=0)
     schedule: Literal["plateau", "one_cycle"]
@@ -161,9 +163,9 @@ class CommonTrainParams(Section):
         if self.batch_size % (self.devices * self.nodes):
             raise ValueError("batch_size must be a multiple of devices × nodes")
         share = self.batch_size // (self.devices * self.nodes)
-        if share > self.most_at_once and share % self.most_at_once:
+        if share > self.micro_batch_size and share % self.micro_batch_size:
             raise ValueError(
-                f"each device's share of batch_size, {share}, must be a multiple of most_at_once"
+                f"each device's share of batch_size, {share}, must be a multiple of micro_batch_size"
             )
         return self
 
@@ -174,7 +176,7 @@ class NetworkParams(Section):
     section = "train"
     channels: list[PositiveInt] = Field(min_length=2, max_length=5)
     norm: Literal["batch", "instance", "none"]
-    stem: int = Field(ge=1, le=4)  # pixels a side that the first level takes as one
+    space_to_depth: int = Field(ge=1, le=4)  # pixels a side that the first level takes as one
 
 
 class TrainParams(Section):
@@ -357,6 +359,8 @@ SECTIONS: tuple[type[Section], ...] = (
     SegmentParams,
     CrossvalidateParams,
 )
+# Keys of version 0.1 → their present names.
+RENAMED = {"most_at_once": "micro_batch_size", "stem": "space_to_depth"}
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -424,7 +428,8 @@ def check(document: Mapping[str, Any], where: object) -> dict[str, Section]:
 def _sentence(section: str, problem: Any) -> str:
     key = ".".join([section, *map(str, problem["loc"])])
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
+        new = RENAMED.get(str(problem["loc"][-1]))
+        return f"{key}: {f'is called {new} since version 0.2' if new else 'unknown key'}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")

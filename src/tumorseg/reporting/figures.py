@@ -350,8 +350,8 @@ def attention_maps(network: UNet, images: NDArray[np.uint8]) -> list[NDArray[np.
 
     Returns:
         A map a gate, from the coarsest to the finest: float32 in (0, 1), shape (N, H, W). With n
-        levels and a stem, H and W are S / (stem · 2ⁿ⁻²) for the first gate and S / stem for the
-        last.
+        levels and a space-to-depth factor d, H and W are S / (d · 2ⁿ⁻²) for the first gate and
+        S / d for the last.
 
     Raises:
         InputError: The network has no attention gate.

@@ -63,23 +63,24 @@ class UNet(nn.Module):
 
     Args:
         channels: Channels a level, from the first to the bottom; n of them mean n − 1 poolings, so
-            that height and width must be multiples of stem · 2ⁿ⁻¹.
+            that height and width must be multiples of space_to_depth · 2ⁿ⁻¹.
         norm: What follows each convolution: `batch` or `instance` normalisation, or `none`.
-        stem: Side of the square of pixels that the first level sees as channels of one (space to
-            depth, Shi et al. 2016). With 1 the network is the published one; with 2 its first and
+        space_to_depth: Side of the square of pixels that the first level sees as channels of one
+            (Shi et al. 2016). With 1 the network is the published one; with 2 its first and
             costliest level runs at half the resolution, and the last one writes four pixels each.
     """
 
-    def __init__(self, channels: list[int], norm: str = "batch", stem: int = 1) -> None:
+    def __init__(self, channels: list[int], norm: str = "batch", space_to_depth: int = 1) -> None:
         super().__init__()
-        down = list(zip([stem**2, *channels], channels, strict=False))  # (1, 16), (16, 32), …
+        folded = space_to_depth**2
+        down = list(zip([folded, *channels], channels, strict=False))  # (1, 16), (16, 32), …
         up = list(zip(channels[::-1], channels[-2::-1], strict=False))  # (256, 128), (128, 64), …
-        self.fold, self.unfold = nn.PixelUnshuffle(stem), nn.PixelShuffle(stem)
+        self.fold, self.unfold = nn.PixelUnshuffle(space_to_depth), nn.PixelShuffle(space_to_depth)
         self.encoders = nn.ModuleList(double_conv(i, o, norm) for i, o in down)
         self.pool = nn.MaxPool2d(2)
         self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in up)
         self.decoders = nn.ModuleList(double_conv(2 * o, o, norm) for _, o in up)
-        self.head = nn.Conv2d(channels[0], stem**2, 1)
+        self.head = nn.Conv2d(channels[0], folded, 1)
         # Tumour is rare: start from a probability of 2% (Lin et al. 2017), not from 50%.
         nn.init.constant_(self.head.bias, -4.0)  # type: ignore[arg-type]
         # Gates last: with the same seed both networks start from the same shared weights.
@@ -138,4 +139,4 @@ CLASSES = dict(zip(NETWORKS, (UNet, AttentionUNet), strict=True))
 
 def build_network(name: str, params: NetworkParams) -> UNet:
     """Builds `unet` or `attention_unet` from its section of params.yaml."""
-    return CLASSES[name](list(params.channels), params.norm, params.stem)
+    return CLASSES[name](list(params.channels), params.norm, params.space_to_depth)

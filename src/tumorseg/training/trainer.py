@@ -229,7 +229,7 @@ def micro_batches(common: CommonTrainParams) -> tuple[int, int]:
         Slices at once on one device, and how many such passes precede a step.
     """
     each = common.batch_size // processes(common)
-    at_once = min(each, common.most_at_once)
+    at_once = min(each, common.micro_batch_size)
     return at_once, each // at_once
 
 
@@ -297,10 +297,10 @@ def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
                 f"{processes(common)}; ask for fewer"
             )
     chosen, side = params.network(name), slices["train"].images.shape[-1]
-    step = chosen.stem * 2 ** (len(chosen.channels) - 1)
+    step = chosen.space_to_depth * 2 ** (len(chosen.channels) - 1)
     if side % step:
         raise InputError(
-            f"augment.image_size is {side}, which train.{name}.stem and channels need to be a "
+            f"augment.image_size is {side}, which train.{name}.space_to_depth and channels need to be a "
             f"multiple of {step}"
         )
     if side == step and chosen.norm != "none":
