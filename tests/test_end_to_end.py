@@ -131,7 +131,8 @@ def test_state_stays_inside_the_workspace(workspace) -> None:
     outputs = {n for n in untracked if not n.startswith(("src/", "pipelines/", ".dvc/", "plots/"))}
     assert outputs == {
         ".dvcignore", ".gitignore", "data.dvc", "dvc.lock", "dvc.yaml", "params.yaml",
-        "reports/audit.json", "reports/split_optimism.json", "reports/metrics.json", "reports/split.json",
+        "reports/audit.json", "reports/split_optimism.json", "reports/metrics.json",
+        "reports/split.json",
         "requirements.lock",
     }  # fmt: skip
 

@@ -128,9 +128,7 @@ class CommonTrainParams(Section):
     section = "train"
     epochs: PositiveInt
     batch_size: PositiveInt  # slices an optimiser step, over all devices
-    micro_batch_size: (
-        PositiveInt  # slices on one device at a time; gradients are summed to batch_size
-    )
+    micro_batch_size: PositiveInt  # slices on one device at a time; gradients are summed
     learning_rate: PositiveFloat  # with one_cycle, the highest
     weight_decay: float = Field(ge=0)
     schedule: Literal["plateau", "one_cycle"]
@@ -165,7 +163,8 @@ class CommonTrainParams(Section):
         share = self.batch_size // (self.devices * self.nodes)
         if share > self.micro_batch_size and share % self.micro_batch_size:
             raise ValueError(
-                f"each device's share of batch_size, {share}, must be a multiple of micro_batch_size"
+                f"each device's share of batch_size, {share}, must be a multiple of "
+                "micro_batch_size"
             )
         return self
 

@@ -300,8 +300,8 @@ def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
     step = chosen.space_to_depth * 2 ** (len(chosen.channels) - 1)
     if side % step:
         raise InputError(
-            f"augment.image_size is {side}, which train.{name}.space_to_depth and channels need to be a "
-            f"multiple of {step}"
+            f"augment.image_size is {side}, which train.{name}.space_to_depth and channels need to "
+            f"be a multiple of {step}"
         )
     if side == step and chosen.norm != "none":
         raise InputError(
