@@ -311,18 +311,17 @@ def test_the_data_card_counts_the_manifest(report: ReportData, tmp_path) -> None
 def test_the_recorded_source_is_on_the_data_card(report: ReportData, phantom, tmp_path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(phantom, copy)
-    recorded = {
-        "info": {"description": "a|b <i>set</i>", "year": "2023", "contributor": ""},
-        "licenses": [{"id": 1, "name": "licence of it", "url": "http://x.y"}],
-    }
+    recorded = {"info": {"description": "a|b <i>set</i>", "year": "2023", "contributor": ""}}
     paths = [copy / split / "_annotations.coco.json" for split in SPLITS]
-    for path in paths:
+    for path, name in zip(paths, SPLITS, strict=True):
+        recorded["licenses"] = [{"id": 1, "name": f"licence of {name[0]}", "url": "http://x.y"}]
         path.write_text(json.dumps(json.loads(path.read_text()) | recorded))
     source = recorded_source(copy)
     assert source["info year"] == ["2023"] and "info contributor" not in source
+    assert source["licence name"] == ["licence of t", "licence of v"]
     _, data = cards(replace(report, data=copy), tmp_path)
     assert "| info description | a\\|b &lt;i>set&lt;/i> |" in data
-    assert "matter of its licence: licence of it." in data
+    assert "matter of its licence: licence of t, licence of v." in data
     for path in paths:
         document = {k: v for k, v in json.loads(path.read_text()).items() if k not in recorded}
         path.write_text(json.dumps(document))
