@@ -133,8 +133,9 @@ def folder_link_out(spot: Spot) -> None:
 
 
 def link_into_cache(spot: Spot) -> None:
-    cache = spot.folder.parent.parent / "files" / "md5" / "ab"
+    cache = spot.folder.parent.parent / ".dvc" / "cache"
     cache.mkdir(parents=True)
+    (cache.parent / "config").write_text("[core]\n    no_scm = true\n")
     spot.path.rename(cache / spot.name)
     spot.path.symlink_to(cache / spot.name)
 

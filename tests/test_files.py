@@ -22,11 +22,12 @@ def test_a_folder_goes_whatever_its_modes(tmp_path, monkeypatch) -> None:
     files.remove_folder(tmp_path / "dvd")
 
 
-def test_a_link_leads_out_unless_it_leads_to_dvc_s_cache(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_link_leads_out_unless_it_leads_to_dvc_s_cache(tmp_path) -> None:
     (tmp_path / "data").mkdir()
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     cached = tmp_path / ".dvc" / "cache" / "blob"
-    cached.parent.mkdir(parents=True)
+    cached.parent.mkdir()
     for target in (cached, tmp_path / "elsewhere", tmp_path / "data" / "own"):
         target.write_bytes(b"x")
         (tmp_path / "data" / f"to_{target.name}").symlink_to(target)

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,25 @@ def test_quarantine_does_not_go_on_without_a_split(flow, tmp_path) -> None:
         flow()
     assert set(set_aside()) == set(HEALTHY)
     assert not Path("artifacts/validate/manifest.parquet").exists()
+
+
+@pytest.mark.parametrize("layout", ["coco", "masks"])
+def test_no_importer_follows_a_link_out(layout: str, tmp_path) -> None:
+    source = tmp_path / "source"
+    prepare(tmp_path / "data", FOLDERS[0])
+    if layout == "coco":
+        shutil.copytree(tmp_path / "data" / "valid", source)
+        shutil.move(source / "_annotations.coco.json", source / "export.json")
+    else:
+        for name in "abcdef":
+            (source / name).mkdir(parents=True)
+            for ending in ("_1.png", "_1_mask.png"):
+                shutil.copy(
+                    tmp_path / "data" / "valid" / "a.png", source / name / f"{name}{ending}"
+                )
+    victim = sorted(source.rglob("*.png"))[0]
+    victim.rename(tmp_path / "secret.png")
+    victim.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(InputError, match=f"{victim.name}: is a link that leads out of"):
+        import_folder(source, tmp_path / "written")
+    assert not (tmp_path / "written").exists()

@@ -66,20 +66,16 @@ def remove_folder(folder: Path) -> None:
 
 def leads_out(path: Path, root: Path) -> bool:
     """Whether a path, its links followed, is outside a folder; DVC's links to its cache are not."""
-    target = Path(os.path.realpath(path))
-    return not (
-        target.is_relative_to(os.path.realpath(root)) or target.is_relative_to(_cache(os.getcwd()))
-    )
+    target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if target.is_relative_to(inside):
+        return False
+    cache = _dvc_cache(inside)
+    return cache is None or not target.is_relative_to(cache)
 
 
 @lru_cache(maxsize=1)
-def _cache(repository: str) -> Path:
-    """The folder of DVC's cache, to which `cache.type: symlink` makes links."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "cache", "dir"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Path(repository, os.path.realpath(done.stdout.strip() or ".dvc/cache"))
+def _dvc_cache(folder: Path) -> Path | None:
+    """The cache to which DVC makes links where `cache.type` is symlink; None outside a project."""
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return Path(os.path.realpath(done.stdout.strip())) if done.returncode == 0 else None
