@@ -1,9 +1,7 @@
 """The web page and the superseded app's routes, as a Flask app that any WSGI server can run.
 
-Alone, with one process (what it keeps lies in the memory of that process) and more threads than
-the two that volumes may take:
-
-    TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.web.flask_app:from_environment()'
+Alone it needs one process, in whose memory pictures and studies are kept, and more threads than
+volumes may take; a gateway in front of it decides whom it answers.
 """
 
 import os
@@ -28,13 +26,12 @@ from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo, Predictor
 from tumorseg.inference.segment import Observer, SegmentSlices, StudySegmenter, unobserved
 from tumorseg.monitoring.ood import OodDetector
-from tumorseg.serving.keys import VARIABLE
 from tumorseg.serving.operations import log_failure
 from tumorseg.serving.web.shield import (
     MemoryRequest,
     add_errors,
     add_limits,
-    add_lock,
+    refuse_other_sites,
     request_id,
     secure,
 )
@@ -59,17 +56,6 @@ class _App(flask.Flask):
         log_failure(exc_info[1], request_id())
 
 
-def from_environment() -> flask.Flask:
-    """Makes the web app for a WSGI server, with the model that `TUMORSEG_MODEL` names.
-
-    With `TUMORSEG_API_KEY` set, every request must bring that key.
-
-    Raises:
-        InputError: If the folder does not hold a working model.
-    """
-    return create_app(Predictor(model_folder()), key=os.environ.get(VARIABLE))
-
-
 def model_folder() -> Path:
     """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
     named = os.environ.get("TUMORSEG_MODEL")
@@ -80,7 +66,6 @@ def create_app(
     predictor: Predictor,
     store: Store | None = None,
     observe: Observer = unobserved,
-    key: str | None = None,
     segment: SegmentSlices | None = None,
     volumes: int = 2,
 ) -> flask.Flask:
@@ -90,8 +75,6 @@ def create_app(
         predictor: The model that it serves.
         store: Where the pictures wait to be fetched; one for 10 minutes and 512 MiB if None.
         observe: Is called for each slice that is segmented.
-        key: What every request must bring; none if None, or where the app is mounted in the
-            service, which asks for it before.
         segment: Finds the tumour in slices; the predictor itself if None.
         volumes: How many may be decoded and segmented at a time.
     """
@@ -105,7 +88,7 @@ def create_app(
     store = Store() if store is None else store
     detector = OodDetector(predictor.info.inputs)
     segmenter = StudySegmenter(segment or predictor.segment_many, detector, observe)
-    add_lock(app, key)
+    refuse_other_sites(app)
     add_limits(app, lambda path: _most_for(path) + _FORM_OVERHEAD)
     _add_page(app, predictor.info, store)
     _add_upload(app, predictor.info, segmenter, store)

@@ -14,8 +14,7 @@ from werkzeug.exceptions import (
 from werkzeug.formparser import FormDataParser
 
 from tumorseg.imaging.decode import Refusal, Rejected
-from tumorseg.serving.keys import NO_KEY, brings
-from tumorseg.serving.operations import HEADER, identify
+from tumorseg.serving.operations import HEADER, SECURITY_HEADERS, identify
 
 _RETRY_SECONDS = 5
 FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
@@ -53,19 +52,16 @@ def request_id() -> str:
     return str(flask.g.request_id)
 
 
-def add_lock(app: flask.Flask, key: str | None) -> None:
-    """Refuses what lacks the key, where there is one, and forms that another site's page sends.
+def refuse_other_sites(app: flask.Flask) -> None:
+    """Refuses forms that another site's page sends.
 
     Such a form would come without the browser's cookie and be given a new one, so that its file
     would take the place of the user's own.
     """
 
     @app.before_request
-    def unlock() -> None:
-        headers = flask.request.headers
-        if key and not brings(headers.get, key):
-            raise Rejected(*NO_KEY)
-        site, mode = (headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
+    def refuse() -> None:
+        site, mode = (flask.request.headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
         if flask.request.method == "POST" and (site, mode) == ("cross-site", "navigate"):
             raise Rejected(*_OTHER_SITE)
 
@@ -120,15 +116,8 @@ def secure(response: flask.Response) -> flask.Response:
             f"; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'"
             f"; script-src 'nonce-{nonce}'"
         )
+    response.headers.update(SECURITY_HEADERS)
     response.headers["Content-Security-Policy"] = policy
-    response.headers[HEADER] = request_id()
-    if response.status_code == NO_KEY.status:
-        response.headers["WWW-Authenticate"] = 'Basic realm="tumorseg"'
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["X-Frame-Options"] = "DENY"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    response.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers[HEADER] = request_id()
     return response
