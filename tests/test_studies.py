@@ -24,7 +24,6 @@ from tumorseg.imaging.preprocess import to_native
 from tumorseg.imaging.render import level_of
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
-from tumorseg.monitoring.ood import Assessment, OodDetector
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
 
@@ -215,18 +214,6 @@ def test_a_nifti_volume_becomes_a_mask_on_its_own_grid(client, predictor):
     found = np.asarray(mask.dataobj).sum(axis=(0, 1)).tolist()
     assert found == areas or found == areas[::-1]
     assert np.asarray(mask.dataobj).sum() == sum(areas) > 0
-
-
-def test_each_slice_is_noted_with_what_was_found(predictor, monkeypatch):
-    monkeypatch.setattr(OodDetector, "assess", lambda *_: Assessment(["It is unlike MRI."]))
-    noted: list[tuple[float, list[str]]] = []
-    app = create_app(
-        predictor,
-        observe=lambda found, seen: noted.append((found.area_fraction, seen.warnings)),
-    )
-    study = send(app.test_client())
-    app.test_client().post("/upload", data={"file": (io.BytesIO(PICTURE), "a.png")})
-    assert noted == [(study["slices"][0]["area_fraction"], ["It is unlike MRI."])] * 2
 
 
 def test_a_volume_that_finds_no_place_is_sent_away_at_once_and_pictures_pass(

@@ -12,15 +12,7 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.imaging.decode import (
-    MAX_BYTES,
-    MAX_VOLUME_BYTES,
-    TOO_MANY_BYTES,
-    TOO_MANY_VOLUME_BYTES,
-    Refusal,
-    Rejected,
-    is_picture,
-)
+from tumorseg.imaging.decode import MAX_VOLUME_BYTES, Rejected, is_picture
 from tumorseg.imaging.render import mask_png, overlay, to_png
 from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo, Predictor
@@ -38,8 +30,6 @@ from tumorseg.serving.web.shield import (
 from tumorseg.serving.web.store import CookieSessions, Store, begun, find, keep
 from tumorseg.serving.web.studies import add_studies
 
-# What a multipart form may add to the file itself: boundaries, headers, other fields.
-_FORM_OVERHEAD = 64 * 1024
 # The one name that the superseded page asks for; here it is "the last upload of this session".
 _LAST_UPLOAD = "uploaded_image.jpg"
 _TITLES = {"unet": "U-Net", "attention_unet": "Attention U-Net"}
@@ -89,22 +79,14 @@ def create_app(
     detector = OodDetector(predictor.info.inputs)
     segmenter = StudySegmenter(segment or predictor.segment_many, detector, observe)
     refuse_other_sites(app)
-    add_limits(app, lambda path: _most_for(path) + _FORM_OVERHEAD)
+    add_limits(app)
     _add_page(app, predictor.info, store)
     _add_upload(app, predictor.info, segmenter, store)
     _add_pictures(app, store)
     add_studies(app, predictor.info, segmenter, store, volumes)
-    add_errors(app, _too_large_for)
+    add_errors(app)
     app.after_request(secure)
     return app
-
-
-def _most_for(path: str) -> int:
-    return MAX_VOLUME_BYTES if path == "/studies" else MAX_BYTES
-
-
-def _too_large_for(path: str) -> Refusal:
-    return TOO_MANY_VOLUME_BYTES if path == "/studies" else TOO_MANY_BYTES
 
 
 def _title(info: ModelInfo) -> str:
