@@ -126,6 +126,7 @@ def _paths() -> Json:
         "anyOf": [_reference(UploadAnswer), _reference(UploadFailure)]
     }
     text: Json = {"text/plain": {}}
+    not_so: Json = {"503": {"description": "It is not so."}}
     return {
         "/segment": _post(
             "/segment",
@@ -161,9 +162,9 @@ def _paths() -> Json:
             upload,
         ),
         "/version": _get("Names bento, model, code and data.", _json(Version, _VERSION)),
-        "/livez": _get("The process lives.", text, probe=True),
-        "/readyz": _get("The model is loaded, the service not stopping.", text, probe=True),
-        "/metrics": _get("Figures for Prometheus.", text, probe=True),
+        "/livez": _get("The process lives.", text, not_so),
+        "/readyz": _get("The model is loaded, the service not stopping.", text, not_so),
+        "/metrics": _get("Figures for Prometheus.", text, {}),
     }
 
 
@@ -189,11 +190,11 @@ def _post(
     }
 
 
-def _get(about: str, content: Json, *, probe: bool = False) -> Json:
-    """An address without a form; a probe needs no key, and its 503 has no sentence."""
-    otherwise = {"503": {"description": "It is not so."}} if probe else _refusals(401, 503)
-    answers = {"200": _answer(about, content), **otherwise}
-    return {"get": {"summary": about, "responses": answers} | ({"security": []} if probe else {})}
+def _get(about: str, content: Json, probe: Json | None = None) -> Json:
+    """An address without a form; a probe needs no key, and `probe` is what it answers otherwise."""
+    answers = {"200": _answer(about, content), **(_refusals(401, 503) if probe is None else probe)}
+    secured = {} if probe is None else {"security": []}
+    return {"get": {"summary": about, "responses": answers, **secured}}
 
 
 def _refusals(*statuses: int) -> Json:
