@@ -193,7 +193,7 @@ def _post(
 def _get(about: str, content: Json, probe: Json | None = None) -> Json:
     """An address without a form; a probe needs no key, and `probe` is what it answers otherwise."""
     answers = {"200": _answer(about, content), **(_refusals(401, 503) if probe is None else probe)}
-    secured = {} if probe is None else {"security": []}
+    secured: Json = {} if probe is None else {"security": []}
     return {"get": {"summary": about, "responses": answers, **secured}}
 
 
