@@ -86,13 +86,6 @@ def test_probability_must_be_a_yes_or_a_no(client):
     assert "`probability`" in answer.json()["error"]
 
 
-def test_the_client_s_name_of_a_request_is_kept(client):
-    answer = client.post(
-        "/segment", files={"file": ("scan.png", DISC)}, headers={"X-Request-ID": "mine-7"}
-    )
-    assert answer.headers["X-Request-ID"] == answer.json()["request_id"] == "mine-7"
-
-
 def test_a_batch_answers_in_the_order_sent_and_a_bad_file_spoils_only_its_own(client, predictor):
     pictures = [picture(seed) for seed in range(20)]
     files = [encode(Image.fromarray(pixels)) for pixels in pictures]

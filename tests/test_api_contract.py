@@ -1,6 +1,5 @@
 """What the API says of itself, and what it says to requests that are no use."""
 
-import asyncio
 import base64
 import io
 import threading
@@ -26,7 +25,6 @@ from tumorseg.inference.answers import (
     Version,
 )
 from tumorseg.inference.predictor import load_info
-from tumorseg.serving.pages import Pages
 from tumorseg.serving.service import Application, create_service
 
 DISC = encode(Image.fromarray(disc()))
@@ -112,10 +110,7 @@ def test_every_address_for_files_shows_a_request_and_what_comes_of_it(client):
     assert set(paths) >= {"/segment", "/segment/batch", "/segment/volume", "/upload", "/version"}
     for path, operations_ in paths.items():
         for form in operations_.get("post", {}).get("requestBody", {}).get("content", {}).values():
-            assert form["examples"]
-            for example in form["examples"].values():
-                assert example["summary"].startswith("curl -F file")
-                assert example["summary"].endswith(path)
+            assert "@" in str(form["example"]), path
     volume = paths["/segment/volume"]["post"]["responses"]["200"]["content"]
     for kind in ("application/dicom", "application/gzip"):
         assert volume[kind]["schema"]["format"] == "binary"
@@ -141,44 +136,6 @@ def test_what_the_description_says_of_version_and_upload_is_what_they_answer(cli
     assert set(reply) == set(UploadAnswer.model_fields)
     for files in ({"other": ("scan.png", DISC)}, {"file": ("", DISC)}):
         keys(UploadFailure, client.post("/upload", files=files).json())
-
-
-def references(node: object) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "$ref":
-                yield value
-            else:
-                yield from references(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from references(value)
-
-
-def test_every_reference_of_the_description_leads_somewhere(client):
-    document = client.get("/docs.json").json()
-    found = set(references(document))
-    assert found
-    assert {name.rpartition("/")[2] for name in found} <= set(document["components"]["schemas"])
-
-
-@pytest.mark.parametrize("query", [b"slice=1&threshold=0.5", "q=\u00e9".encode(), b"q=%C3%A9 "])
-def test_only_studies_are_given_the_query(query):
-    seen = {}
-
-    async def flask(scope, receive, send):
-        seen[scope["path"]] = scope["query_string"].decode("ascii")
-
-    pages = Pages()
-    pages._app = flask
-
-    async def ask():
-        for path in ("/", "/studies/a/mask.png"):
-            await pages({"type": "http", "path": path, "query_string": query}, None, None)
-
-    asyncio.run(ask())
-    assert seen["/"] == ""
-    assert seen["/studies/a/mask.png"].startswith(("slice=1&threshold=0.5", "q=%C3%A9"))
 
 
 @pytest.mark.parametrize("path", ["/segment", "/upload"])

@@ -154,13 +154,6 @@ def test_chunks_hold_about_as_many_slices_as_asked_for(work) -> None:
     assert sizes == [[1, 1, 1], [1, 1, 1], [4]] and chunks([], 3) == []
 
 
-def test_threads_are_a_share_of_the_cores(monkeypatch) -> None:
-    monkeypatch.setattr("tumorseg.core.params.usable_cores", lambda: 8)
-    assert PARAMS.model_copy(update={"workers": 3, "threads": 0}).threads_here() == 2
-    assert PARAMS.model_copy(update={"workers": 16, "threads": 0}).threads_here() == 1
-    assert PARAMS.model_copy(update={"threads": 5}).threads_here() == 5
-
-
 def test_what_cannot_be_read_has_a_sentence_and_the_rest_its_masks(work) -> None:
     for name in ("p0/gone.nii.gz", "p0/gone.png", "p1/gone.zip"):
         (work.archive / name).symlink_to("not-fetched")

@@ -7,7 +7,6 @@ import time
 import weakref
 from types import SimpleNamespace
 
-import anyio
 import httpx
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.decode import Rejected, Study
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
-from tumorseg.serving.batching import Slices, all_or_none, to_the_end
+from tumorseg.serving.batching import Slices
 from tumorseg.serving.guard import BUSY
 from tumorseg.serving.pages import Pages, joining
 from tumorseg.serving.web.flask_app import create_app
@@ -90,22 +89,6 @@ def test_a_volume_keeps_its_order_and_lets_a_lone_slice_pass():
     found = asyncio.run(both())
     assert [grid for _, grid in found] == list(range(100))
     assert ended["picture"] < ended["volume"] - 0.1
-
-
-def test_a_lone_slice_does_not_wait_for_company_even_after_a_rush():
-    network = Network(0.03)
-    slices = Slices(network, Settings(max_batch_size=4))
-
-    async def rush_then_alone():
-        await asyncio.gather(*(slices.each(one(n), mean) for n in range(120)))
-        times = []
-        for _ in range(5):
-            began = time.monotonic()
-            await slices.each(one(1), mean)
-            times.append(time.monotonic() - began)
-        return min(times)
-
-    assert asyncio.run(rush_then_alone()) < 0.03 + 0.1
 
 
 def test_a_queue_that_is_too_long_is_refused_with_a_sentence():
@@ -282,45 +265,6 @@ class Slow:
         self.ended.set()
 
 
-def test_cancelled_work_in_a_thread_holds_its_limiter_until_it_ends():
-    slow = Slow()
-
-    async def cancelled() -> None:
-        limiter = anyio.CapacityLimiter(1)
-        task = asyncio.ensure_future(
-            to_the_end(anyio.to_thread.run_sync(slow, limiter=limiter)),
-        )
-        await asyncio.to_thread(slow.begun.wait)
-        for _ in range(3):
-            task.cancel()
-            await asyncio.sleep(0.01)
-        assert (limiter.borrowed_tokens, task.done()) == (1, False)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert slow.ended.is_set()
-        assert limiter.borrowed_tokens == 0
-
-    asyncio.run(cancelled())
-
-
-def test_the_first_failure_ends_the_others_before_it_is_raised():
-    slow = Slow()
-
-    async def waits() -> None:
-        await to_the_end(asyncio.to_thread(slow))
-
-    async def fails() -> None:
-        await asyncio.to_thread(slow.begun.wait)
-        raise ValueError("broken")
-
-    async def both() -> None:
-        with pytest.raises(ValueError, match="broken"):
-            await all_or_none([waits(), fails()])
-        assert slow.ended.is_set()
-
-    asyncio.run(both())
-
-
 def _busy_while_it_runs(app, slow: Slow) -> None:
     """A request is answered 504 early; the next finds the only place taken until the work ends."""
 
@@ -357,19 +301,3 @@ def test_a_page_past_its_time_keeps_its_place_in_the_queue():
 
     pages.open(page, threads=1)
     _busy_while_it_runs(pages, slow)
-
-
-def test_one_that_is_in_time_is_answered():
-    pages = Pages()
-
-    def page(environ, start_response):
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
-
-    pages.open(page, threads=1)
-
-    async def talk() -> httpx.Response:
-        async with guarded(pages) as client:
-            return await post()(client)
-
-    assert asyncio.run(talk()).text == "ok"

@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -78,12 +76,6 @@ def test_probabilities_are_asked_for() -> None:
     assert b'name="probability"\r\n\r\ntrue' in service.requests[0].content
 
 
-def test_without_a_key_none_is_sent() -> None:
-    service = Service(httpx.Response(200, json=ANSWER))
-    service.client().segment(b"x")
-    assert "X-API-Key" not in service.requests[0].headers
-
-
 def test_a_batch_keeps_its_order_and_its_failures() -> None:
     results = [SLICE, {"error": "The file is empty."}, SLICE | {"area_px": 7}]
     service = Service(httpx.Response(200, json=MODEL | {"request_id": "r", "results": results}))
@@ -125,17 +117,10 @@ def test_a_caller_needs_no_network_and_no_pictures() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_version_is_typed() -> None:
-    model = {"version": "3", "digest": "0" * 64, "architecture": "unet"}
-    body = {"bento": "tumorseg-service:a", "model": model, "git": "1", "data": "2"}
-    found = Service(httpx.Response(200, json=body)).client().version()
-    assert found.model.version == "3" and found.bento == "tumorseg-service:a"
-
-
 def test_a_busy_service_is_asked_again_after_its_time() -> None:
-    service = Service(busy("2"), busy("0.5"), httpx.Response(200, json=ANSWER))
+    service = Service(busy("2"), busy("5"), httpx.Response(200, json=ANSWER))
     assert service.client().segment(b"x").area_px == 1245
-    assert service.slept == [2.0, 0.5]
+    assert service.slept == [2.0, 5.0]
     contents = {request.content.split(b"\r\n", 1)[1][:80] for request in service.requests}
     assert len(contents) == 1  # the file goes again each time
 
@@ -149,25 +134,10 @@ def test_patience_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "low", "high"),
-    [
-        ("3", 3, 3),
-        ("-3", 0, 0),
-        ("", 1, 1),
-        ("soon", 1, 1),
-        ("nan", 1, 1),
-        ("inf", 30, 30),
-        ("Wed, 21 Oct 2015 07:28:00 -0000", 0, 0),
-    ],
+    ("sent", "seconds"), [("3", 3), ("9999", 30), ("", 1), ("soon", 1), ("-3", 1), ("nan", 1)]
 )
-def test_retry_after_is_read_in_any_form(told: str, low: float, high: float) -> None:
-    assert low <= retry_after(busy(told)) <= high
-
-
-@pytest.mark.parametrize(("seconds", "low", "high"), [(20, 10, 20), (-86400, 0, 0)])
-def test_retry_after_may_be_a_date(seconds: int, low: float, high: float) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds))
-    assert low <= retry_after(busy(date)) <= high
+def test_retry_after_is_a_bounded_number_of_seconds(sent: str, seconds: float) -> None:
+    assert retry_after(busy(sent)) == seconds
 
 
 @pytest.mark.parametrize("status", [400, 401, 413, 415, 500, 504])

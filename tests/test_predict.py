@@ -1,7 +1,6 @@
 """`tumorseg predict`: which files, which names, which masks, and what is said."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tests.made_volumes import dicom_bytes, series
 from tests.serving_model import disc, encode, write_model
 from tests.test_client import ANSWER, Service
 from tumorseg.core.errors import InputError
-from tumorseg.inference.predict import Local, Remote, choose, ending_of, plan, predict, run, table
+from tumorseg.inference.predict import Local, Remote, choose, plan, predict, run, table
 from tumorseg.inference.predictor import Predictor
 
 PNG = encode(Image.fromarray(disc()))
@@ -81,11 +80,6 @@ def test_equal_stems_do_not_share_a_mask(tmp_path, local) -> None:
     paths = [tmp_path / name for name in ("a.png", "a.jpg", "other/a.png")]
     assert run(paths, tmp_path / "out", local, overwrite=False)
     assert names(tmp_path / "out") == {"a.png_mask.png", "a.jpg_mask.png", "a.png-2_mask.png"}
-
-
-def test_a_file_named_twice_is_segmented_once(tmp_path) -> None:
-    (tmp_path / "a.png").write_bytes(PNG)
-    assert len(plan([tmp_path / "a.png", tmp_path / "a.png", tmp_path])) == 1
 
 
 def test_masks_of_an_earlier_run_are_not_segmented(tmp_path, local) -> None:
@@ -222,12 +216,6 @@ def test_an_address_that_is_none_is_one_sentence() -> None:
         choose(None, "http://a:b", None)
 
 
-def test_kinds_are_told_by_content() -> None:
-    assert {ending_of(PNG), ending_of(JPEG)} == {"_mask.png"}
-    assert ending_of(bytes(128) + b"DICM") == ending_of(b"PK\x03\x04") == "_seg.dcm"
-    assert ending_of(b"\x1f\x8b") == ending_of(b"") == "_mask.nii.gz"
-
-
 def test_warnings_come_with_the_table(tmp_path, model) -> None:
     (tmp_path / "a|b.png").write_bytes(encode(Image.fromarray(np.full((64, 64), 9, np.uint8))))
     from tests.test_familiarity import phantoms
@@ -236,14 +224,3 @@ def test_warnings_come_with_the_table(tmp_path, model) -> None:
     known = describe(phantoms(12, 0), phantoms(4, 1))
     done = list(predict(plan([tmp_path]), Local(write_model(tmp_path / "m", inputs=known))))
     assert "uniform" in table(done) and "a\\|b.png" in table(done)
-
-
-def test_no_temporary_file_stays(tmp_path, local, monkeypatch) -> None:
-    (tmp_path / "a.png").write_bytes(PNG)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    ((_, failed),) = predict(plan([tmp_path]), local)
-    assert "No space left on device" in failed and names(tmp_path) == {"a.png"}

@@ -24,7 +24,7 @@ from tests.test_familiarity import SIDE, phantoms
 from tumorseg.inference.predictor import load_info
 from tumorseg.monitoring import ood as familiarity
 from tumorseg.monitoring import statistics as recorder
-from tumorseg.monitoring.ood import NAMES, Assessment, OodDetector
+from tumorseg.monitoring.ood import NAMES, Assessment
 from tumorseg.monitoring.ood_reference import describe
 from tumorseg.monitoring.statistics import TABLE, Recorder
 
@@ -94,17 +94,6 @@ def test_without_statistics_there_is_no_row_and_no_file(tmp_path, monkeypatch) -
     assert Recorder.from_environment(10) is None
     monkeypatch.setenv(recorder.VARIABLE, str(tmp_path / "a.db"))
     assert Recorder.from_environment(0) is None
-
-
-def test_a_full_queue_loses_rows_at_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(recorder, "_MOST_WAITING", 5)
-    lost = count(recorder.LOST)
-    keeper = Recorder(tmp_path / "a.db", 10, seconds=30)
-    began = time.perf_counter()
-    filled(keeper, 8, np.random.default_rng(0))
-    assert time.perf_counter() - began < 10
-    keeper.close()
-    assert count(recorder.LOST) - lost == 3 and len(rows_of(tmp_path / "a.db")) == 5
 
 
 def count(counter) -> float:
@@ -239,21 +228,6 @@ def test_rows_are_what_was_seen_and_found(served, greys) -> None:
     assert row["warned"] == bool(answer["warnings"])
 
 
-def test_statistics_are_taken_once_a_slice(served, greys, monkeypatch) -> None:
-    client, _ = served
-    taken = []
-
-    def counted(grey, side):
-        taken.append(side)
-        return original(grey, side)
-
-    original = familiarity.statistics
-    monkeypatch.setattr(familiarity, "statistics", counted)
-    assert len(taken) == 0
-    sent = everything(client, greys[0])
-    assert len(taken) == sent
-
-
 def test_a_locked_store_delays_no_answer(served, greys) -> None:
     client, path = served
     picture = png(greys[2])
@@ -262,18 +236,6 @@ def test_a_locked_store_delays_no_answer(served, greys) -> None:
             began = time.perf_counter()
             assert client.post("/segment", files={"file": ("a", picture)}).status_code == 200
             assert time.perf_counter() - began < recorder._PATIENCE_SECONDS
-
-
-def test_a_look_is_warnings_and_statistics_together(model, greys) -> None:
-    known = OodDetector(load_info(model).inputs)
-    assessment = known.assess(255 - greys[0], 0.0, "CT")
-    assert (
-        assessment.warnings == known.warnings(255 - greys[0], 0.0, "CT")
-        and len(assessment.warnings) == 2
-    )
-    assert np.array_equal(assessment.statistics, familiarity.statistics(255 - greys[0], SIDE))
-    assert known.assess(np.zeros((9, 9), np.uint8), 0.0).statistics is None
-    assert OodDetector(None).assess(greys[0], 0.0) == Assessment([])
 
 
 @pytest.mark.slow

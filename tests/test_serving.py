@@ -1,8 +1,6 @@
-import io
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from tests.spoilt_volumes import scans
 from tumorseg.core.errors import InputError
 from tumorseg.imaging.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
 from tumorseg.imaging.preprocess import to_grid, to_input, to_native
-from tumorseg.imaging.render import mask_png
 from tumorseg.inference.predictor import Predictor, load_info
 
 
@@ -48,12 +45,6 @@ def test_decode_gives_the_grey_values():
 def test_decode_stretches_sixteen_bits():
     deep = Image.fromarray(disc().astype(np.uint16) * 16)
     assert decode(encode(deep)).slices[0].max() == 255
-
-
-def test_an_ordinary_progressive_jpeg_has_few_scans():
-    assert decode(scans(120, 90, 80)).slices[0].shape == (120, 90)
-    colours = Image.fromarray(disc()).convert("RGB")
-    assert decode(encode(colours, "JPEG", progressive=True)).slices[0].shape == disc().shape
 
 
 def test_decode_turns_a_picture_upright():
@@ -108,19 +99,6 @@ def test_decode_rejects_with_a_sentence(data, status, word, recwarn):
     assert not recwarn.list
 
 
-def test_no_damage_escapes_as_another_exception():
-    random = np.random.default_rng(0)
-    for data in (DISC, JPEG):
-        for _ in range(150):
-            broken = bytearray(data)
-            for position in random.integers(0, len(data), 5):
-                broken[position] = random.integers(256)
-            try:
-                decode(bytes(broken))
-            except Rejected:
-                continue
-
-
 def test_probability_is_the_shared_path_to_the_model_and_back(predictor):
     values = to_input(to_grid(disc(), SIZE))[0]
     expected = 1 / (1 + np.exp(-4 * values))
@@ -164,28 +142,6 @@ def test_contours_lie_on_the_mask_wherever_it_is(predictor):
     assert np.allclose(
         [np.min(border, axis=0), np.max(border, axis=0)], [(0, 0), (1200, 1100)], 0, 1
     )
-
-
-def test_a_mask_is_a_grey_png_of_black_and_white(predictor):
-    mask = predictor.segment(disc()).mask
-    with Image.open(io.BytesIO(mask_png(mask))) as picture:
-        assert (picture.format, picture.mode) == ("PNG", "L")
-        assert np.array_equal(np.asarray(picture), mask * np.uint8(255))
-
-
-def test_predictor_serves_threads(predictor):
-    expected = predictor.segment(disc()).mask
-    masks: list[np.ndarray] = []
-    threads = [
-        threading.Thread(target=lambda: masks.append(predictor.segment(disc()).mask))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(masks) == 8
-    assert all(np.array_equal(mask, expected) for mask in masks)
 
 
 def test_an_exchanged_model_is_refused(tmp_path):

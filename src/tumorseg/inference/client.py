@@ -4,8 +4,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -202,17 +200,9 @@ class Client:
 
 
 def retry_after(answer: httpx.Response) -> float:
-    """Seconds that an answer asks to wait: Retry-After as a number or date, at most 30."""
-    told = answer.headers.get("Retry-After", "")
-    try:
-        wait = float(told)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(told)
-        except ValueError:
-            return _NO_RETRY_AFTER
-        wait = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(wait, 0.0), _LONGEST_WAIT) if wait == wait else _NO_RETRY_AFTER
+    """Seconds that an answer asks to wait by Retry-After, at most 30; 1 without a number."""
+    seconds = answer.headers.get("Retry-After", "")
+    return min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else _NO_RETRY_AFTER
 
 
 def _parsed(answer: httpx.Response, kind: type[Answer]) -> Answer:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
@@ -192,14 +191,6 @@ class Found:
         return f"{self.area_mm2:.1f} mm²" if one else None
 
 
-class Segmenter(Protocol):
-    """Finds tumours in the bytes of a file."""
-
-    def segment(self, data: bytes) -> Found:
-        """Finds the tumours; raises Rejected or ServiceError."""
-        ...
-
-
 class Local:
     """The packaged model in this process, by the service's own code.
 
@@ -301,6 +292,9 @@ class Remote:
             warnings=volume.warnings,
             model=_model_name(volume.model_version, volume.model_digest),
         )
+
+
+Segmenter = Local | Remote
 
 
 def packaged_model(tag: str) -> Path:

@@ -38,10 +38,10 @@ from tumorseg.serving.web.shield import FAILED
 T = TypeVar("T")
 
 
-async def answered(work: Awaitable[Response]) -> Response:
+async def answered(work: Callable[[], Awaitable[Response]]) -> Response:
     """Turns whatever goes wrong into an answer; BentoML's own would hide or wrap the sentence."""
     try:
-        return await work
+        return await work()
     except Rejected as error:
         return refusal(error)
     except Exception as error:

@@ -17,8 +17,6 @@ from tumorseg.serving.guard import no_file
 from tumorseg.serving.web.shield import in_memory
 
 MAX_FILES = 64
-# What a multipart form may add to the files themselves: boundaries, headers, other fields.
-OVERHEAD = 64 * 1024
 _SMALL = 1024 * 1024  # read at once; a thread would take longer to start than this to read
 
 # BentoML's own file types write every upload to a disk, and fetch whatever address a client puts

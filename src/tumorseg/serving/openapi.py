@@ -125,52 +125,46 @@ def _paths() -> Json:
     upload["application/json"]["schema"] = {
         "anyOf": [_reference(UploadAnswer), _reference(UploadFailure)]
     }
+    text: Json = {"text/plain": {}}
+    not_so: Json = {"503": {"description": "It is not so."}}
     return {
         "/segment": _post(
             "/segment",
             "Finds the tumour in one slice.",
             PictureForm,
-            {
-                "slice": ["file=@slice.png"],
-                "with probabilities": ["file=@slice.dcm", "probability=true"],
-            },
+            {"file": "@slice.dcm", "probability": "true"},
             _json(SegmentAnswer, _SEGMENT),
         ),
         "/segment/batch": _post(
             "/segment/batch",
             "Finds the tumour in each of up to 64 slices; a bad file spoils only its own result.",
             BatchForm,
-            {"two slices": ["files=@first.png", "files=@second.jpg"]},
+            {"files": ["@first.png", "@second.jpg"]},
             _json(BatchAnswer, _BATCH),
         ),
         "/segment/volume": _post(
             "/segment/volume",
             "Finds the tumour in a volume: a DICOM SEG or NIfTI file on the grid of what was sent.",
             VolumeForm,
+            {"file": "@series.zip", "output": "nifti"},
             {
-                "series": ["file=@series.zip"],
-                "series, answered as NIfTI": ["file=@series.zip", "output=nifti"],
-                "NIfTI": ["file=@brain.nii.gz"],
+                kind: {"schema": {"type": "string", "format": "binary", "contentMediaType": kind}}
+                for kind in ("application/dicom", "application/gzip")
             },
-            {kind: {"schema": _file(kind)} for kind in ("application/dicom", "application/gzip")},
-            {name: _header(text) for name, text in _VOLUME_HEADERS.items()},
+            {name: _header(about) for name, about in _VOLUME_HEADERS.items()},
         ),
         "/upload": _post(
             "/upload",
             "Finds the tumour in one slice and keeps pictures of it for some minutes: what clients "
             "of JayPat2003/Brain-Tumor-Segmentation-Project send and expect.",
             UploadForm,
-            {"slice": ["file=@slice.png"]},
+            {"file": "@slice.png"},
             upload,
         ),
-        "/version": _get(
-            "version",
-            "Names bento, model, code and data.",
-            _json(Version, _VERSION),
-        ),
-        "/livez": _probe("livez", "The process lives.", 503),
-        "/readyz": _probe("readyz", "The model is loaded, and the service is not stopping.", 503),
-        "/metrics": _get("metrics", "Figures for Prometheus.", {"text/plain": {}}, secured=False),
+        "/version": _get("Names bento, model, code and data.", _json(Version, _VERSION)),
+        "/livez": _get("The process lives.", text, not_so),
+        "/readyz": _get("The model is loaded, the service not stopping.", text, not_so),
+        "/metrics": _get("Figures for Prometheus.", text, {}),
     }
 
 
@@ -178,14 +172,12 @@ def _post(
     path: str,
     about: str,
     form: type[BaseModel],
-    requests: dict[str, list[str]],
+    request: Json,
     content: Json,
     more: Json | None = None,
 ) -> Json:
-    media = {
-        "schema": _reference(form),
-        "examples": {title: _request(path, *fields) for title, fields in requests.items()},
-    }
+    # JSON cannot hold the bytes of a file: its name stands there, as after curl's `-F`.
+    media = {"schema": _reference(form), "example": request}
     # Only Flask asks from which site a form comes.
     refused = [status for status in _REFUSALS if status != 403 or path == "/upload"]
     return {
@@ -198,18 +190,11 @@ def _post(
     }
 
 
-def _get(name: str, about: str, content: Json, *, secured: bool = True) -> Json:
-    responses = {"200": _answer(about, content), **(_refusals(401, 503) if secured else {})}
-    return {
-        "get": {"operationId": name, "summary": about, "responses": responses}
-        | ({} if secured else {"security": []})
-    }
-
-
-def _probe(name: str, about: str, otherwise: int) -> Json:
-    probe = _get(name, about, {"text/plain": {}}, secured=False)
-    probe["get"]["responses"][str(otherwise)] = {"description": "It is not so."}
-    return probe
+def _get(about: str, content: Json, probe: Json | None = None) -> Json:
+    """An address without a form; a probe needs no key, and `probe` is what it answers otherwise."""
+    answers = {"200": _answer(about, content), **(_refusals(401, 503) if probe is None else probe)}
+    secured: Json = {} if probe is None else {"security": []}
+    return {"get": {"summary": about, "responses": answers, **secured}}
 
 
 def _refusals(*statuses: int) -> Json:
@@ -235,27 +220,5 @@ def _reference(model: type[BaseModel]) -> Json:
     return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
-def _file(kind: str) -> Json:
-    return {"type": "string", "format": "binary", "contentMediaType": kind}
-
-
 def _header(about: str) -> Json:
     return {"description": about, "schema": {"type": "string"}}
-
-
-def _request(path: str, *fields: str) -> Json:
-    """A form as curl sends it: JSON cannot hold the bytes of a file, so its name stands there.
-
-    Args:
-        path: Where it is sent, such as `/segment`.
-        fields: As after curl's `-F`, such as `file=@slice.png`.
-    """
-    value: Json = {}
-    for field in fields:
-        name, _, content = field.partition("=")
-        if name == "files":
-            value.setdefault(name, []).append(content)
-        else:
-            value[name] = content
-    line = " ".join(f"-F {field}" for field in fields)
-    return {"summary": f"curl {line} http://127.0.0.1:3000{path}", "value": value}

@@ -52,7 +52,7 @@ AREA = Histogram(
 SLICES = Counter("tumorseg_slices", "Slices that were segmented")
 UNFAMILIAR = Counter("tumorseg_unfamiliar_slices", "Slices unlike the training data")
 
-_HEADERS = {
+SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -206,7 +206,7 @@ class Observed:
                 entry.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = entry.id
-                for name, value in _HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 if self._state.stopping:
                     headers["Connection"] = "close"

@@ -33,12 +33,13 @@ from tumorseg.monitoring.ood import OodDetector
 from tumorseg.monitoring.statistics import Recorder
 from tumorseg.serving import openapi, operations, pages
 from tumorseg.serving.endpoints import Endpoints, answered
-from tumorseg.serving.forms import OVERHEAD, BatchForm, PictureForm, VolumeForm, flag, given
+from tumorseg.serving.forms import BatchForm, PictureForm, VolumeForm, flag, given
 from tumorseg.serving.guard import OPEN, Guard, Limit, Worded, refusal
 from tumorseg.serving.keys import VARIABLE, check_reach, is_open
 from tumorseg.serving.origins import KnownHosts, OtherOrigins
 from tumorseg.serving.shutdown import Shutdown
 from tumorseg.serving.web.flask_app import create_app, model_folder
+from tumorseg.serving.web.shield import OVERHEAD
 from tumorseg.serving.web.store import Store
 
 MAX_BATCH_BYTES = 128 * 1024 * 1024
@@ -235,29 +236,22 @@ class _Api:
     @bentoml.api(route="/segment", input_spec=PictureForm, output_spec=SegmentAnswer)
     async def segment(self, file: bytes | None, probability: bool) -> SegmentAnswer:
         """Finds the tumour in one slice: JPEG, PNG or single-slice DICOM."""
-
-        async def work() -> Response:
-            return await self.application.endpoints.segment(given(file), flag(probability))
-
-        return cast(SegmentAnswer, await answered(work()))
+        answer = await answered(
+            lambda: self.application.endpoints.segment(given(file), flag(probability))
+        )
+        return cast(SegmentAnswer, answer)
 
     @bentoml.api(route="/segment/batch", input_spec=BatchForm, output_spec=BatchAnswer)
     async def segment_batch(self, files: list[bytes | None]) -> BatchAnswer:
         """Finds the tumour in each of up to 64 slices."""
-
-        async def work() -> Response:
-            return await self.application.endpoints.batch(files)
-
-        return cast(BatchAnswer, await answered(work()))
+        answer = await answered(lambda: self.application.endpoints.batch(files))
+        return cast(BatchAnswer, answer)
 
     @bentoml.api(route="/segment/volume", input_spec=VolumeForm)
     async def segment_volume(self, file: bytes | None, output: str | None) -> Path:
         """Finds the tumour in a volume: DICOM (one file or a zip of a series) or NIfTI."""
-
-        async def work() -> Response:
-            return await self.application.endpoints.volume(given(file), output)
-
-        return cast(Path, await answered(work()))
+        answer = await answered(lambda: self.application.endpoints.volume(given(file), output))
+        return cast(Path, answer)
 
 
 def create_service(application: Application | None = None) -> Any:

@@ -1,9 +1,7 @@
 """The web page and the superseded app's routes, as a Flask app that any WSGI server can run.
 
-Alone, with one process (what it keeps lies in the memory of that process) and more threads than
-the two that volumes may take:
-
-    TUMORSEG_MODEL=FOLDER gunicorn --threads 8 'tumorseg.serving.web.flask_app:from_environment()'
+Alone it needs one process, in whose memory pictures and studies are kept, and more threads than
+volumes may take; a gateway in front of it decides whom it answers.
 """
 
 import os
@@ -14,35 +12,24 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.imaging.decode import (
-    MAX_BYTES,
-    MAX_VOLUME_BYTES,
-    TOO_MANY_BYTES,
-    TOO_MANY_VOLUME_BYTES,
-    Refusal,
-    Rejected,
-    is_picture,
-)
+from tumorseg.imaging.decode import MAX_VOLUME_BYTES, Rejected, is_picture
 from tumorseg.imaging.render import mask_png, overlay, to_png
 from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo, Predictor
 from tumorseg.inference.segment import Observer, SegmentSlices, StudySegmenter, unobserved
 from tumorseg.monitoring.ood import OodDetector
-from tumorseg.serving.keys import VARIABLE
 from tumorseg.serving.operations import log_failure
 from tumorseg.serving.web.shield import (
     MemoryRequest,
     add_errors,
     add_limits,
-    add_lock,
+    refuse_other_sites,
     request_id,
     secure,
 )
 from tumorseg.serving.web.store import CookieSessions, Store, begun, find, keep
 from tumorseg.serving.web.studies import add_studies
 
-# What a multipart form may add to the file itself: boundaries, headers, other fields.
-_FORM_OVERHEAD = 64 * 1024
 # The one name that the superseded page asks for; here it is "the last upload of this session".
 _LAST_UPLOAD = "uploaded_image.jpg"
 _TITLES = {"unet": "U-Net", "attention_unet": "Attention U-Net"}
@@ -59,17 +46,6 @@ class _App(flask.Flask):
         log_failure(exc_info[1], request_id())
 
 
-def from_environment() -> flask.Flask:
-    """Makes the web app for a WSGI server, with the model that `TUMORSEG_MODEL` names.
-
-    With `TUMORSEG_API_KEY` set, every request must bring that key.
-
-    Raises:
-        InputError: If the folder does not hold a working model.
-    """
-    return create_app(Predictor(model_folder()), key=os.environ.get(VARIABLE))
-
-
 def model_folder() -> Path:
     """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
     named = os.environ.get("TUMORSEG_MODEL")
@@ -80,7 +56,6 @@ def create_app(
     predictor: Predictor,
     store: Store | None = None,
     observe: Observer = unobserved,
-    key: str | None = None,
     segment: SegmentSlices | None = None,
     volumes: int = 2,
 ) -> flask.Flask:
@@ -90,8 +65,6 @@ def create_app(
         predictor: The model that it serves.
         store: Where the pictures wait to be fetched; one for 10 minutes and 512 MiB if None.
         observe: Is called for each slice that is segmented.
-        key: What every request must bring; none if None, or where the app is mounted in the
-            service, which asks for it before.
         segment: Finds the tumour in slices; the predictor itself if None.
         volumes: How many may be decoded and segmented at a time.
     """
@@ -105,23 +78,15 @@ def create_app(
     store = Store() if store is None else store
     detector = OodDetector(predictor.info.inputs)
     segmenter = StudySegmenter(segment or predictor.segment_many, detector, observe)
-    add_lock(app, key)
-    add_limits(app, lambda path: _most_for(path) + _FORM_OVERHEAD)
+    refuse_other_sites(app)
+    add_limits(app)
     _add_page(app, predictor.info, store)
     _add_upload(app, predictor.info, segmenter, store)
     _add_pictures(app, store)
     add_studies(app, predictor.info, segmenter, store, volumes)
-    add_errors(app, _too_large_for)
+    add_errors(app)
     app.after_request(secure)
     return app
-
-
-def _most_for(path: str) -> int:
-    return MAX_VOLUME_BYTES if path == "/studies" else MAX_BYTES
-
-
-def _too_large_for(path: str) -> Refusal:
-    return TOO_MANY_VOLUME_BYTES if path == "/studies" else TOO_MANY_BYTES
 
 
 def _title(info: ModelInfo) -> str:

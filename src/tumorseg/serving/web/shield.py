@@ -1,7 +1,6 @@
 """What stands around the web app: bounds on what comes in, headers on what goes out."""
 
 import io
-from collections.abc import Callable
 from http import HTTPStatus
 
 import flask
@@ -13,10 +12,18 @@ from werkzeug.exceptions import (
 )
 from werkzeug.formparser import FormDataParser
 
-from tumorseg.imaging.decode import Refusal, Rejected
-from tumorseg.serving.keys import NO_KEY, brings
-from tumorseg.serving.operations import HEADER, identify
+from tumorseg.imaging.decode import (
+    MAX_BYTES,
+    MAX_VOLUME_BYTES,
+    TOO_MANY_BYTES,
+    TOO_MANY_VOLUME_BYTES,
+    Refusal,
+    Rejected,
+)
+from tumorseg.serving.operations import HEADER, SECURITY_HEADERS, identify
 
+# What a multipart form may add to the files themselves: boundaries, headers, other fields.
+OVERHEAD = 64 * 1024
 _RETRY_SECONDS = 5
 FAILED = Refusal(500, "The service failed: try again, and tell whoever runs it if it fails again.")
 _OTHER_SITE = Refusal(403, "Another site sent this form: choose the file on this page.")
@@ -53,43 +60,31 @@ def request_id() -> str:
     return str(flask.g.request_id)
 
 
-def add_lock(app: flask.Flask, key: str | None) -> None:
-    """Refuses what lacks the key, where there is one, and forms that another site's page sends.
+def refuse_other_sites(app: flask.Flask) -> None:
+    """Refuses forms that another site's page sends.
 
     Such a form would come without the browser's cookie and be given a new one, so that its file
     would take the place of the user's own.
     """
 
     @app.before_request
-    def unlock() -> None:
-        headers = flask.request.headers
-        if key and not brings(headers.get, key):
-            raise Rejected(*NO_KEY)
-        site, mode = (headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
+    def refuse() -> None:
+        site, mode = (flask.request.headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
         if flask.request.method == "POST" and (site, mode) == ("cross-site", "navigate"):
             raise Rejected(*_OTHER_SITE)
 
 
-def add_limits(app: flask.Flask, most_for: Callable[[str], int]) -> None:
-    """Bounds each request's body.
-
-    Args:
-        app: The app.
-        most_for: Gives the largest body for a path, in bytes.
-    """
+def add_limits(app: flask.Flask) -> None:
+    """Bounds each request's body: volumes come to /studies only."""
 
     @app.before_request
     def limit() -> None:
-        flask.request.max_content_length = most_for(flask.request.path)
+        most = MAX_VOLUME_BYTES if flask.request.path == "/studies" else MAX_BYTES
+        flask.request.max_content_length = most + OVERHEAD
 
 
-def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> None:
-    """Has every error answered with its status and one sentence under `error`.
-
-    Args:
-        app: The app.
-        too_large_for: Makes what a body that is too large is answered, from the request's path.
-    """
+def add_errors(app: flask.Flask) -> None:
+    """Has every error answered with its status and one sentence under `error`."""
 
     @app.errorhandler(Rejected)
     def rejected(error: Refusal | Rejected) -> tuple[dict[str, str], int]:
@@ -97,7 +92,8 @@ def add_errors(app: flask.Flask, too_large_for: Callable[[str], Refusal]) -> Non
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> tuple[dict[str, str], int]:
-        return rejected(too_large_for(flask.request.path))
+        volume = flask.request.path == "/studies"
+        return rejected(TOO_MANY_VOLUME_BYTES if volume else TOO_MANY_BYTES)
 
     @app.errorhandler(HTTPException)
     def other(error: HTTPException) -> flask.Response:
@@ -120,15 +116,8 @@ def secure(response: flask.Response) -> flask.Response:
             f"; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'"
             f"; script-src 'nonce-{nonce}'"
         )
+    response.headers.update(SECURITY_HEADERS)
     response.headers["Content-Security-Policy"] = policy
-    response.headers[HEADER] = request_id()
-    if response.status_code == NO_KEY.status:
-        response.headers["WWW-Authenticate"] = 'Basic realm="tumorseg"'
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["X-Frame-Options"] = "DENY"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-    response.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=()"
-    response.headers["Cache-Control"] = "no-store"
+    response.headers[HEADER] = request_id()
     return response
