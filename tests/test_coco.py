@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from tumorseg.core.errors import InputError
 from tumorseg.data import coco
 from tumorseg.data.shapes import box_fill
 
@@ -28,56 +27,6 @@ def test_several_annotations_are_united_and_none_is_empty() -> None:
     assert mask[:10, :10].all() and mask[20:30, 20:30].all()
     empty = coco.LabelledImage("b.png", 80, 64)
     assert not coco.decode(coco.image_rle(empty), 64, 80).any()
-
-
-@pytest.mark.parametrize(
-    ("annotation", "message"),
-    [
-        ({"segmentation": [[1, 2, 3, 4]]}, "three points"),
-        ({"segmentation": [[0, 0, 9, 0, float("nan"), 9]]}, "finite"),
-        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "run lengths"),
-        ({"segmentation": []}, "bbox"),
-    ],
-)
-def test_an_undrawable_annotation_is_named(annotation: dict, message: str) -> None:
-    image = coco.LabelledImage("a.png", 80, 64, [{"id": 17} | annotation])
-    with pytest.raises(ValueError, match=f"annotation 17: .*{message}"):
-        coco.image_rle(image)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"images": [', "not valid JSON"),
-        ('{"images": []}', "annotations"),
-        ("[]", "not COCO"),
-    ],
-)
-def test_a_broken_json_is_named(tmp_path, text: str, message: str) -> None:
-    (tmp_path / coco.ANNOTATIONS).write_text(text)
-    with pytest.raises(InputError, match=message):
-        coco.read_split(tmp_path)
-
-
-def test_a_missing_json_is_named(tmp_path) -> None:
-    with pytest.raises(InputError, match="is missing"):
-        coco.read_split(tmp_path)
-
-
-def test_what_belongs_to_no_image_is_an_entry_with_a_problem(coco_folder) -> None:
-    coco_folder.add("train", "a.png", [(0, 0, 10, 10)])
-    document = coco_folder.documents["train"]
-    document["annotations"] += [{"id": 5, "image_id": 9, "bbox": [0, 0, 4, 4]}, "nonsense"]
-    document["images"] += [{"id": 3}, {"id": 0, "file_name": "b.png", "width": 8, "height": 8}]
-    images = coco.read_split(coco_folder.write() / "train")
-    found = {image.file_name: (image.problem or ("fine",))[0] for image in images}
-    assert found == {
-        "_annotations.coco.json#annotation[1]": "orphan_annotation",
-        "_annotations.coco.json#annotation[2]": "orphan_annotation",
-        "_annotations.coco.json#image[1]": "bad_entry",
-        "a.png": "duplicate_id",
-        "b.png": "duplicate_id",
-    }
 
 
 def test_box_fill_tells_rectangles_from_outlines() -> None:

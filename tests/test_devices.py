@@ -51,10 +51,6 @@ def test_slices_are_dealt_out_without_loss(processes: int) -> None:
     assert sorted(batch) == sorted(alone[:12])
 
 
-def test_the_processor_is_named() -> None:
-    assert str(os.cpu_count()) in trainer.hardware()
-
-
 def test_a_last_step_of_several_passes_is_the_mean_of_its_slices_too(workplace, tmp_path) -> None:
     # 12 slices in steps of 8: the last step has four, in one pass of four or two of two.
     changes = {"batch_size": 8, "epochs": 1, "dice_over": "slice"}

@@ -189,21 +189,6 @@ def test_a_huge_tumour_is_critical(coco_folder, manifest_of, tmp_path) -> None:
     assert any("max_tumour_fraction: train/a.png" in line for line in lines)
 
 
-def test_a_missing_split_is_named(manifest_of, tmp_path) -> None:
-    (tmp_path / "train").mkdir()
-    with pytest.raises(InputError, match="no folder valid, test"):
-        manifest_of(tmp_path)
-
-
-def test_a_link_out_of_the_folder_is_not_followed(coco_folder, manifest_of, tmp_path) -> None:
-    coco_folder.add("train", "a.png")
-    root = coco_folder.write()
-    (root / "train" / "a.png").rename(tmp_path / "secret.png")
-    (root / "train" / "a.png").symlink_to(tmp_path / "secret.png")
-    row = manifest_of(root).query("path == 'train/a.png'").iloc[0]
-    assert row["problem"] == "outside"
-
-
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:

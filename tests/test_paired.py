@@ -27,12 +27,6 @@ def test_slices_are_paired_by_path_not_by_position() -> None:
     assert (found.slices, found.groups) == (50, 50)
 
 
-def test_the_interval_is_that_of_the_mean() -> None:
-    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
-    low, high = interval(values, np.arange(400), 4000, 0)
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-
-
 def test_a_patient_s_slices_count_as_one() -> None:
     # 20 patients of 10 equal slices: as much evidence as 20 slices, not as 200.
     patients = np.random.default_rng(2).normal(0.5, 0.2, 20)

@@ -192,14 +192,6 @@ def test_differences_by_stratum() -> None:
     assert found.loc["glioma", "high"] == difference(scored, "attention_unet", "unet", 50, 0).high
 
 
-def test_dice_is_averaged_over_seeds(report: ReportData) -> None:
-    scored = over_seeds(report.test)
-    assert len(scored) == 5 * len(METHODS)
-    one = scored[scored["method"] == "unet"].iloc[0]
-    seeds = report.test[(report.test["method"] == "unet") & (report.test["path"] == one["path"])]
-    assert len(seeds) == 2 and one["dice"] == pytest.approx(seeds["dice"].mean())
-
-
 def test_a_chart_has_a_point_a_slice_and_is_the_same_each_time() -> None:
     scored = numbered(23)
     url = figures.scatter(scored, "unet", "attention_unet")

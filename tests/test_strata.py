@@ -90,23 +90,6 @@ def test_every_stratum_has_every_method_s_figures(table) -> None:
     assert row["lesion_sensitivity"] == 0.75
 
 
-def test_equal_seeds_are_no_more_evidence(table) -> None:
-    once = strata(judged("unet"), 500, 0)
-    thrice = strata(pd.concat([judged("unet", seed) for seed in range(3)]), 500, 0)
-    pd.testing.assert_frame_equal(once, thrice)
-
-
-def test_seeds_that_differ_widen_the_interval() -> None:
-    def width(founds: list[float]) -> float:
-        rows = strata(
-            pd.concat([judged("unet", seed, found) for seed, found in enumerate(founds)]), 500, 0
-        )
-        (large,) = (row for _, row in rows.iterrows() if row["stratum"].startswith("large"))
-        return large["mean_dice_high"] - large["mean_dice_low"]
-
-    assert width([0.3, 0.5, 0.7]) > 2 * width([0.5, 0.5, 0.5])
-
-
 def test_without_tumour_there_is_no_lesion_to_find(table) -> None:
     rows = strata(table, 50, 0).query("stratum == 'no tumour'")
     assert len(rows) == 2 and all(isnan(value) for value in rows["lesion_sensitivity"])

@@ -145,8 +145,14 @@ def read_split(folder: Path) -> list[LabelledImage]:
             given = annotation.get("image_id") if isinstance(annotation, dict) else annotation
             why = f"refers to image {reprlib.repr(given)}, which is not listed under 'images'"
             orphans.append(LabelledImage(name, 0, 0, problem=("orphan_annotation", why)))
-    _mark_zipped(document, listed)
-    _mark_repeated_names(listed)
+    uses = Counter(image.file_name for image in listed)
+    zipped = [*document["annotations"], *[None] * len(listed)]
+    for entry, image, annotation in zip(document["images"], listed, zipped, strict=False):
+        if image.problem is None:
+            owner = annotation.get("image_id") if isinstance(annotation, dict) else None
+            image.wrong_if_zipped = owner != entry["id"]
+            if uses[image.file_name] > 1:
+                image.problem = ("listed_twice", "is listed more than once")
     return sorted([*listed, *orphans], key=lambda image: image.file_name)
 
 
@@ -213,22 +219,6 @@ def _spacing(value: Any) -> tuple[float, float]:
 def printable(text: str) -> str:
     """A text that can be stored and printed on one line; what cannot becomes an escape."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def _mark_zipped(document: dict[str, Any], listed: list[LabelledImage]) -> None:
-    annotations = document["annotations"]
-    for number, (entry, image) in enumerate(zip(document["images"], listed, strict=True)):
-        if image.problem is None:
-            zipped = annotations[number] if number < len(annotations) else None
-            owner = zipped.get("image_id") if isinstance(zipped, dict) else None
-            image.wrong_if_zipped = owner != entry["id"]
-
-
-def _mark_repeated_names(listed: list[LabelledImage]) -> None:
-    count = Counter(image.file_name for image in listed)
-    for image in listed:
-        if count[image.file_name] > 1 and image.problem is None:
-            image.problem = ("listed_twice", "is listed more than once")
 
 
 def annotation_rle(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:

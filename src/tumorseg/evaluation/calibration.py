@@ -126,13 +126,8 @@ def dice_by_threshold(
 
     Returns:
         Shape (slices, T); 1 where a mask is empty on both sides.
-
-    Raises:
-        InputError: If the thresholds do not ascend.
     """
     grid = np.asarray(thresholds, np.float32)
-    if not len(grid) or np.any(np.diff(grid) <= 0):
-        raise InputError(f"thresholds {list(thresholds)}: give them in ascending order")
     rows = [
         _dice_of_slice(probability, truth, grid)
         for probability, truth in zip(probabilities, truths, strict=True)

@@ -1,13 +1,8 @@
-"""Great Expectations on a table, and Data Docs of it that call no other host."""
+"""Data Docs, Great Expectations' HTML site, made to call no other host."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any
-
-import great_expectations as gx
-import great_expectations.expectations as expect
-import pandas as pd
 
 from tumorseg.core.files import atomic_path
 
@@ -25,53 +20,6 @@ td { overflow-wrap: anywhere; vertical-align: top; }
 .fa-times::before { content: "not met"; color: #b3261e; font-style: normal; }
 .navbar, footer, .collapse pre { display: none; }
 </style>"""
-
-
-def validated(
-    name: str,
-    table: pd.DataFrame,
-    expectations: list[expect.Expectation],
-    docs: Path | None,
-    result_format: dict[str, Any],
-) -> list[Any]:
-    """Runs expectations on a table, in a context that leaves nothing behind.
-
-    Args:
-        name: Of the suite, in Data Docs.
-        table: What they are about.
-        expectations: The suite.
-        docs: Receives Data Docs, whose entry is `index.html`; none are written if None.
-        result_format: As Great Expectations has it.
-
-    Returns:
-        Its result for each expectation.
-
-    Raises:
-        RuntimeError: An expectation could not be computed.
-    """
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    if docs is not None:
-        store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())}
-        builder = {"class_name": "DefaultSiteIndexBuilder"}
-        site = {"class_name": "SiteBuilder", "site_index_builder": builder, "store_backend": store}
-        context.add_data_docs_site("docs", site)
-    asset = context.data_sources.add_pandas("data").add_dataframe_asset(name)
-    definition = gx.ValidationDefinition(
-        name=name,
-        data=asset.add_batch_definition_whole_dataframe("all rows"),
-        suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations)),
-    )
-    validation = context.validation_definitions.add(definition).run(
-        batch_parameters={"dataframe": table}, result_format=result_format
-    )
-    if docs is not None:
-        context.build_data_docs()
-    for result in validation.results:
-        raised = result.exception_info or {}
-        if raised.get("raised_exception"):
-            raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
-    return list(validation.results)
 
 
 def settle(docs: Path, page: Path, name: str = "Data audit") -> None:
