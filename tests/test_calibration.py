@@ -47,6 +47,17 @@ def test_the_table_has_both_regions_and_says_where_nothing_lies() -> None:
     assert table["mean_probability"].isna().sum() == table["tumour_fraction"].isna().sum() == 39
 
 
+def test_slices_add_up() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(rng.random((30, 30), np.float32), rng.random((30, 30)) > 0.5) for _ in range(3)]
+    one_by_one, at_once = Reliability(), Reliability()
+    for pair in pairs:
+        one_by_one.add(*pair)
+    at_once.add(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)))
+    assert one_by_one.sums["all"] == pytest.approx(at_once.sums["all"])
+    assert Reliability().sums["all"].sum() == 0  # each has its own histograms
+
+
 def test_honest_probabilities_are_calibrated_and_bold_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     probability = rng.random((400, 400), np.float32)
@@ -107,6 +118,17 @@ def test_the_histogram_gives_what_comparing_gives(drawn) -> None:
         for threshold, value in zip(THRESHOLDS, row, strict=True):
             counts = count(probability >= threshold, truth)
             assert value == dice(counts["tp"], counts["fp"] + counts["fn"])
+
+
+def test_a_probability_at_the_threshold_is_called() -> None:
+    # In float32 0.7 is a little less than in float64; the service compares in float32.
+    found = dice_by_threshold([plane(0.7)], [~NOTHING], [0.69, 0.7, 0.71])
+    assert found.tolist() == [[1, 1, 0]]
+
+
+def test_empty_masks_count_as_in_dice() -> None:
+    found = dice_by_threshold([plane(0.3), plane(0)], [NOTHING, ~NOTHING], [0.2, 0.4])
+    assert found.tolist() == [[0, 1], [0, 0]]
 
 
 @pytest.mark.parametrize(

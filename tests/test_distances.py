@@ -15,6 +15,17 @@ from tumorseg.evaluation.metrics import distances
 NOTHING = square(0, 0, 0, 0)
 
 
+def test_a_shifted_square_is_off_by_its_shift() -> None:
+    # Two squares of 10 × 10, each with a border of 36 pixels, shifted by 3 rows. Of either border
+    # the 10 pixels of the far side are 3 off. The other short side crosses the other square: 4
+    # pixels in its middle are 3 off, the rest of it at most 2, like all of the long sides.
+    here, there = square(2, 5, 12, 15), square(5, 5, 15, 15)
+    found = distances(here, there, None, 2)
+    assert found["hd95"] == 3
+    assert found["surface_dice"] == pytest.approx((36 - 10 - 4) / 36)
+    assert distances(here, there, None, 3)["surface_dice"] == 1
+
+
 PIXEL = square(1, 1, 2, 2)
 BELOW, BESIDE, ACROSS = square(4, 1, 5, 2), square(1, 4, 2, 5), square(4, 5, 5, 6)
 
@@ -42,6 +53,15 @@ def test_a_tolerance_of_whole_pixels_holds_whatever_the_spacing(side) -> None:
     for left in range(12):  # side · (left + 3) − side · left is 3 · side but for its last bits
         pair = square(1, left, 2, left + 1), square(1, left + 3, 2, left + 4)
         assert distances(*pair, (side, side), 3 * side)["surface_dice"] == 1
+
+
+def test_a_few_stray_pixels_do_not_decide() -> None:
+    truth = square(2, 2, 18, 18, side=60)
+    stray = truth.copy()
+    stray[50, 50] = True  # 1 of 61 border pixels
+    assert distances(stray, truth, None, 1)["hd95"] == 0
+    stray[50, 44:50:2] = True  # 4 of 64
+    assert distances(stray, truth, None, 1)["hd95"] > 20
 
 
 def test_the_edge_of_the_picture_is_a_border() -> None:

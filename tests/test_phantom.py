@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def test_annotations_lie_inside_the_image(phantom: Path) -> None:
             np.testing.assert_allclose(points.min(axis=0), (left, top), atol=0.01)
             np.testing.assert_allclose(points.max(axis=0), (left + width, top + height), atol=0.01)
             assert 0 < entry["area"] <= width * height * 1.1
+
+
+def test_slices_have_none_one_or_two_tumours(phantom: Path) -> None:
+    coco = annotations(phantom, "train")
+    a_slice = Counter(entry["image_id"] for entry in coco["annotations"])
+    assert {a_slice[image["id"]] for image in coco["images"]} == {0, 1, 2}
 
 
 def test_polygons_rasterise_onto_the_drawn_tumours(phantom: Path) -> None:
