@@ -41,7 +41,9 @@ def test_what_cannot_be_used_gets_one_sentence(name, caplog, capfd):
     assert not any("SECRET" in each or "Doe" in each for each in (*told, *capfd.readouterr()))
 
 
-@pytest.mark.parametrize("name", REJECTED)
+@pytest.mark.parametrize(
+    "name", ["cut DICOM", "JPEG Lossless", "cut zip", "cut .nii.gz", "two axes"]
+)
 def test_what_was_refused_is_not_kept(name):
     data = REJECTED[name][0]
     gc.collect()  # what other tests left
