@@ -18,7 +18,7 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data import coco
 from tumorseg.importers import inbox, intake
-from tumorseg.importers.merging import append, merge
+from tumorseg.importers.intake import append, merge
 
 
 def sections(**changes):
