@@ -1,7 +1,6 @@
 """A take-in that is killed anywhere: it happened or it did not."""
 
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,20 +41,13 @@ class Countdown:
         return call
 
 
-def copies(template: Path, tmp_path: Path, monkeypatch) -> Iterator[tuple[int, Path]]:
-    """Numbers from 1, with a copy of the repository for each."""
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_any_step_a_rerun_finishes(template, tmp_path, monkeypatch, quick, after) -> None:
     for at in range(1, 100):
         root = tmp_path / str(at)
         shutil.copytree(template, root, symlinks=True)
         monkeypatch.chdir(root)
-        yield at, root
-        shutil.rmtree(root)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_any_step_a_rerun_finishes(template, tmp_path, monkeypatch, quick, after) -> None:
-    for at, root in copies(template, tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             countdown = Countdown(patched, at, after=after)
             with suppress(Killed):
@@ -64,4 +56,5 @@ def test_killed_at_any_step_a_rerun_finishes(template, tmp_path, monkeypatch, qu
             break
         take_all(root)
         check_taken(root, template)
+        shutil.rmtree(root)
     assert at > 8
