@@ -18,7 +18,7 @@ from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.manifest import build_manifest
 from tumorseg.imaging.decode import decode
-from tumorseg.importers import Options, detect, dicom, import_folder, nifti, plan
+from tumorseg.importers import Options, detect, dicom, import_folder, plan
 from tumorseg.importers import use as module
 from tumorseg.importers.use import use
 
@@ -93,22 +93,6 @@ def test_the_plan_is_what_is_done_later_and_writes_nothing(imported, title: str,
     before = contents(sample.folder)
     assert plan(sample.folder, options=sample.options) == summary
     assert contents(sample.folder) == before
-
-
-def test_the_plan_decodes_no_image(imported, monkeypatch) -> None:
-    def never(*arguments, **keywords):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(nifti, "grey_slices", never)
-    monkeypatch.setattr(dicom, "frames", never)
-    monkeypatch.setattr(dicom.highdicom.seg, "segread", never)
-    monkeypatch.setattr("tumorseg.importers.mask_folder.to_grey", never)
-    for title in ("NIfTI pairs, axial", "DICOM SEG", "LGG-like tif pairs"):
-        sample = imported(title)[0]
-        assert plan(sample.folder).images == len(sample.truth)
-    split = imported("images/ and masks/")[0]
-    monkeypatch.setattr("tumorseg.importers.mask_folder.read_mask", never)  # the split is known
-    assert plan(split.folder).images == len(split.truth)
 
 
 def test_a_folder_with_the_layout_is_copied_byte_for_byte(imported, coco_folder) -> None:

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CocoFolder
-from tests.retraining import masks, phantom_batch, small_params
+from tests.retraining import small_params
 from tests.samples import SAMPLES, least_iou
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data import coco
 from tumorseg.importers import inbox, intake
-from tumorseg.importers.merging import append, merge
+from tumorseg.importers.intake import append, merge
 
 
 def sections(**changes):
@@ -307,11 +307,3 @@ def test_only_batches_at_rest_are_taken(tmp_path) -> None:
     before = inbox.fingerprint(root / "old")
     (root / "old" / "a.png").write_bytes(b"22")
     assert inbox.fingerprint(root / "old") != before
-
-
-def test_a_phantom_batch_is_what_it_says(tmp_path) -> None:
-    straight = masks(phantom_batch(tmp_path / "one", 3, seed=5))
-    shifted = masks(phantom_batch(tmp_path / "two", 3, seed=5, shift=30))
-    assert straight.keys() == shifted.keys() and len(straight) == 3
-    assert all(straight[name][0] == shifted[name][0] for name in straight)
-    assert any(straight[name][1] != shifted[name][1] for name in straight)

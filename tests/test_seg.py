@@ -135,17 +135,6 @@ def test_missing_type_two_values_are_empty(info):
     assert found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 4
 
 
-def test_a_source_of_no_kind_is_refused(info):
-    study = decode(series_zip(series(SOPClassUID="1.2.3.4")))
-    with pytest.raises(Rejected, match="break the standard"):
-        seg_file(study, marks(study), info)
-    mixed = series()
-    mixed[1].StudyInstanceUID = "1.2.3"
-    study = decode(series_zip(mixed))
-    with pytest.raises(Rejected, match="one study and kind"):
-        seg_file(study, marks(study), info)
-
-
 @pytest.mark.parametrize("order", ["RAS", "LPS", "PIR", "SAL", "ASR", "LAS"])
 @pytest.mark.parametrize(
     "place",

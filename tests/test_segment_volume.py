@@ -194,6 +194,12 @@ def uneven() -> list[pydicom.Dataset]:
     return datasets
 
 
+def of_two_studies() -> list[pydicom.Dataset]:
+    datasets = oblique()
+    datasets[1].StudyInstanceUID = "1.2.3"
+    return datasets
+
+
 def without(keyword: str) -> list[pydicom.Dataset]:
     datasets = oblique()
     for dataset in datasets:
@@ -208,10 +214,14 @@ def without(keyword: str) -> list[pydicom.Dataset]:
         (without("ImagePositionPatient"), "seg", "where its slices lie"),
         (without("Modality"), "seg", "must refer to"),
         (oblique(SOPClassUID="1.2.3.4"), "seg", "break the standard"),
+        (of_two_studies(), "seg", "one study and kind"),
         (uneven(), "nifti", "lie evenly"),
         (without("PixelSpacing"), "nifti", "lie evenly"),
     ],
-    ids=["no frame of reference", "no position", "no modality", "no kind", "uneven", "no spacing"],
+    ids=[
+        *("no frame of reference", "no position", "no modality", "no kind", "two studies"),
+        *("uneven", "no spacing"),
+    ],
 )
 def test_what_cannot_be_answered_is_refused_before_anything_is_computed(
     client, monkeypatch, datasets, output, words

@@ -5,7 +5,7 @@ slices, with anterior and superior up; sagittal slices face left. Slices are num
 posterior and left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,13 +92,3 @@ def planes(values: NDArray[Any], axis: str) -> NDArray[Any]:
 def from_planes(slices: NDArray[Any], axis: str) -> NDArray[Any]:
     """Undoes `planes`: shape (slices, H, W) to a view in canonical order, shape (X, Y, Z)."""
     return np.moveaxis(np.flip(slices.swapaxes(1, 2), (1, 2)), 0, AXES.index(axis))
-
-
-def along(axes: Sequence[float], place: Sequence[float]) -> float:
-    """Where a DICOM slice lies on the way through its stack, in mm.
-
-    Args:
-        axes: ImageOrientationPatient, 6 direction cosines.
-        place: ImagePositionPatient (x, y, z), in mm.
-    """
-    return float(np.dot(np.cross(axes[:3], axes[3:]), place))

@@ -20,7 +20,7 @@ from tumorseg.imaging.dicom import (
     frames_in,
     unusable,
 )
-from tumorseg.imaging.display import along, dicom_grey, limits
+from tumorseg.imaging.display import dicom_grey, limits
 from tumorseg.imaging.preprocess import Grey
 from tumorseg.imaging.study import Refusal, Rejected, Study, check_count, is_distance
 
@@ -237,7 +237,8 @@ def _places(headers: list[Any]) -> list[float]:
     if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
         raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
     # Along one normal, so that rounding in the cosines cannot reorder thin slices.
-    places = [along(first, place) for _, place in known]
+    normal = np.cross(first[:3], first[3:])
+    places = [float(np.dot(normal, place)) for _, place in known]
     if any(b - a < _TOLERANCE for a, b in pairwise(sorted(places))):
         raise Rejected(
             400, "Several slices lie at the same position: send one echo, phase or repetition."

@@ -91,12 +91,11 @@ def _splits(folder: Path) -> Source:
 
 
 def coco_files(folder: Path) -> list[Path]:
-    """The JSON files of a folder that are COCO."""
-    return [path for path in sorted(folder.glob("*.json")) if is_coco(path)]
+    """The JSON files of a folder that are COCO, or are broken but have COCO in their names."""
+    return [path for path in sorted(folder.glob("*.json")) if _is_coco(path)]
 
 
-def is_coco(path: Path) -> bool:
-    """Whether a JSON file is COCO, or is broken but has COCO in its name."""
+def _is_coco(path: Path) -> bool:
     try:
         document = coco.read_json(path)
     except InputError:

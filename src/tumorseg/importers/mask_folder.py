@@ -1,7 +1,6 @@
 """Images with a mask file each: NAME and NAME_mask side by side, or images/ and masks/."""
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -28,27 +27,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "valid"}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image with its mask.
-
-    Attributes:
-        image: Its file.
-        mask: Its file.
-        stem: A name for the slice, without a suffix.
-        group: The patient; None if unknown.
-        number: Position within the group; None if unknown.
-        split: train, valid or test where a folder of that name holds the image.
-    """
-
-    image: Path
-    mask: Path
-    stem: str
-    group: str | None
-    number: int | None
-    split: str | None
-
-
 def fits(folder: Path) -> bool:
     """Whether there are image files called NAME_mask, or folders images/ and masks/."""
     return bool(_parallel(folder)) or any(_is_mask(path) for path in _pictures(folder))
@@ -57,33 +35,51 @@ def fits(folder: Path) -> bool:
 def read(folder: Path, options: Options) -> Source:
     """Indexes a tree of images and masks, reading only headers.
 
+    A patient is a folder where there are several, else what comes before a name's trailing `_NN`.
+    Folders of one name are one patient, since downloads may hold a set twice, unless all have it.
+
     Raises:
         InputError: More than half of the images have no mask, or a mask has another size.
     """
     found, skipped = _pairs(folder)
+    places = [_without_split(folder, image) for image, _ in found]
+    homes = {place.parent for place in places}
+    several, differ = len(homes) > 1, len({home.name for home in homes}) > 1
+    groups = [_patient(place, several, differ) for place in places]
+    if len(set(groups)) == 1 and len(groups) > 1 and not several:
+        groups = [None] * len(groups)  # image_1, image_2, …: all one patient says nothing
+    # Patients' folders often hold names that are unique only within them.
+    stems = [
+        place.stem
+        if not several or place.stem.startswith(place.parent.name)
+        else f"{place.parent.as_posix()}_{place.stem}"
+        for place in places
+    ]
     new_name = Names()
     records = []
-    for pair in found:
+    for (image, mask), stem, group in zip(found, stems, groups, strict=True):
         try:
-            _check_sizes(pair.image, pair.mask)
+            _check_sizes(image, mask)
         except InputError as error:
             if not options.lenient:
                 raise
-            skipped[pair.image] = str(error)
+            skipped[image] = str(error)
             continue
+        numbered = re.search(r"_(\d+)$", image.stem)
+        parents = image.relative_to(folder).parts[:-1]
         records.append(
             Record(
-                name=new_name(pair.stem, ".png", pair.group),
-                group=pair.group,
-                number=pair.number,
-                split=pair.split,
+                name=new_name(stem, ".png", group),
+                group=group,
+                number=int(numbered[1]) if numbered and group is not None else None,
+                split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
                 spacing=None,
-                categories=partial(_present, pair.mask),
-                load=partial(_load, pair.image, pair.mask),
+                categories=partial(_present, mask),
+                load=partial(_load, image, mask),
             )
         )
     doubts = []
-    if repeated := len(found) - len({pair.stem for pair in found}):
+    if repeated := len(stems) - len(set(stems)):
         doubts.append(f"{repeated} names occur more than once: does the folder hold a set twice?")
     return Source(records, numbered_categories([TUMOUR]), skipped, doubts)
 
@@ -125,11 +121,8 @@ def _load(image: Path, mask: Path) -> Drawn:
         return Drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
 
 
-def _pairs(folder: Path) -> tuple[list[Pair], dict[Path, str]]:
+def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
     """Pairs images with masks.
-
-    A patient is a folder where there are several, else what comes before a name's trailing `_NN`.
-    Folders of one name are one patient, since downloads may hold a set twice, unless all have it.
 
     Returns:
         The pairs, and path → why it is left out.
@@ -156,29 +149,7 @@ def _pairs(folder: Path) -> tuple[list[Pair], dict[Path, str]]:
     unused -= {mask for _, mask in found}
     skipped = {path: "has no mask" for path in lonely}
     skipped |= {path: "is the mask of no image" for path in sorted(unused)}
-    places = [_without_split(folder, image) for image, _ in found]
-    homes = {place.parent for place in places}
-    several, differ = len(homes) > 1, len({home.name for home in homes}) > 1
-    groups = [_patient(place, several, differ) for place in places]
-    if len(set(groups)) == 1 and len(groups) > 1 and not several:
-        groups = [None] * len(groups)  # image_1, image_2, …: all one patient says nothing
-    result = []
-    for (image, mask), place, group in zip(found, places, groups, strict=True):
-        number = re.search(r"_(\d+)$", place.stem)
-        # Patients' folders often hold names that are unique only within them.
-        alone = not several or place.stem.startswith(place.parent.name)
-        parents = image.relative_to(folder).parts[:-1]
-        result.append(
-            Pair(
-                image=image,
-                mask=mask,
-                stem=place.stem if alone else f"{place.parent.as_posix()}_{place.stem}",
-                group=group,
-                number=int(number[1]) if number and group is not None else None,
-                split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
-            )
-        )
-    return result, skipped
+    return found, skipped
 
 
 def _parallel(folder: Path) -> list[tuple[Path, Path]]:

@@ -209,7 +209,8 @@ def save(
             {"id": next(numbers), "image_id": image_id, "category_id": ids[name]} | shape
             for name, shape in _shapes(loaded)
         ]
-    return entry | _known(record), annotations
+    known = {"group": record.group, "slice_number": record.number, "spacing_mm": record.spacing}
+    return entry | {key: value for key, value in known.items() if value is not None}, annotations
 
 
 def _shapes(slice_: Drawn) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -225,15 +226,6 @@ def _shapes(slice_: Drawn) -> Iterator[tuple[str, dict[str, Any]]]:
                     "iscrowd": 0,
                 },
             )
-
-
-def _known(record: Record) -> dict[str, Any]:
-    extra = {
-        "group": record.group,
-        "slice_number": record.number,
-        "spacing_mm": record.spacing,
-    }
-    return {key: value for key, value in extra.items() if value is not None}
 
 
 def copy(layout: Path, folder: Path) -> None:
