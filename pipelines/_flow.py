@@ -28,7 +28,9 @@ AGAIN = "type the same again: what has finished stays"
 def is_prefect_away(error: BaseException | None) -> bool:
     """Whether Prefect's server failed; its client wraps what it met in other errors."""
     while error and not isinstance(error, httpx.HTTPError):
-        error = error.__cause__ or error.__context__
+        if isinstance(error, InputError | StageError):
+            return False
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error is not None
 
 

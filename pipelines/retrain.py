@@ -25,6 +25,7 @@ from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.settings import PREFECT_API_URL
 from prefect.utilities.urls import url_for
 
 from pipelines._flow import main, on_schedule, prefect_api, stage, step
@@ -36,6 +37,7 @@ from tumorseg.core.environment import STATE
 from tumorseg.core.errors import MISTAKE, InputError, StageError
 from tumorseg.core.files import write_text
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
+from tumorseg.core.prefect_server import mark_crashed
 from tumorseg.data import dataset
 from tumorseg.importers import inbox, intake
 from tumorseg.reporting.retraining import page
@@ -175,6 +177,8 @@ def retrain(because: str = "asked for by hand") -> None:
     try:
         with FileLock(LOCK, timeout=0):
             end_orphan()
+            if url := PREFECT_API_URL.value():  # a worker's run has no command that did this before
+                mark_crashed(url)
             _steps(Account(because), load_params(RetrainParams))
     except Timeout:
         raise StageError(

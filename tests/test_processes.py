@@ -29,9 +29,11 @@ def test_one_that_has_the_number_of_an_ended_one_is_another() -> None:
     assert processes.is_dead(f"{before}:{int(started) - 60}")
 
 
-@pytest.mark.parametrize("tag", ["process:elsewhere:1:0", "nightly", "", "process"])
+@pytest.mark.parametrize(
+    "tag", ["process:elsewhere:1:0", "nightly", "", "process", "process:h:boot:1:0"]
+)
 def test_of_another_machine_s_and_of_other_tags_nothing_is_known(tag: str) -> None:
-    assert not processes.is_dead(tag)
+    assert not processes.is_dead(tag) and processes.find(tag) is None
 
 
 def test_a_process_ends_with_all_its_children() -> None:

@@ -24,7 +24,6 @@ from tests.retraining import DECISION, git, make_repository, phantom_batch, vari
 from tests.test_alerts import Receiver
 from tumorseg.core.alerts import VARIABLE
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.prefect_server import prefect_server
 from tumorseg.core.processes import find
 from tumorseg.data import dataset
 
@@ -280,7 +279,7 @@ def test_a_killed_run_is_found_marked_and_told(repository, monkeypatch, alerts) 
     assert done.returncode == -signal.SIGKILL, done.stderr
     killed = ask("flow_runs", named)[0]
     assert killed["state_name"] == "Running" and not alerts
-    with faked(monkeypatch) as (retrain, _), prefect_server():  # as each command begins
+    with faked(monkeypatch) as (retrain, _):
         retrain()
     after, before = ask("flow_runs", named)[:2]
     assert before["id"] == killed["id"] and before["state_name"] == "Crashed"

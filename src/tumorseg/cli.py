@@ -37,8 +37,10 @@ def main() -> None:
     """Runs the command; a user's mistake or a full disk ends it with one sentence and status 1."""
     try:
         app()
-    except (InputError, OSError) as error:
+    except InputError as error:
         sys.exit(f"tumorseg: {error}")
+    except OSError as error:
+        sys.exit(f"tumorseg: {error}; mend that (a full disk: make room), and type the same again")
 
 
 @app.callback()

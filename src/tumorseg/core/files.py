@@ -58,7 +58,11 @@ def remove_folder(folder: Path) -> None:
 
     Folders that were copied from a read-only medium are made writable first.
     """
-    if folder.exists():
+    if not folder.exists():
+        return
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:
         for parent, _, _ in os.walk(folder):
             os.chmod(parent, stat.S_IRWXU)
         shutil.rmtree(folder)

@@ -20,6 +20,7 @@ from tumorseg.core import processes
 from tumorseg.core.alerts import alert
 from tumorseg.core.environment import PREFECT_URL_FILE, STATE, answers, noted_prefect
 from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_text
 
 PATIENCE_SECONDS = 120
 FOLDER = PREFECT_URL_FILE.parent
@@ -124,8 +125,8 @@ def _start() -> str:
     log = FOLDER / "server.log"
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = started(command, log)
-    _SERVER.write_text(processes.tag(psutil.Process(process.pid)))
-    PREFECT_URL_FILE.write_text(url)
+    write_text(_SERVER, processes.tag(psutil.Process(process.pid)))
+    write_text(PREFECT_URL_FILE, url)
     try:
         if not _answers_in_time(url, process):
             raise InputError(f"the Prefect server did not start; its last words are in {log}")

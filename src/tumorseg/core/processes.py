@@ -14,21 +14,23 @@ def tag(process: psutil.Process | None = None) -> str:
 
 
 def find(word: str) -> psutil.Process | None:
-    """The running process of this host that a tag names; None where it has ended."""
-    _, host, pid, started = word.split(":")
-    try:
-        process = psutil.Process(int(pid))
-        alive = process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return None
-    # The number may be another process's by now; a second is left for a clock that was set.
-    same = abs(process.create_time() - float(started)) <= 1
-    return process if alive and same and host == socket.gethostname() else None
+    """The running process of this host that a tag names; None where it has ended, or is no tag."""
+    match word.split(":"):
+        case ["process", host, pid, started] if host == socket.gethostname() and pid.isdigit():
+            try:
+                process = psutil.Process(int(pid))
+                alive = process.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return None
+            # The number may be another process's by now; a second is left for a clock that was set.
+            return process if alive and abs(process.create_time() - float(started)) <= 1 else None
+    return None
 
 
 def is_dead(word: str) -> bool:
     """Whether a word is the tag of a process of this host that has ended."""
-    return word.startswith(f"process:{socket.gethostname()}:") and find(word) is None
+    mine = word.startswith(f"process:{socket.gethostname()}:") and word.count(":") == 3
+    return mine and find(word) is None
 
 
 def end_tree(process: psutil.Process) -> None:

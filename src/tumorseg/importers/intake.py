@@ -160,6 +160,8 @@ def take_in(
             data.rename(place / "before")
             (place / "data").rename(data)
             dvc("add", data.name)
+            taken = replace(taken, after=version(data))
+            write_json(place / "taken.json", asdict(taken))
             added = f"{taken.train} slices for training, {taken.valid} for validation"
             git.commit([f"{data.name}.dvc"], f"New data: batch {taken.batch}, {added}")
     except Exception as error:
@@ -172,7 +174,7 @@ def take_in(
             "champion are as they were"
         ) from None
     recover(retrain, data)
-    return replace(taken, after=version(data))
+    return taken
 
 
 def _prepare(
@@ -299,8 +301,9 @@ def recover(retrain: RetrainParams, data: Path = DATA) -> None:
     if (place / "taken.json").exists():
         taken = Taken(**json.loads((place / "taken.json").read_text()))
         committed = git.committed(f"{data.name}.dvc") or ""
-        if not (taken.train or taken.valid) or taken.before not in committed:
-            _clear_away(replace(taken, after=version(data)), retrain, place)
+        joined = bool(taken.train or taken.valid)
+        if not joined or (taken.after != taken.before and taken.after in committed):
+            _clear_away(taken, retrain, place)
         elif (place / "before").exists():
             git.git("checkout", "--quiet", "HEAD", "--", f"{data.name}.dvc")
             remove_folder(data)
