@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from pipelines._flow import main, stage, step
 from pipelines.augment import POLICY
 from tumorseg.core.environment import STATE
-from tumorseg.core.errors import MISTAKE, InputError
+from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, load_slices
@@ -90,14 +90,9 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
 
 def run(network: str, seed: int) -> None:
     """Runs the flow, or trains along, where Lightning or the user started a further process."""
-    if is_first_process():
-        main(train, network, seed)
-        return
-    try:
-        train_here(network, seed)
-    except InputError as error:
-        print(f"train: {error}", file=sys.stderr)
-        sys.exit(MISTAKE)
+    load_params(TrainParams)  # a mistake there needs no server to be reported
+    entry = train if is_first_process() else train_here
+    entry(network, seed)
 
 
 if __name__ == "__main__":
@@ -105,4 +100,4 @@ if __name__ == "__main__":
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("seed", type=int)
     chosen = parser.parse_args()
-    run(chosen.network, chosen.seed)
+    main(run, chosen.network, chosen.seed)

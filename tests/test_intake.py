@@ -87,6 +87,26 @@ def test_what_dvc_or_git_refuse_is_taken_back(repository, template, monkeypatch,
     check_taken(repository, template)
 
 
+def test_a_version_from_elsewhere_is_not_taken_for_the_one_cut_off(
+    repository, template, quick, monkeypatch
+) -> None:
+    class Killed(BaseException):
+        """Stands for a signal: nothing catches it."""
+
+    def killed(*_: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(intake, "dvc", killed)
+        take_all(repository)
+    record = repository / "data.dvc"  # what `git pull` may bring
+    record.write_text(record.read_text().replace(intake.version(), "f" * 32 + ".dir"))
+    git(repository, "commit", "-q", "-m", "Another version", "data.dvc")
+    intake.recover(sections(repository)[2])
+    assert contents(repository / "inbox") == contents(template / "inbox")
+    assert contents(repository / "data") == contents(template / "data")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may remove what nobody may write")
 def test_a_batch_that_nobody_may_write_is_taken_in(repository, template, quick) -> None:
     batch = Path("inbox/monday")
