@@ -85,8 +85,10 @@ def test_what_was_accepted_is_answered(served, keep):
     clients = [Client(int(url.rpartition(":")[2]), request(keep), keep) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
-    time.sleep(1.5)
-    before = sum(client.answered for client in clients)
+    deadline = time.monotonic() + 120
+    while (before := sum(client.answered for client in clients)) < CLIENTS:
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     for client in clients:
