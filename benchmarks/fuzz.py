@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import head, row, serve
 
-from tests.fuzz_inputs import check, inputs
-from tests.serving_model import write_model
+from tests.support.fuzz_inputs import check, inputs
+from tests.support.serving_model import write_model
 from tumorseg.core import environment
 from tumorseg.inference.predictor import load_info
 

@@ -21,8 +21,8 @@ import psutil
 from common import REPOSITORY, head, row
 
 sys.path.insert(0, str(REPOSITORY))
-from tests.malformed import CASES, in_words, prepare
-from tests.samples import SAMPLES, least_iou
+from tests.support.malformed import CASES, in_words, prepare
+from tests.support.samples import SAMPLES, least_iou
 from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.importers import import_folder
 

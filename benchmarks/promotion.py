@@ -32,8 +32,8 @@ from mlflow.tracking import MlflowClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests import toy_registry
-from tests.serving_process import ready
+from tests.support import toy_registry
+from tests.support.serving_process import ready
 from tumorseg.core import environment
 from tumorseg.core.files import write_json
 from tumorseg.core.prefect_server import free_port, prefect_server

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 from common import running
 
-from tests.retraining import git, make_repository, phantom_batch, variables
+from tests.support.retraining import git, make_repository, phantom_batch, variables
 from tumorseg.core.prefect_server import free_port
 from tumorseg.data.phantom import make_phantom
 

@@ -36,7 +36,7 @@ from common import PYTHONPATH, Server, head, quantile, row, running, serve, stop
 from PIL import Image
 from service_inputs import Picture, Spoilt, corpus, dicom_volume, nifti_volume, picture
 
-from tests.serving_model import write_model
+from tests.support.serving_model import write_model
 from tumorseg.cli import PACKAGED
 from tumorseg.core import environment
 from tumorseg.core.errors import InputError

@@ -28,11 +28,11 @@ from tumorseg.imaging.seg import nifti_file, seg_file
 from tumorseg.inference.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.fuzz_inputs import inputs, whole
-from tests.made_volumes import dicom_bytes, series_zip
-from tests.samples import mr_slice
-from tests.spoiling import spoilt
-from tests.spoilt_pictures import PICTURES
+from tests.support.fuzz_inputs import inputs, whole
+from tests.support.made_volumes import dicom_bytes, series_zip
+from tests.support.samples import mr_slice
+from tests.support.spoiling import spoilt
+from tests.support.spoilt_pictures import PICTURES
 
 SLICES, SIDE = 4, 160  # of a volume
 Placed = tuple[Any, NDArray[Any]]  # whose grid a mask lies on, and its voxels

@@ -13,7 +13,7 @@ from PIL import Image
 from tumorseg.core import environment
 
 # Tests import from them besides their fixtures.
-pytest.register_assert_rewrite("tests.inboxes", "tests.archives")
+pytest.register_assert_rewrite("tests.support.inboxes", "tests.support.archives")
 
 # The same examples each time: a search for new ones belongs on a desk, not in front of a merge.
 settings.register_profile("steady", derandomize=True, deadline=None)

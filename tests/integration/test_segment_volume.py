@@ -1,0 +1,306 @@
+"""/segment/volume with real files: what comes back lies where the source does, pixel for pixel."""
+
+import asyncio
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from tests.support.made_volumes import (
+    affine,
+    dicom_bytes,
+    enhanced,
+    nifti,
+    nifti_values,
+    series,
+    series_zip,
+)
+from tests.support.serving_model import disc, encode, write_model
+from tests.support.serving_process import in_process
+from tests.support.web import blob, dicom_series
+from tumorseg.core.service_settings import Settings
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.seg import nifti_file
+from tumorseg.inference.predictor import Predictor
+from tumorseg.monitoring.ood import Assessment, OodDetector
+from tumorseg.serving.endpoints import Endpoints
+
+COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
+ORIGIN, STEP = np.array([-10.0, -12.0, 3.0]), 4 * np.array([0.48, -0.64, 0.6])
+SPACING = (0.5, 0.7)  # of rows and columns, in mm
+SHUFFLED = (3, 1, 0, 4, 2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return Predictor(model)
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[TestClient]:
+    with in_process(model) as client:
+        yield client
+
+
+def oblique(**extra: Any) -> list[pydicom.Dataset]:
+    """Five slices with discs that differ, from one end of an oblique stack to the other."""
+    datasets = dicom_series(5)
+    for number, dataset in enumerate(datasets):
+        dataset.ImageOrientationPatient = COSINES.ravel().tolist()
+        dataset.ImagePositionPatient = np.round(ORIGIN + number * STEP, 6).tolist()
+        for keyword, value in extra.items():
+            setattr(dataset, keyword, value)
+    return datasets
+
+
+def volume() -> nibabel.Nifti1Image:
+    """The same discs as an oblique NIfTI volume, stored in an unusual order."""
+    values = np.stack([blob(8 + 3 * n).T for n in range(5)], axis=2).astype(np.int16)
+    return nifti(values, "PIR", affine(12))
+
+
+def send(client: TestClient, data: bytes, **form: str) -> Any:
+    return client.post("/segment/volume", files={"file": ("scan", data)}, data=form)
+
+
+def masks(predictor: Predictor, data: bytes) -> np.ndarray:
+    """What the predictor itself finds, bool, shape (slices, H, W); no two slices alike."""
+    found = np.stack([predictor.segment(grey).mask for grey in decode(data).slices])
+    assert len({mask.sum() for mask in found}) == len(found)
+    return found
+
+
+def test_a_dicom_series_is_answered_on_its_very_geometry(client, predictor):
+    datasets = oblique()
+    data = series_zip(datasets, SHUFFLED)
+    answer = send(client, data)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/dicom"
+    expected = masks(predictor, data)
+    seg = pydicom.dcmread(io.BytesIO(answer.content))
+    assert seg.FrameOfReferenceUID == datasets[0].FrameOfReferenceUID
+    assert (seg.Rows, seg.Columns) == (datasets[0].Rows, datasets[0].Columns)
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == list(SPACING)
+    cosines = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    assert list(cosines) == list(datasets[0].ImageOrientationPatient)
+    frames = {}
+    for group, pixels in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True):
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        frames[source.ReferencedSOPInstanceUID] = (
+            list(group.PlanePositionSequence[0].ImagePositionPatient),
+            pixels.astype(bool),
+        )
+    assert len(frames) == len(datasets)
+    for dataset, mask in zip(datasets, expected, strict=True):
+        place, pixels = frames[dataset.SOPInstanceUID]
+        assert place == list(dataset.ImagePositionPatient)
+        assert np.array_equal(pixels, mask)
+    # highdicom reads the same, and puts the frames on the same grid.
+    again = highdicom.seg.segread(io.BytesIO(answer.content))
+    uids = [dataset.SOPInstanceUID for dataset in datasets]
+    found = again.get_pixels_by_source_instance(uids, segment_numbers=[1])
+    assert np.array_equal(found[..., 0], expected)
+    assert again.get_volume().spacing == pytest.approx((4, *SPACING))
+    millimetres = float(answer.headers["X-Tumour-Volume-mm3"])
+    assert millimetres == pytest.approx(expected.sum() * 4 * SPACING[0] * SPACING[1], abs=1e-3)
+
+
+def test_a_nifti_volume_is_answered_on_its_very_affine(client, predictor):
+    image = volume()
+    data = gzip.compress(image.to_bytes())
+    sent = nibabel.Nifti1Image.from_bytes(image.to_bytes())
+    answer = send(client, data)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/gzip"
+    found = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert found.affine.tobytes() == sent.affine.tobytes()
+    assert found.shape == sent.shape
+    canonical = np.asarray(nibabel.as_closest_canonical(found).dataobj).astype(bool)
+    # As slices are displayed: anterior up, the patient's right on the left.
+    shown = canonical[::-1, ::-1].transpose(2, 1, 0)
+    assert np.array_equal(shown, masks(predictor, data))
+
+
+@pytest.mark.parametrize("count", [1, 5], ids=["one slice", "series"])
+def test_dicom_is_answered_as_nifti_where_that_is_asked_for(client, predictor, count):
+    datasets = oblique()[:count]
+    data = dicom_bytes(datasets[0]) if count == 1 else series_zip(datasets, SHUFFLED)
+    answer = send(client, data, output="nifti")
+    assert answer.status_code == 200, answer.text
+    found = nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert found.header["sform_code"] == 1 and found.header.get_xyzt_units()[0] == "mm"
+    values, expected = np.asarray(found.dataobj), masks(predictor, data)
+    assert values.shape == (60, 72, len(datasets))
+    # Equation C.7.6.2.1-1 of the standard, by hand: each pixel's place, towards left and posterior.
+    to_ras = np.array([-1, -1, 1])
+    for number, dataset in enumerate(datasets):
+        for row, column in ((0, 0), (30, 25), (71, 59)):
+            lps = np.array(dataset.ImagePositionPatient, float)
+            lps += COSINES[0] * SPACING[1] * column + COSINES[1] * SPACING[0] * row
+            ras = found.affine @ [column, row, number, 1]
+            assert ras[:3] == pytest.approx(lps * to_ras, abs=1e-4)
+            assert values[column, row, number] == expected[number, row, column]
+    assert values.sum() == expected.sum()
+    assert float(answer.headers["X-Tumour-Volume-mm3"]) == pytest.approx(
+        values.sum() * abs(np.linalg.det(found.affine[:3, :3])), rel=1e-4
+    )
+
+
+def test_frames_of_one_file_lie_as_the_files_of_a_series():
+    single, frames = decode(series_zip(series())), decode(dicom_bytes(enhanced()))
+    found = [plane > 99 for plane in single.slices]
+    assert nifti_file(frames, found) == nifti_file(single, found)
+
+
+@pytest.mark.parametrize(
+    ("output", "status"), [("nifti", 200), ("", 200), ("seg", 400), ("dicom", 400)]
+)
+def test_nifti_is_answered_as_nifti(client, output, status):
+    answer = send(client, volume().to_bytes(), output=output)
+    assert answer.status_code == status
+    assert status == 200 or "`output`" in answer.json()["error"]
+
+
+def test_a_volume_and_a_picture_are_sent_to_each_other_s_address(client):
+    answer = client.post("/segment", files={"file": ("scan.nii", volume().to_bytes())})
+    assert answer.status_code == 415
+    assert "/segment/volume" in answer.json()["error"]
+    answer = send(client, encode(Image.fromarray(disc())))
+    assert answer.status_code == 415
+    assert "/segment." in answer.json()["error"]
+
+
+def uneven() -> list[pydicom.Dataset]:
+    datasets = oblique()
+    datasets[4].ImagePositionPatient = (ORIGIN + 5.5 * STEP).round(6).tolist()
+    return datasets
+
+
+def of_two_studies() -> list[pydicom.Dataset]:
+    datasets = oblique()
+    datasets[1].StudyInstanceUID = "1.2.3"
+    return datasets
+
+
+def without(keyword: str) -> list[pydicom.Dataset]:
+    datasets = oblique()
+    for dataset in datasets:
+        del dataset[keyword]
+    return datasets
+
+
+@pytest.mark.parametrize(
+    ("datasets", "output", "words"),
+    [
+        (without("FrameOfReferenceUID"), "", "where its slices lie"),
+        (without("ImagePositionPatient"), "seg", "where its slices lie"),
+        (without("Modality"), "seg", "must refer to"),
+        (oblique(SOPClassUID="1.2.3.4"), "seg", "break the standard"),
+        (of_two_studies(), "seg", "one study and kind"),
+        (uneven(), "nifti", "lie evenly"),
+        (without("PixelSpacing"), "nifti", "lie evenly"),
+    ],
+    ids=[
+        *("no frame of reference", "no position", "no modality", "no kind", "two studies"),
+        *("uneven", "no spacing"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_before_anything_is_computed(
+    client, monkeypatch, datasets, output, words
+):
+    def never(*_: object) -> None:
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr(Predictor, "probabilities", never)
+    answer = send(client, series_zip(datasets), output=output)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+
+
+def test_a_header_that_cannot_be_parsed_is_refused_with_a_sentence(client):
+    frame_of_reference = b"\x20\x00\x52\x00"
+    (data,) = (dicom_bytes(one) for one in oblique()[:1])
+    damaged = data.replace(frame_of_reference + b"UI", frame_of_reference + b"U\xe8")
+    assert damaged != data
+    answer = send(client, damaged)
+    assert answer.status_code == 400
+    assert "break the standard" in answer.json()["error"]
+
+
+def test_another_modality_is_warned_about(client):
+    (said,) = json.loads(send(client, series_zip(oblique(Modality="CT"))).headers["X-Warnings"])
+    assert "says CT" in said and "trained on MR" in said
+    assert send(client, series_zip(oblique())).headers["X-Warnings"] == "[]"
+    one = dicom_bytes(oblique(Modality="CT")[0])
+    assert client.post("/segment", files={"file": ("a", one)}).json()["warnings"] == [said]
+
+
+def test_a_model_that_does_not_know_its_inputs_says_so(client):
+    assert send(client, volume().to_bytes()).headers["X-Inputs-Known"] == "false"
+    picture = {"file": ("a.png", encode(Image.fromarray(disc())))}
+    assert client.post("/segment", files=picture).json()["inputs_known"] is False
+
+
+def test_warnings_are_answered_and_summed_up(predictor, monkeypatch):
+    study = decode(volume().to_bytes())
+    monkeypatch.setattr("tumorseg.serving.endpoints.decode", lambda data: study)
+
+    class Strange(OodDetector):
+        def __init__(self) -> None:
+            """Knows no training data."""
+
+        def assess(self, grey, colour, modality):
+            return Assessment(["Dim “slice”.", "Odd."] if grey is study.slices[0] else ["Odd."])
+
+    endpoints = Endpoints(predictor, Strange(), Settings())
+
+    async def both():
+        answer = await endpoints.volume(b"any", None)
+        study.slices[1:] = []
+        return answer, json.loads((await endpoints.segment(b"any", False)).body)
+
+    answer, reply = asyncio.run(both())
+    assert answer.headers["X-Warnings"].isascii()
+    assert json.loads(answer.headers["X-Warnings"]) == ["Odd.", "1 of 5 slices: Dim “slice”."]
+    assert reply["warnings"] == ["Dim “slice”.", "Odd."]
+
+
+def test_the_first_volumes_import_nothing_that_another_thread_could_see_half_made(tmp_path):
+    (tmp_path / "series.zip").write_bytes(series_zip(dicom_series()))
+    (tmp_path / "brain.nii").write_bytes(nifti(nifti_values()).to_bytes())
+    script = """
+import sys
+from pathlib import Path
+import tumorseg.serving.endpoints, tumorseg.serving.web.studies
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.seg import check
+class Model:
+    name = version = architecture = "x"
+    digest = "0" * 64
+before = set(sys.modules)
+for name, kind in (("series.zip", "seg"), ("series.zip", "nifti"), ("brain.nii", "nifti")):
+    check(decode(Path(name).read_bytes()), kind, Model)
+late = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(late & {"pydicom", "highdicom", "nibabel", "tumorseg"}))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]

@@ -1,0 +1,303 @@
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from tests.integration.test_dataset import contents
+from tests.support import samples
+from tests.support.made_volumes import zipped
+from tumorseg import cli
+from tumorseg.core.errors import InputError
+from tumorseg.core.params import ValidateParams, load_params
+from tumorseg.data import coco
+from tumorseg.data.manifest import build_manifest
+from tumorseg.imaging.decode import decode
+from tumorseg.importers import Options, detect, dicom, import_folder, plan
+from tumorseg.importers import use as module
+from tumorseg.importers.use import use
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory):
+    """Each sample by its title: the sample, what was written, the summary."""
+    done = {}
+
+    def get(title: str):
+        if title not in done:
+            root = tmp_path_factory.mktemp("sample")
+            sample = samples.SAMPLES[title][1](root / "source")
+            summary = import_folder(sample.folder, root / "data", options=sample.options)
+            done[title] = sample, root / "data", summary
+        return done[title]
+
+    return get
+
+
+def documents(written: Path) -> dict[str, dict]:
+    return {s: json.loads((written / s / coco.ANNOTATIONS).read_text()) for s in coco.SPLITS}
+
+
+def entry(written: Path, name: str) -> tuple[dict, np.ndarray]:
+    for split, document in documents(written).items():
+        for image in document["images"]:
+            if image["file_name"] == name:
+                with Image.open(written / split / name) as picture:
+                    return image, np.asarray(picture)
+    raise AssertionError(name)
+
+
+every_sample = pytest.mark.parametrize("title", samples.SAMPLES)
+
+
+@every_sample
+def test_masks_survive(imported, title: str) -> None:
+    sample, written, summary = imported(title)
+    assert summary.kind == samples.SAMPLES[title][0]
+    assert summary.images == len(sample.truth)
+    worst = samples.least_iou(sample, written)
+    assert worst >= 0.98 if "polygons" in title else worst == 1.0
+
+
+@every_sample
+def test_what_is_written_is_consistent(imported, title: str, tmp_path) -> None:
+    sample, written, summary = imported(title)
+    split_of: dict[str, set[str]] = {}
+    written_documents = documents(written)
+    for split, document in written_documents.items():
+        assert document["categories"] == written_documents["train"]["categories"]
+        assert len(document["images"]) == summary.slices[split] > 0
+        files = {path.name for path in (written / split).iterdir()} - {coco.ANNOTATIONS}
+        assert files == {image["file_name"] for image in document["images"]}
+        for image in document["images"]:
+            assert image.get("group") == sample.groups[image["file_name"]]
+            split_of.setdefault(image.get("group") or image["file_name"], set()).add(split)
+    assert all(len(splits) == 1 for splits in split_of.values())
+    if "polygons" not in title:  # which is copied, with ids that repeat between splits
+        for key in ("images", "annotations"):
+            ids = [each["id"] for doc in written_documents.values() for each in doc[key]]
+            assert len(ids) == len(set(ids))
+    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
+    table = build_manifest(written, section, tmp_path / "small.npy")
+    assert table["problem"].isna().all()
+
+
+@every_sample
+def test_the_plan_is_what_is_done_later_and_writes_nothing(imported, title: str, tmp_path) -> None:
+    sample, _, summary = imported(title)
+    before = contents(sample.folder)
+    assert plan(sample.folder, options=sample.options) == summary
+    assert contents(sample.folder) == before
+
+
+def test_a_folder_with_the_layout_is_copied_byte_for_byte(imported, coco_folder) -> None:
+    sample, written, _ = imported("COCO splits, polygons")
+    assert contents(written) == contents(sample.folder)
+    mine = coco_folder.write()  # without an image in train
+    (mine / "train" / "unlisted file.jpg").write_bytes(b"kept")
+    import_folder(mine, mine.with_name("out"))
+    assert contents(mine.with_name("out")) == contents(mine)
+
+
+def test_coco_annotations_and_images_are_copied_untouched(imported) -> None:
+    sample, written, summary = imported("COCO JSON, run lengths")
+    source = json.loads((sample.folder / "export.json").read_text())
+    found = documents(written).values()
+    copied = [each for document in found for each in document["annotations"]]
+    assert sorted(copied, key=lambda each: each["id"]) == source["annotations"]
+    assert all(document["licenses"] == source["licenses"] for document in found)
+    pictures = {path.name: path.read_bytes() for path in (sample.folder / "images").iterdir()}
+    for path in (p for split in coco.SPLITS for p in (written / split).glob("scan*")):
+        assert path.read_bytes() == pictures[path.name.replace("-", " ")]
+    assert any("not known" in doubt for doubt in summary.doubts)
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_volumes_are_shown_as_radiologists_see_them(axis: str, tmp_path) -> None:
+    sample = samples.nifti_pairs(tmp_path / "source", axis)
+    summary = import_folder(sample.folder, tmp_path / "data", options=Options(axis=axis))
+    assert summary.categories == ["label 1", "label 4"]
+    # The spot is on the right, in front and on top: upper left in each, on the last slices.
+    volume, _ = samples.head(1)
+    number = volume.shape[("sagittal", "coronal", "axial").index(axis)] - 2
+    image, pixels = entry(tmp_path / "data", f"case1_{axis}_{number:04d}.png")
+    bright = np.argwhere(pixels == 255)
+    assert (bright.max(axis=0) < 5).all() and len(bright) >= 9
+    row_column = {"axial": [1.1, 0.9], "coronal": [3.0, 0.9], "sagittal": [3.0, 1.1]}
+    assert image["spacing_mm"] == pytest.approx(row_column[axis])
+    assert image["slice_number"] == number
+    # One scale a volume: equal intensities are equal grey values in all its slices.
+    shown = samples.displayed(volume, axis, number)
+    low, high = np.percentile(volume, [0.5, 99.5])
+    expected = np.clip((shown - low) / (high - low), 0, 1) * 255
+    assert np.abs(pixels - expected).max() <= 0.51
+
+
+def test_the_service_reads_the_same_slices(imported, tmp_path) -> None:
+    """Also of volumes with thick slices, where nobody names an axis."""
+    sample, written, _ = imported("DICOM SEG")
+    for number in range(3):
+        files = (sample.folder / f"P{number}" / "series").iterdir()
+        group = hashlib.sha256(f"ID{number}".encode()).hexdigest()[:12]
+        study = decode(zipped([path.read_bytes() for path in files]))
+        for place, grey in enumerate(study.slices):
+            name = f"patient-{group}_series-{number + 1}_{place:04d}.png"
+            image, pixels = entry(written, name)
+            assert np.array_equal(pixels, grey)
+            assert tuple(image["spacing_mm"]) == study.spacing
+    folder = tmp_path / "thick"
+    for case in range(3):
+        intensities, labels = samples.head(case, (9, 22, 26))
+        for ending, volume in (("", intensities), ("_seg", labels)):
+            path = folder / f"case{case}{ending}.nii.gz"
+            samples.save_nifti(path, volume, "PIR", spacing=(5.0, 0.9, 1.1))
+    import_folder(folder, tmp_path / "data")
+    study = decode((folder / "case1.nii.gz").read_bytes())
+    assert len(study.slices) == 9
+    for place, grey in enumerate(study.slices):
+        image, pixels = entry(tmp_path / "data", f"case1_sagittal_{place:04d}.png")
+        assert np.array_equal(pixels, grey)
+        assert image["spacing_mm"] == pytest.approx(study.spacing, abs=1e-4)
+
+
+def test_slices_and_modality_are_chosen(imported, tmp_path) -> None:
+    sample, written, _ = imported("nnU-Net, coronal")
+    folder = sample.folder
+    tumour = [name for name, masks in sample.truth.items() if masks]
+    assert plan(folder, options=Options("coronal", "tumour")).images == len(tumour)
+    assert plan(folder, options=Options("coronal", "every:5")).images == 3 * 5
+    assert entry(written, tumour[0])[1].max() > 0  # channel 0000 is empty
+    import_folder(folder, tmp_path / "data", options=Options("coronal", "tumour", "0000"))
+    assert entry(tmp_path / "data", tumour[0])[1].max() == 0
+
+
+def test_visits_of_a_patient_stay_together(tmp_path) -> None:
+    intensities, labels = samples.head(0, (18, 12, 4))
+    for case in ("00001-000", "00001-001", "00002-000", "00003-000"):
+        stem = f"BraTS-GLI-{case}"
+        samples.save_nifti(tmp_path / stem / f"{stem}-t1c.nii.gz", intensities, "RAS")
+        samples.save_nifti(tmp_path / stem / f"{stem}-seg.nii.gz", labels, "RAS")
+    assert plan(tmp_path).groups == 3
+
+
+def test_dicom_pixels_are_windowed_inverted_and_nameless(imported) -> None:
+    sample, written, summary = imported("DICOM SEG")
+    assert summary.categories == ["core", "whole tumour"] and summary.spacing == (0.5, 0.7)
+    names = sorted(sample.truth)
+    group = [hashlib.sha256(f"ID{k}".encode()).hexdigest()[:12] for k in range(3)]
+    windowed, inverted, plain = (next(n for n in names if g in n and "0003" in n) for g in group)
+    stored = {pydicom.dcmread(p).SOPInstanceUID: p for p in sample.folder.rglob("*") if p.is_file()}
+    slices = [pydicom.dcmread(path) for path in stored.values()]
+    (source,) = (
+        s
+        for s in slices
+        if s.PatientID == "ID0" and s.get("ImagePositionPatient", [0, 0, 0])[2] == 12
+    )
+    expected = np.clip((source.pixel_array - 999.5) / 1999 + 0.5, 0, 1) * 255
+    image, pixels = entry(written, windowed)
+    assert np.abs(pixels - expected).max() <= 1
+    assert image["spacing_mm"] == [0.5, 0.7] and image["slice_number"] == 3
+    assert (entry(written, inverted)[1][0] == 255).all()  # the first row is stored as 0
+    assert (entry(written, plain)[1][0] == 0).all() and entry(written, plain)[1].max() == 255
+    for path, data in contents(written).items():
+        for secret in (b"Doe", b"ID0", b"ID1", b"ID2", b"P0"):
+            assert secret not in data or path.suffix == ".png"
+    assert list(summary.skipped.values()) == ["is in a series that no segmentation refers to"]
+
+
+def test_a_series_that_is_no_stack_is_skipped_with_the_reason(tmp_path) -> None:
+    samples.dicom_series(tmp_path)
+    path = tmp_path / "P1" / "series" / "2"
+    dataset = pydicom.dcmread(path)
+    del dataset.ImagePositionPatient
+    dataset.save_as(path)
+    source = dicom.read(tmp_path, Options())
+    assert len(source.records) == 10 and "lack their position" in source.skipped[path]
+
+
+def test_a_missing_mask_is_named_and_skipped(tmp_path) -> None:
+    samples.lgg_pairs(tmp_path)
+    missing = next(tmp_path.rglob("*_2_mask.tif"))
+    missing.unlink()
+    summary = plan(tmp_path)
+    picture = missing.with_name(missing.name.replace("_mask", ""))
+    assert summary.skipped == {picture: "has no mask"} and summary.images == 23
+    assert f"{picture}: has no mask" in str(summary)
+
+
+def test_numbered_images_are_no_patient(tmp_path) -> None:
+    """image_1, image_2, … must not all be taken for one patient, nor pass without a word."""
+    for number in range(10):
+        for ending in ("", "_mask"):
+            Image.new("L", (8, 8), number).save(tmp_path / f"image_{number}{ending}.png")
+    summary = plan(tmp_path)
+    assert summary.groups == 0 and "one patient may be in two splits" in summary.doubts[0]
+
+
+def test_a_set_that_is_there_twice_keeps_patients_on_one_side(tmp_path) -> None:
+    samples.lgg_pairs(tmp_path / "kaggle_3m")
+    samples.lgg_pairs(tmp_path / "again" / "kaggle_3m")
+    summary = plan(tmp_path)
+    assert summary.groups == 6 and summary.images == 48
+    assert "24 names occur more than once" in summary.doubts[0]
+
+
+def test_memory_does_not_grow_with_the_number_of_slices(tmp_path) -> None:
+    peaks = []
+    for count in (4, 24):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            picture = Image.fromarray(samples.noise(number, (400, 400)))
+            picture.save(folder / f"p{number}_1.bmp")
+            picture.save(folder / f"p{number}_1_mask.bmp")
+        tracemalloc.start()
+        import_folder(folder, tmp_path / f"{count}-data")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # The masks are noise, whose run lengths go to the JSON file: 65 kB a slice.
+    assert peaks[1] - peaks[0] < 20 * 400 * 400
+
+
+def test_arguments_are_checked(imported, tmp_path) -> None:
+    folder = imported("LGG-like tif pairs")[0].folder
+    with pytest.raises(InputError, match="nowhere: is no folder"):
+        detect(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere: is no folder"):
+        plan(tmp_path / "nowhere", "nifti")
+    with pytest.raises(InputError, match="--format tiff: must be one of auto, coco, masks"):
+        plan(folder, "tiff")
+    with pytest.raises(InputError, match="exists already"):
+        import_folder(folder, tmp_path)
+    for kind in ("coco", "nifti", "dicom"):
+        with pytest.raises(InputError, match=folder.name):
+            plan(folder, kind)
+    with pytest.raises(InputError, match="--axis oblique"):
+        Options(axis="oblique")
+    for slices in ("tumor", "every:0", "every:", "every:-2"):
+        with pytest.raises(InputError, match="--slices"):
+            Options(slices=slices)
+
+
+def test_use_imports_under_data(imported, tmp_path, monkeypatch) -> None:
+    recorded = []
+    monkeypatch.setattr(module, "dvc", lambda *arguments: recorded.append(arguments) or "")
+    monkeypatch.chdir(tmp_path)
+    sample, written, summary = imported("DICOM SEG")
+    assert use(sample.folder, kind="dicom") == summary
+    assert contents(tmp_path / "data") == contents(written)
+    assert recorded == [("add", "data")] and [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_dry_run_says_what_would_happen(imported, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    sample, _, summary = imported("BraTS, sagittal")
+    cli.data_use(sample.folder, dry_run=True, axis="sagittal")
+    assert capsys.readouterr().out.strip() == str(summary)
+    assert "slices      train 26, valid 26, test 26" in str(summary)
+    assert list(tmp_path.iterdir()) == []
