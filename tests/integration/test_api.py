@@ -2,7 +2,10 @@
 
 import base64
 import io
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -276,3 +279,14 @@ def test_the_page_is_self_contained_and_strict(client, predictor):
     assert client.get("/").headers["Content-Security-Policy"] != policy
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_the_service_imports_all_readers_and_nothing_of_training(tmp_path: Path) -> None:
+    """Threads of two first volumes that imported a reader at once would see it half made."""
+    code = "import sys, tumorseg.serving.service; print(*sys.modules)"
+    command, home = [sys.executable, "-c", code], os.environ | {"BENTOML_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=home)
+    heavy = {"torch", "lightning", "mlflow", "prefect", "dvc", "albumentations", "pandas"}
+    loaded = set(done.stdout.split())
+    assert not heavy & loaded
+    assert {"pydicom", "highdicom", "nibabel", "tumorseg.imaging.seg"} <= loaded

@@ -174,3 +174,26 @@ def test_the_answer_names_the_model_and_warns(client, predictor, monkeypatch):
     reply = upload(client)
     assert reply["model_digest"] == predictor.info.digest
     assert reply["warnings"] == ["It is unlike MRI."]
+
+
+@pytest.mark.parametrize(
+    ("test", "sentences"),
+    [
+        ({}, ["How well this model does was not recorded"]),
+        ({"mean_dice": 0.743}, ["Mean Dice 0.74 on the test split."]),
+        (
+            {"slices": 215, "mean_dice": 0.743, "mean_dice_low": 0.701, "mean_dice_high": 0.779}
+            | {"copy_mean_dice": 0.659, "lesion_sensitivity": 0.949, "lesion_precision": 0.788},
+            [
+                "Mean Dice 0.74 (95% interval 0.70 to 0.78) on 215 test slices.",
+                "scores 0.66 there",
+                "marked 95% of the tumours; 79% of the regions",
+            ],
+        ),
+    ],
+)
+def test_the_page_shows_what_was_measured(tmp_path, test, sentences):
+    model = write_model(tmp_path, test=test, validation={})
+    text = " ".join(create_app(Predictor(model)).test_client().get("/").text.split())
+    for sentence in [*sentences, "no warning tells a slice unlike them"]:
+        assert sentence in text
