@@ -136,36 +136,6 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
         assert not second.get_by_role("alert").is_visible()
 
 
-def test_what_is_removed_is_not_sent_on_and_holds_nobody_up(browser, predictor):
-    app = create_app(predictor)
-
-    def busy(environ: dict[str, Any], start: Any) -> Any:
-        if environ["PATH_INFO"] == "/studies" and int(environ["CONTENT_LENGTH"]) > 50_000:
-            environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-            start("503 Service Unavailable", [("Retry-After", "60")])
-            return [b"busy"]
-        return app(environ, start)
-
-    held: list[Any] = []
-
-    def hold_first(route: Any) -> None:
-        """Lets the first file upload for ever."""
-        if held:
-            route.continue_()
-        held.append(route)
-
-    with opened(browser, busy) as page:
-        page.page.route("**/studies", hold_first)
-        with page.page.expect_request("**/studies"):
-            page.choose(("first.jpg", JPEG), ("large.jpg", JPEG + bytes(50_000)), ("b.jpg", JPEG))
-        with page.page.expect_event("requestfailed"):
-            page.line("first.jpg").get_by_label("Remove").click()
-        page.line("large.jpg").get_by_text("The service is busy: try again in a few").wait_for()
-        page.line("large.jpg").get_by_label("Remove").click()
-        page.ready("b.jpg")
-        assert page.page.locator("#studies li").count() == 1
-
-
 def test_several_dicom_files_get_a_hint_to_zip_a_series(browser, predictor):
     files = [dicom_bytes(one) for one in dicom_series()]
     with opened(browser, create_app(predictor)) as page:

@@ -2,7 +2,6 @@
 
 import http.client
 import signal
-import socket
 import threading
 import time
 from pathlib import Path
@@ -17,55 +16,35 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 CLIENTS = 24
 
 
+FILE = encode(Image.fromarray(disc()))
+BODY = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+BODY += FILE + b"\r\n--b--\r\n"
+FORM = {"Host": "localhost", "Content-Type": "multipart/form-data; boundary=b"}
+
+
 class Client(threading.Thread):
     """Sends pictures until nobody listens any more, and counts the answers."""
 
-    def __init__(self, port: int, request: bytes, keep: bool) -> None:
+    def __init__(self, port: int, keep: bool) -> None:
         super().__init__(daemon=True)
-        self.port, self.request, self.keep = port, request, keep
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self.headers = FORM if keep else FORM | {"Connection": "close"}
         self.answered = 0
-        self.refused = False
         self.lost: Exception | None = None
 
     def run(self) -> None:
-        connection = None
         while True:
-            if connection is None:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-                try:
-                    connection.connect()
-                except (ConnectionRefusedError, ConnectionResetError):
-                    self.refused = True
-                    return
-                fresh = True
+            fresh = self.connection.sock is None
             try:
-                connection.sock.sendall(self.request)
-                answer = http.client.HTTPResponse(connection.sock)
-                answer.begin()
+                self.connection.request("POST", "/segment", BODY, self.headers)
+                answer = self.connection.getresponse()
                 body = answer.read()
                 assert answer.status == 200, body
                 self.answered += 1
-                fresh = False
-            except (ConnectionResetError, BrokenPipeError) as error:
-                # A new connection may be reset whose request the service has not read yet.
-                self.refused, self.lost = fresh, None if fresh else error
-                return
             except Exception as error:
-                self.lost = error
+                # A new connection may be reset whose request the service has not read yet.
+                self.lost = None if fresh and isinstance(error, ConnectionError) else error
                 return
-            if answer.will_close or not self.keep:
-                connection.close()
-                connection = None
-
-
-def request(keep: bool, path: str = "/segment") -> bytes:
-    file = encode(Image.fromarray(disc()))
-    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
-    body += file + b"\r\n--b--\r\n"
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    head += "" if keep else "Connection: close\r\n"
-    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-    return head.encode() + body
 
 
 @pytest.fixture
@@ -86,7 +65,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("keep", [True, False], ids=["kept connections", "new connections"])
 def test_what_was_accepted_is_answered(served, keep):
     process, port, log = served
-    clients = [Client(port, request(keep), keep) for _ in range(CLIENTS)]
+    clients = [Client(port, keep) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
     deadline = time.monotonic() + 120
@@ -98,7 +77,6 @@ def test_what_was_accepted_is_answered(served, keep):
     for client in clients:
         client.join(60)
     assert [client.lost for client in clients if client.lost] == []
-    assert all(client.refused for client in clients)
     assert 0 < before < sum(client.answered for client in clients)
     # Each picture that was segmented reached its client.
     segmented = log.read_text().count('"route": "/segment", "status": 200')
@@ -109,10 +87,10 @@ def test_while_it_stops_it_is_not_ready_and_broken_uploads_do_not_delay_it(serve
     process, port, log = served
     paths = ("/segment", "/segment/volume", "/upload", "/studies")
     for path in paths:
-        sent = request(keep=True, path=path)
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(sent[: len(sent) // 2])
-            time.sleep(0.3)
+        half = http.client.HTTPConnection("127.0.0.1", port)
+        half.request("POST", path, BODY[:100], FORM | {"Content-Length": str(len(BODY))})
+        time.sleep(0.3)
+        half.close()
     probe = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     probe.request("GET", "/readyz")  # a connection that is open when the signal comes
     first = probe.getresponse()

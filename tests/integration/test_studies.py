@@ -144,18 +144,6 @@ def test_a_study_larger_than_its_share_of_the_memory_is_refused(predictor):
     assert answer.json["error"].endswith(".")
 
 
-def test_slices_keep_their_order_and_their_own_figures(client, predictor, monkeypatch):
-    greys = [disc(100, 60 + n) for n in range(11)]  # more than one batch
-    monkeypatch.setattr(segment, "decode", lambda _: Study("nifti", greys, (0.5, 2.0), 3.0))
-    study = send(client, b"volume")
-    assert (study["spacing"], study["thickness"]) == ([0.5, 2.0], 3.0)
-    for number, (grey, one) in enumerate(zip(greys, study["slices"], strict=True)):
-        assert one["width"] == grey.shape[1]
-        assert one["area_px"] == one["area_mm2"] == predictor.segment(grey).area_px
-        image = client.get(f"/studies/{study['id']}/{number}/image.png")
-        assert np.array_equal(pixels(image.data), grey)
-
-
 @pytest.mark.parametrize("threshold", [THRESHOLD, 0.8])
 def test_a_series_becomes_a_segmentation_at_the_threshold(client, predictor, threshold, tmp_path):
     series = dicom_series()
