@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.support.browser import NARROW, chromium, opened
-from tests.support.made_volumes import dicom_bytes, series_zip, zipped
+from tests.support.made_volumes import dicom_bytes, series_zip
 from tests.support.serving_model import disc, encode, write_model
 from tests.support.web import dicom_series, nifti_volume, pixels
 from tumorseg.imaging.decode import decode
@@ -136,19 +136,6 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
         assert not second.get_by_role("alert").is_visible()
 
 
-def test_several_dicom_files_get_a_hint_to_zip_a_series(browser, predictor):
-    files = [dicom_bytes(one) for one in dicom_series()]
-    with opened(browser, create_app(predictor)) as page:
-        hint = page.page.get_by_text("put the files of a series into one .zip")
-        page.choose(("0.dcm", files[0]), ("scan.jpg", JPEG))
-        page.ready("scan.jpg")
-        assert not hint.is_visible()
-        page.choose(*((f"{number}.dcm", data) for number, data in enumerate(files)))
-        hint.wait_for()
-        page.choose(("series.zip", zipped(files)))
-        hint.wait_for(state="hidden")
-
-
 def test_an_expired_study_says_so_and_can_be_sent_again(browser, predictor):
     now = [0.0]
     store = Store(600, 10**8, clock=lambda: now[0])
@@ -165,20 +152,6 @@ def test_an_expired_study_says_so_and_can_be_sent_again(browser, predictor):
         line.get_by_label("Remove").click()
         assert page.page.locator("#studies li").count() == 0
         assert store.held == 0
-
-
-def test_a_file_can_be_dropped(browser, predictor):
-    with opened(browser, create_app(predictor)) as page:
-        transfer = page.page.evaluate_handle(
-            """(bytes) => {
-              const transfer = new DataTransfer();
-              transfer.items.add(new File([new Uint8Array(bytes)], "dropped.jpg"));
-              return transfer;
-            }""",
-            list(JPEG),
-        )
-        page.page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
-        page.ready("dropped.jpg")
 
 
 def test_warnings_are_shown_beside_the_slice(browser, predictor, monkeypatch):

@@ -19,8 +19,8 @@ from starlette.testclient import TestClient
 
 from tests.support.serving_model import disc, encode, write_model
 from tests.support.serving_process import in_process
-from tumorseg.imaging.decode import MAX_BYTES, Study
 from tumorseg.imaging.preprocess import to_native
+from tumorseg.imaging.study import MAX_BYTES, Study
 from tumorseg.inference.answers import (
     BatchAnswer,
     Failure,

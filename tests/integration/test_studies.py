@@ -13,9 +13,10 @@ from PIL import Image
 from tests.support.made_volumes import dicom_bytes, series_zip
 from tests.support.serving_model import disc, encode, write_model
 from tests.support.web import SPACING, dicom_series, nifti_volume, pixels
-from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import to_native
 from tumorseg.imaging.render import level_of
+from tumorseg.imaging.study import Study
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
 from tumorseg.serving.web.flask_app import create_app

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.support.serving_model import disc, encode, write_model
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
 from tumorseg.monitoring.ood import OodDetector

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Refusal
+from tumorseg.imaging.study import Refusal
 from tumorseg.serving import operations
 from tumorseg.serving.guard import Guard, Limit
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE, check_reach

@@ -13,8 +13,9 @@ from tumorseg.core.service_settings import Settings
 # At the top, although pictures need none of it: threads of two first volumes that imported it at
 # once would see its libraries partly imported.
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.answers import (
     BatchAnswer,
     ModelNamed,

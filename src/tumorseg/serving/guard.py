@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Refusal, Rejected
+from tumorseg.imaging.study import Refusal, Rejected
 from tumorseg.serving import operations
 from tumorseg.serving.keys import VARIABLE, has_key, is_loopback, is_open
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tumorseg.imaging.decode import Rejected
 from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Rejected
 from tumorseg.inference.predictor import Segmentation
 from tumorseg.inference.segment import SegmentSlices
 from tumorseg.serving.batching import Slices, to_the_end

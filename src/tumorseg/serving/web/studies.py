@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Refusal, Rejected, Study, decode, is_picture
+from tumorseg.imaging.decode import decode, is_picture
 from tumorseg.imaging.preprocess import Grey, Mask, to_native
 from tumorseg.imaging.render import level_of, levels, mask_png, to_png
+from tumorseg.imaging.study import Refusal, Rejected, Study
 from tumorseg.inference.answers import ModelNamed, area_mm2
 from tumorseg.inference.predictor import ModelInfo
 from tumorseg.inference.segment import SegmentedSlice, StudySegmenter
@@ -111,31 +112,6 @@ class CachedStudy:
         return len(self.data) + sum(each)
 
 
-def cached_study(
-    segmenter: StudySegmenter, threshold: float, data: bytes, most: int
-) -> CachedStudy:
-    """Segments a study a few slices at a time, so that only compressed results pile up.
-
-    Args:
-        segmenter: Decodes and segments.
-        threshold: The model's own.
-        data: The bytes of the file.
-        most: The largest size of the result, in bytes.
-
-    Raises:
-        Rejected: If the file cannot be used, or the result is larger than `most`.
-    """
-    study, slices = segmenter.open(data)
-    cached = CachedStudy(
-        study.kind, study.spacing, study.thickness, b"" if study.kind == "picture" else data
-    )
-    for one in slices:
-        cached.slices.append(CachedSlice.of(one, threshold))
-        if cached.size > most:
-            raise Rejected(*_TOO_LARGE)
-    return cached
-
-
 def add_studies(
     app: flask.Flask, info: ModelInfo, segmenter: StudySegmenter, store: Store, volumes: int
 ) -> None:
@@ -170,7 +146,13 @@ def add_studies(
             raise Rejected(400, no_file("file"))
         data, most = file.read(), store.max_bytes // 2  # more would drive out all other studies
         with place(data):
-            cached = cached_study(segmenter, info.threshold, data, most)
+            study, slices = segmenter.open(data)
+            source = b"" if study.kind == "picture" else data
+            cached = CachedStudy(study.kind, study.spacing, study.thickness, source)
+            for one in slices:  # a few at a time, so that only compressed results pile up
+                cached.slices.append(CachedSlice.of(one, info.threshold))
+                if cached.size > most:
+                    raise Rejected(*_TOO_LARGE)
         name = secrets.token_urlsafe(24)
         keep(store, f"studies/{name}", cached, cached.size)
         return ModelNamed.of(info).model_dump() | {
