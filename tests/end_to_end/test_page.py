@@ -122,10 +122,10 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
 
     with opened(browser, sometimes) as page:
         page.choose(("first.jpg", JPEG))
-        said = page.line("first.jpg").get_by_role("alert")
-        said.get_by_text("Two volumes are being decoded.").wait_for()
+        alert = page.line("first.jpg").get_by_role("alert")
+        alert.get_by_text("Two volumes are being decoded.").wait_for()
         page.ready("first.jpg")
-        assert (busy, said.is_visible()) == ([0], False)
+        assert (busy, alert.is_visible()) == ([0], False)
         page.page.route("**/studies", lambda route: route.abort())
         page.choose(("second.jpg", JPEG))
         second = page.line("second.jpg")

@@ -207,11 +207,11 @@ def test_what_cannot_be_answered_is_refused_before_anything_is_computed(
 
 
 def test_another_modality_is_warned_about(client):
-    (said,) = json.loads(send(client, series_zip(oblique(Modality="CT"))).headers["X-Warnings"])
-    assert "says CT" in said and "trained on MR" in said
+    (warning,) = json.loads(send(client, series_zip(oblique(Modality="CT"))).headers["X-Warnings"])
+    assert "says CT" in warning and "trained on MR" in warning
     assert send(client, series_zip(oblique())).headers["X-Warnings"] == "[]"
     one = dicom_bytes(oblique(Modality="CT")[0])
-    assert client.post("/segment", files={"file": ("a", one)}).json()["warnings"] == [said]
+    assert client.post("/segment", files={"file": ("a", one)}).json()["warnings"] == [warning]
 
 
 def test_warnings_of_many_slices_are_summed_up():
