@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import yaml
 from common import PYTHONPATH, REPOSITORY, family, head, row
+from joblib import cpu_count
 
 from tumorseg.core import environment
-from tumorseg.core.cores import usable_cores
 from tumorseg.core.prefect_server import prefect_server
 from tumorseg.inference.predict import plan
 
@@ -112,7 +112,7 @@ def main() -> int:
 
 def compare(data: Path, model: Path, root: Path, count: int) -> int:
     """Makes all runs."""
-    cores = usable_cores()
+    cores = cpu_count()
     runs: dict[str, Run] = {}
     names = {
         "one": ("1 worker, 1 thread", 1, 1),

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from tests.conftest import REPOSITORY
 from tumorseg.core.environment import SILENT
 from tumorseg.core.errors import MISTAKE
-from tumorseg.core.prefect_server import background, free_port
+from tumorseg.core.prefect_server import free_port
+from tumorseg.core.processes import background
 
 
 def test_retraining_runs_every_stage_in_order() -> None:
