@@ -62,7 +62,7 @@ class Server:
         while not self.ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 last = self.log.read_text(errors="replace")[-1000:].strip()
-                raise InputError(f"{self.name} did not start; its last words: {last}")
+                raise InputError(f"{self.name} did not start: {last}")
             time.sleep(0.1)
 
     def kill(self) -> None:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import psycopg2
 
-from deploy.buckets import BUCKETS
+from deploy import buckets
 from deploy.process import PATIENCE_SECONDS, Server
-from tumorseg.core.environment import SILENT
+from tumorseg.core.environment import SILENT, answers
 from tumorseg.core.errors import InputError
 from tumorseg.core.prefect_server import free_port
 
@@ -69,10 +69,9 @@ def programs() -> Path:
     found = shutil.which("initdb")
     if found and shutil.which("postgres"):
         return Path(found).resolve().parent
-    folders = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    for path in sorted(folders, key=lambda p: int(p.parts[-3]), reverse=True):
-        if path.with_name("postgres").exists():
-            return path.parent
+    folders = {int(p.parts[-3]): p.parent for p in Path("/usr/lib/postgresql").glob("*/bin/initdb")}
+    if folders:
+        return folders[max(folders)]
     raise InputError(
         "PostgreSQL's programs initdb and postgres are not here: `apt-get install postgresql` "
         "brings them (Debian, Ubuntu), or put their folder on PATH"
@@ -80,7 +79,7 @@ def programs() -> Path:
 
 
 def postgres(folder: Path) -> tuple[Server, str]:
-    """A PostgreSQL on a free loopback port, its data in a new folder, with a password made up.
+    """A PostgreSQL on a free loopback port, with new data and a random password.
 
     Args:
         folder: Holds data and log; readable for others, since root may not run PostgreSQL.
@@ -94,8 +93,8 @@ def postgres(folder: Path) -> tuple[Server, str]:
     home, port, password = programs(), free_port(0), secrets.token_urlsafe(16)
     user = None
     if os.geteuid() == 0:
-        known = {entry.pw_name for entry in pwd.getpwall()}
-        user = "postgres" if "postgres" in known else "nobody"
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        user = "postgres" if "postgres" in names else "nobody"
     place = folder / "postgres"
     place.mkdir()
     secret, log = place / "password", place / "postgres.log"
@@ -138,7 +137,7 @@ class MotoServer(Server):
     """moto keeps its objects in memory; its recording brings them back after a kill."""
 
     def start(self) -> None:
-        """Starts it, and repeats what an earlier one was asked to keep."""
+        """Starts it, with the objects that it held before."""
         recording = Path(self.environment["MOTO_RECORDER_FILEPATH"])
         known = recording.exists()
         if known:
@@ -146,30 +145,19 @@ class MotoServer(Server):
         super().start()
         url = f"http://127.0.0.1:{self.environment['MOTO_PORT']}"
         if known:
-            request = urllib.request.Request(f"{url}/moto-api/recorder/replay-recording", b"")
-            urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
+            replay = f"{url}/moto-api/recorder/replay-recording"
+            httpx.post(replay, timeout=PATIENCE_SECONDS).raise_for_status()
         else:
-            s3 = boto3.client("s3", **s3_options(url))
-            for bucket in BUCKETS:
-                s3.create_bucket(Bucket=bucket)
+            buckets.create(**s3_options(url))
 
 
 def _drop_torn(recording: Path) -> None:
-    """Leaves out a request that a kill cut off in moto's recording: it was never answered."""
+    """Removes the request at the end of moto's recording that a kill cut off."""
     lines = recording.read_text().splitlines(keepends=True)
     with suppress(ValueError):
         json.loads(lines[-1] if lines else "null")
         return
     recording.write_text("".join(lines[:-1]))
-
-
-def answers(url: str) -> bool:
-    """Whether an address answers with status 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager

@@ -4,12 +4,11 @@
 below FOLDER; typed again, it goes on where it was interrupted.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
-from pipelines._flow import main, stage
+from pipelines._flow import main, parser, stage
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference.archive import (
@@ -31,11 +30,11 @@ def segment() -> None:
     Raises:
         InputError: It cannot begin, or some files have no mask at the end.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipelines.segment", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the archive")
-    parser.add_argument("--output", type=Path, required=True, help="folder for masks and table")
-    parser.add_argument("--model", type=Path, help="a model folder, in place of the champion")
-    chosen = parser.parse_args()
+    options = parser()
+    options.add_argument("folder", type=Path, help="the archive")
+    options.add_argument("--output", type=Path, required=True, help="folder for masks and table")
+    options.add_argument("--model", type=Path, help="a model folder, in place of the champion")
+    chosen = options.parse_args()
     params = load_params(SegmentParams)
     model = chosen.model or packaged_model(ensure_current_bento(", or give --model FOLDER")["tag"])
     work = Work.of(chosen.folder, chosen.output, model, params)

@@ -33,11 +33,11 @@ def split() -> None:
         result = step(grouped)(table, pairs, *blocks, params.seed)
     else:
         result = step(official)(table, pairs, *blocks)
-    empty = [name for name in SPLITS if not (result["split"] == name).any()]
+    empty = [name for name in SPLITS if name not in set(result["split"])]
     if empty:
         raise InputError(
             f"split: no slice would be in {' and '.join(empty)}: {result['split_group'].nunique()} "
-            f"groups do not divide; set split.method: official in params.yaml, or add data"
+            "groups do not divide; set split.method: official in params.yaml, or add data"
         )
     result = mark_leaks(result, pairs, SPLITS)
     write_json(Path("reports/split.json"), describe(result, params.method))
