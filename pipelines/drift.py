@@ -38,10 +38,7 @@ def drift() -> str:
     record = Path(os.environ.get(VARIABLE) or STATISTICS)
     window, others = step(read_window)(record, model["digest"], now, params.window_hours)
     if not record.exists():
-        print(
-            f"{record}: does not exist yet; `tumorseg serve` writes it once it has answered. "
-            f"{VARIABLE} names that of another service."
-        )
+        print(f"{record}: does not exist yet; `tumorseg serve` writes it, or set {VARIABLE}")
     result = step(judge)(window, load(reference), params)
     result |= {
         "time": now.isoformat(timespec="seconds"),

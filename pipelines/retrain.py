@@ -110,21 +110,12 @@ def transfer(send_or_fetch: Callable[[], None]) -> None:
         raise StageError("data could not be sent or fetched; DVC's message is in the log") from None
 
 
-def push(places: list[str]) -> None:
-    """Sends the data to DVC's remote and the commits to git's."""
-    if "dvc" in places:
-        transfer(dataset.push)
-    if "git" in places:
-        git.git("push", "--quiet")
-
-
 def keep(what: str) -> None:
     """Commits what the run changed of dvc.lock and reports/, and nothing else."""
-    if not git.has_commits():
-        print("without a git commit here, dvc.lock and reports/ were not committed")
-        return
-    made = git.commit(["dvc.lock", str(REPORTS)], f"Retrained: {what}")
-    print(f"dvc.lock and reports/: {'commit ' + made if made else 'nothing to commit'}")
+    commit = None
+    if git.has_commits():
+        commit = git.commit(["dvc.lock", str(REPORTS)], f"Retrained: {what}")
+    print(f"dvc.lock and reports/: {f'commit {commit}' if commit else 'nothing to commit'}")
 
 
 def publish(text: str) -> None:
@@ -208,8 +199,10 @@ def _steps(because: str, params: RetrainParams) -> None:
             current += [] if parts else [name]
         decided = json.loads(DECISION.read_text())["decision"]
         tried(keep, name="commit")(decided if "promote" in ran else "nothing to decide")
-        if params.push:
-            tried(push, name="push")(list(params.push))
+        if "dvc" in params.push:
+            tried(transfer, name="push data")(dataset.push)
+        if "git" in params.push:
+            tried(git.git, name="push commits")("push", "--quiet")
     except Exception as error:
         with suppress(OSError, httpx.HTTPError):  # the first failure is the one to report
             report(sentence(error).rstrip("."))

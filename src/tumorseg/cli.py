@@ -44,8 +44,7 @@ def main() -> None:
 
 @app.callback()
 def _begin(context: typer.Context) -> None:
-    # `predict` works anywhere if its model is named.
-    if context.invoked_subcommand != "predict":
+    if context.invoked_subcommand != "predict":  # which works anywhere if its model is named
         _check_in_repository()
     environment.set_up()
 
@@ -81,8 +80,7 @@ def run(
     bento = json.loads(PACKAGED.read_text())
     print(f"\nserved model: {bento['tag']} (version {bento['version']})")
     print(f"time: {times}")
-    print("reports: reports/report.html (the comparison), reports/audit.html (what the data can")
-    print("         show), reports/*_card.md, reports/*.png, reports/metrics.json")
+    print("reports: reports/report.html (comparison), reports/audit.html (data), reports/*.png")
     print("next: `make serve` (http://localhost:3000), `make ui` (MLflow and Prefect),")
     print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
 
@@ -204,10 +202,8 @@ def rollback(
     start = time.monotonic()
     made, packaged = roll_back(_registry(), load_params(PackageParams), to, reason)
     left = made.champion or {}
-    print(
-        f"champion: version {made.before} (sha256 {left.get('digest')}) → "
-        f"version {made.version} (sha256 {made.challenger['digest']})"
-    )
+    print(f"champion: version {made.before} (sha256 {left.get('digest')}) →", end=" ")
+    print(f"version {made.version} (sha256 {made.challenger['digest']})")
     print(f"packaged: {packaged['tag']}, sha256 {packaged['digest']}")
     print(f"took {time.monotonic() - start:.1f} s; a service that runs serves it once restarted")
 
@@ -228,8 +224,7 @@ def history() -> None:
     name = _registry().model_name
     made = decisions.history(name)
     if not made:
-        print("nothing has been decided yet: `make run` registers a first model")
-        return
+        raise InputError("nothing has been decided yet: `make run` registers a first model")
     champion = versions.champion(name)
     print("| when (UTC) | who | what | champion | why |")
     print("|---|---|---|---|---|")

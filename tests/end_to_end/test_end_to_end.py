@@ -3,12 +3,9 @@
 import base64
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -19,7 +16,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import REPOSITORY, TINY_TRAIN
-from tumorseg.core import environment
+from tests.support.retraining import copy_repository, variables
 from tumorseg.core.prefect_server import free_port
 from tumorseg.data.coco import decode
 
@@ -30,14 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def workspace(phantom, prefect_url, tmp_path_factory) -> SimpleNamespace:
     """A copy of the repository with tiny params and the phantom under data/, after one repro."""
     root = tmp_path_factory.mktemp("end-to-end") / "repository"
-    root.mkdir()
-    for name in ("dvc.yaml", "requirements.lock", ".dvcignore", ".gitignore"):
-        shutil.copy(REPOSITORY / name, root)
-    for name in ("src", "pipelines"):
-        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(REPOSITORY / name, root / name, ignore=skip)
-    (root / ".dvc").mkdir()
-    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    copy_repository(root)
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     # Long enough to find something: two empty masks would agree about nothing.
     common = TINY_TRAIN["common"] | {"epochs": 15, "batch_size": 2}
@@ -46,13 +36,7 @@ def workspace(phantom, prefect_url, tmp_path_factory) -> SimpleNamespace:
     params["augment"]["image_size"] = 64
     params["evaluate"]["bootstrap_samples"] = 100
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-
-    kept = {k: v for k, v in os.environ.items() if k not in environment.defaults(root)}
-    kept |= environment.defaults(root)
-    kept["PREFECT_API_URL"] = prefect_url
-    kept["PYTHONPATH"] = f"{root / 'src'}:{root}"
-    kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    kept = variables(root) | {"PREFECT_API_URL": prefect_url}
 
     def call(*command: str) -> str:
         done = subprocess.run(
@@ -61,12 +45,7 @@ def workspace(phantom, prefect_url, tmp_path_factory) -> SimpleNamespace:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    code = (
-        "import sys; from tumorseg.cli import main; sys.argv = ['tumorseg', *sys.argv[1:]]; main()"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, "data", "use", str(phantom)], cwd=root, env=kept, check=True
-    )
+    call("tumorseg.cli", "data", "use", str(phantom))
     call("dvc", "repro")
     return SimpleNamespace(root=root, env=kept, call=call, params=params)
 

@@ -75,8 +75,3 @@ def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_params(AugmentParams, tmp_path / "params.yaml")
-
-
-def test_an_unknown_network_is_named(train_params: TrainParams) -> None:
-    with pytest.raises(InputError, match="attention_unet"):
-        train_params.network("vnet")

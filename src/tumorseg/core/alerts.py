@@ -10,7 +10,6 @@ from tumorseg.core.errors import StageError
 
 VARIABLE = "TUMORSEG_ALERT_URL"
 TIMEOUT_SECONDS = 10.0
-TRIES = 2
 
 
 def sentence(error: object) -> str:
@@ -39,15 +38,11 @@ def alert(flow: str, stage: str, said: str, run_url: str | None) -> bool:
         return False
     body: dict[str, Any] = {"flow": flow, "stage": stage, "sentence": said}
     body |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "run_url": run_url}
-    why = ""
-    for _ in range(TRIES):
+    for _ in range(2):
         try:
-            answer = httpx.post(address, json=body, timeout=TIMEOUT_SECONDS)
+            httpx.post(address, json=body, timeout=TIMEOUT_SECONDS).raise_for_status()
+            return True
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = type(error).__name__
-            continue
-        if answer.is_success:
-            return True
-        why = f"status {answer.status_code}"
     print(f"the alert could not be posted to {VARIABLE} ({why})")
     return False

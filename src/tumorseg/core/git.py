@@ -40,15 +40,11 @@ def committed(path: str) -> str | None:
 def refuse_changed(path: str) -> None:
     """Raises InputError if a file differs from the last commit, or this is no repository."""
     if _run("rev-parse", "--is-inside-work-tree").stdout.strip() != "true":
-        raise InputError(
-            "this is no git repository, so that a new data version could not be recorded: "
-            "`git init` and commit first"
-        )
+        raise InputError("new data versions need a git repository: `git init` and commit first")
     if git("status", "--porcelain", "--", path):
         raise InputError(
-            f"{path}: differs from the last commit, and new data would be mixed with that change: "
-            f"keep it with `git add {path} && git commit {path}`, or undo it with "
-            f"`git checkout {path} && dvc checkout {path}`"
+            f"{path}: differs from the last commit: keep that change with `git add {path} && git "
+            f"commit {path}`, or undo it with `git checkout {path} && dvc checkout {path}`"
         )
 
 

@@ -41,28 +41,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# What validate may find, by name; tumorseg.data.expectations says what each means.
+# What validate may find; tumorseg.data.expectations says what each means.
+# fmt: off
 Finding = Literal[
-    "unusable",
-    "empty_split",
-    "size",
-    "tumour_fraction",
-    "duplicate_across_splits",
-    "near_duplicate_across_splits",
-    "neighbour_across_splits",
-    "only_rectangles",
-    "unusual_mode",
-    "rotated",
-    "coloured",
-    "blank",
-    "wrong_extension",
-    "duplicate_annotation_id",
-    "empty_label",
-    "self_intersection",
-    "out_of_frame",
-    "intensity_outlier",
-    "size_outlier",
+    "unusable", "empty_split", "size", "tumour_fraction", "duplicate_across_splits",
+    "near_duplicate_across_splits", "neighbour_across_splits", "only_rectangles", "unusual_mode",
+    "rotated", "coloured", "blank", "wrong_extension", "duplicate_annotation_id", "empty_label",
+    "self_intersection", "out_of_frame", "intensity_outlier", "size_outlier",
 ]
+# fmt: on
 FINDINGS: tuple[str, ...] = get_args(Finding)
 
 
@@ -181,9 +168,7 @@ class TrainParams(Section):
 
     def network(self, name: str) -> NetworkParams:
         """The section of one network, `unet` or `attention_unet`."""
-        if name not in NETWORKS:
-            raise InputError(f"no network is called {name!r}: choose one of {', '.join(NETWORKS)}")
-        return getattr(self, name)
+        return {"unet": self.unet, "attention_unet": self.attention_unet}[name]
 
 
 NETWORKS = ("unet", "attention_unet")
@@ -264,7 +249,7 @@ class DriftParams(Section):
 class FannedOutParams(Section):
     """Work that is divided among the workers of a Dask scheduler."""
 
-    # Such as tcp://HOST:8786; null: processes on this machine, for the time of one run.
+    # Such as tcp://HOST:8786; null: processes on this machine, for one run.
     scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None
     workers: PositiveInt  # processes on each machine
     threads: int = Field(ge=0)  # of each; 0 divides the machine's cores among them
@@ -331,9 +316,8 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         document: Any = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); run in the repository's root"
-        ) from None
+        reason = f"{error.strerror}; run in the repository's root"
+        raise InputError(f"{path}: cannot be read ({reason})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):

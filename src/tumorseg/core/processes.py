@@ -45,11 +45,11 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def background(command: list[str], log: Path) -> Iterator[None]:
     """Runs `python -m command…` until the context ends, its output in a log file."""
     process = start(command, log)
     try:
-        yield process
+        yield
     finally:
         end_marked(str(log.resolve()))
         process.wait()
@@ -65,12 +65,10 @@ def is_dead(word: str) -> bool:
     """Whether a word is the `tag` of a process of this host that has ended."""
     match word.split(":"):
         case ["process", host, pid, started] if host == socket.gethostname():
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(pid))
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    return True
                 # Another process may have the number by now; clocks may be set by a second.
-                return abs(process.create_time() - float(started)) > 1
-            except psutil.NoSuchProcess:
-                return True
+                same = abs(process.create_time() - float(started)) <= 1
+                return not same or process.status() == psutil.STATUS_ZOMBIE
+            return True
     return False
