@@ -210,9 +210,8 @@ def test_a_dry_run_changes_nothing(repository) -> None:
     shutil.copy(copied, repository / "inbox" / "second" / "t.jpg")
 
     def everything() -> dict:
-        state = {k: v for k, v in contents(repository).items() if not k.startswith(".state/")}
-        state = {k: v for k, v in state.items() if not k.startswith((".dvc/tmp", ".git/index"))}
-        return state
+        logs = (".state/", ".dvc/tmp", ".git/index")
+        return {k: v for k, v in contents(repository).items() if not k.startswith(logs)}
 
     before = everything()
     done = subprocess.run(
@@ -220,10 +219,11 @@ def test_a_dry_run_changes_nothing(repository) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert everything() == before
-    said = done.stdout
-    assert "inbox/Jane_Doe (coco, 6 slices): " in said and "would go to train" in said
-    assert "t.jpg: is a test slice, byte for byte" in said and "1 to quarantine/" in said
-    assert "out of date by `dvc status`: validate, split" in said
+    for words in (
+        "inbox/Jane_Doe (coco, 6 slices): ", "would go to train", "1 to quarantine/",
+        "t.jpg: is a test slice, byte for byte", "out of date by `dvc status`: validate, split",
+    ):  # fmt: skip
+        assert words in done.stdout
     assert not Path(".state/retrain").exists()
 
 
@@ -298,6 +298,26 @@ def test_a_stage_s_children_end_with_it_or_before_the_next(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         module.reproduce("long")
     assert len(family) == 2 and not any(process.is_running() for process in family)
+
+
+def test_a_schedule_plans_runs_also_after_it_was_stopped_once(repository) -> None:
+    named = {"deployments": {"name": {"any_": ["scheduled"]}}}
+    query = named | {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def state() -> tuple[bool, list[bool]]:
+        """Whether runs are planned, and whether the deployment is paused."""
+        return bool(ask("flow_runs", query)), [each["paused"] for each in ask("deployments", named)]
+
+    for _ in range(2):
+        command = [sys.executable, "-m", "pipelines.retrain", "--cron", "0 3 * * *"]
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 90
+        while state() != (True, [False]):
+            assert process.poll() is None and time.monotonic() < deadline, state()
+            time.sleep(0.5)
+        process.terminate()
+        process.wait(60)
+        assert state() == (False, [True])
 
 
 def test_prefect_yaml_has_flows_that_are_there() -> None:
