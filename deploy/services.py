@@ -252,7 +252,7 @@ def profile(folder: Path) -> Iterator[Profile]:
         "PREFECT_API_URL": f"{urls['prefect']}/api",
         "TUMORSEG_DVC_REMOTE": "server",
     }
-    # Nobody else's servers or accounts: only what is named here.
+    # Without the servers and accounts that surround this process.
     base = {k: v for k, v in os.environ.items() if k not in environment} | SILENT
     base |= {k: v for k, v in environment.items() if k.startswith("AWS_")}
 

@@ -37,13 +37,15 @@ def crossvalidate() -> None:
     check_made_of(manifest)
     folds = divide(pool(manifest), params.folds, params.seed)
     tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
+    # Digests of data, policy, parameters and code.
+    made_of = {name: unfinished(name, params.seed, training).name for name in params.networks}
     calls = {
         f"fold {fold.number}, {network}": (
             fold,
             network,
             params.seed,
             training,
-            place(fold, network, params.seed, training),
+            place(fold, network, params.seed, made_of[network]),
             params,
         )
         for fold, network in tasks
@@ -78,9 +80,8 @@ def crossvalidate() -> None:
         trainings()
 
 
-def place(fold: Fold, network: str, seed: int, training: TrainParams) -> Place:
+def place(fold: Fold, network: str, seed: int, made_of: str) -> Place:
     """The folders of a training; the working folder's name is a digest of all that goes into it."""
-    made_of = unfinished(network, seed, training).name  # data, policy, parameters and code
     text = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = STATE / "crossvalidate" / f"{network}-{fold.number}" / digest

@@ -12,7 +12,6 @@ from pipelines._flow import main, parser, stage
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference.archive import (
-    Row,
     Work,
     chunks,
     opened,
@@ -56,7 +55,8 @@ def segment() -> None:
                     outcome = rows_of_failed(*call, outcome)
                 rows.update((row.path, row) for row in outcome)
                 print(f"{len(rows)} of {len(jobs)} files")
-            slices, seconds = _slices(rows) - _slices(known), time.monotonic() - start
+            seconds = time.monotonic() - start
+            slices = sum(row.slices or 0 for name, row in rows.items() if name not in known)
             print(f"{slices} slices in {seconds:.1f} s, {slices / seconds:.1f} a second")
 
         archive()
@@ -64,10 +64,6 @@ def segment() -> None:
     failed = sum(row.error is not None for row in rows.values())
     if failed:
         raise InputError(f"{failed} of {len(rows)} files have no mask: {table} says why")
-
-
-def _slices(rows: dict[str, Row]) -> int:
-    return sum(row.slices or 0 for row in rows.values())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import httpx
 from tumorseg.core.errors import StageError
 
 VARIABLE = "TUMORSEG_ALERT_URL"
-TIMEOUT_SECONDS = 10.0
 
 
 def sentence(error: object) -> str:
@@ -20,13 +19,13 @@ def sentence(error: object) -> str:
     return f"{kind}; the run's log says more"
 
 
-def alert(flow: str, stage: str, said: str, run_url: str | None) -> bool:
+def alert(flow: str, stage: str, message: str, run_url: str | None) -> bool:
     """Posts JSON with flow, stage, sentence, time and run_url to TUMORSEG_ALERT_URL, if it is set.
 
     Args:
         flow: The flow's name.
         stage: What failed.
-        said: One sentence, from `sentence`.
+        message: One sentence, from `sentence`.
         run_url: The run's page.
 
     Returns:
@@ -36,11 +35,11 @@ def alert(flow: str, stage: str, said: str, run_url: str | None) -> bool:
     address = os.environ.get(VARIABLE)
     if not address:
         return False
-    body: dict[str, Any] = {"flow": flow, "stage": stage, "sentence": said}
+    body: dict[str, Any] = {"flow": flow, "stage": stage, "sentence": message}
     body |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "run_url": run_url}
     for _ in range(2):
         try:
-            httpx.post(address, json=body, timeout=TIMEOUT_SECONDS).raise_for_status()
+            httpx.post(address, json=body, timeout=10).raise_for_status()
             return True
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = type(error).__name__

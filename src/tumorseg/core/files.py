@@ -41,8 +41,10 @@ def write_json(path: Path, value: Any) -> None:
 def new_array(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
     """A new .npy file of that shape, uint8, mapped into memory for writing.
 
-    Its room is taken at once: where the disk is full that is an OSError, and would be a SIGBUS once
-    the array is written.
+    Its disk space is allocated at once, since a full disk would later be a SIGBUS.
+
+    Raises:
+        OSError: The disk is full.
     """
     array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     with path.open("rb+") as file:

@@ -26,10 +26,9 @@ from tumorseg.core.service_settings import Settings
 PARAMS = Path("params.yaml")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Item = TypeVar("Item")
 
 
-def _distinct(values: list[Item]) -> list[Item]:
+def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise ValueError("must differ from each other")
     return values
@@ -77,7 +76,7 @@ class ValidateParams(Section):
 
 
 class SplitParams(Section):
-    """Who is trained on, who chooses, who is tested on."""
+    """Which slices are for training, validation and test."""
 
     method: Literal["official", "grouped"]
     seed: Seed
@@ -202,7 +201,7 @@ class PromoteParams(Section):
     min_gain: Fraction  # to be exceeded by the mean gain
     max_loss: Fraction  # the gain's 95% interval may not begin below minus this
     max_stratum_loss: Fraction  # of the mean, on the slices of any size of tumour
-    min_stratum_slices: PositiveInt  # a size with fewer slices has no say
+    min_stratum_slices: PositiveInt  # a size with fewer slices is not compared
 
 
 class PackageParams(Section):
