@@ -204,8 +204,8 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert 0 <= result["test"]["unet"]["ece"] <= 1
     text = table(result)
     sentences = verdicts(result)
-    control = {m: result["test"][m]["mean_dice"] for m in ("copy", "intensity", "background")}
-    beaten = {"copy", max(control, key=control.__getitem__)}
+    baselines = {m: result["test"][m]["mean_dice"] for m in ("copy", "intensity", "background")}
+    beaten = {"copy", max(baselines, key=baselines.__getitem__)}
     assert set(result["paired"]) == {"attention_unet-unet"} | {
         f"{name}-{other}" for name in NETWORKS for other in beaten
     }

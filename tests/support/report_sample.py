@@ -25,7 +25,7 @@ METHODS = (*SHIFTS, "background")
 
 
 def per_slice(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The table of the data contract: the true masks, moved aside."""
+    """The table of the data contract: the true masks, shifted."""
     rows = []
     for row in manifest[manifest["split"].isin(["valid", "test"])].itertuples():
         truth = coco.decode(row.mask_rle, row.height, row.width)
@@ -87,7 +87,7 @@ def made_up(slices: pd.DataFrame) -> dict:
 
 
 def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
-    """The whole: two networks with two seeds each, and the three controls.
+    """The whole: two networks with two seeds each, and the three baselines.
 
     Args:
         workplace: The fixture.
@@ -137,8 +137,8 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         trainings=trainings,
         manifest=manifest,
         audit=audit(manifest, pairs, workplace["thumbnails"], []),
-        split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "set_aside": 0}
-        | {"groups_torn_apart": 0, "slices": {"train": 12, "valid": 5, "test": 5}},
+        split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "excluded": 0}
+        | {"groups_divided": 0, "slices": {"train": 12, "valid": 5, "test": 5}},
         params=yaml.safe_load((REPOSITORY / "params.yaml").read_text()),
         lineage={"git_sha": "c0de" * 10, "data_md5": "da7a.dir", "lock_digest": "10cc" * 16},
         data=data,

@@ -129,13 +129,13 @@ def test_resampled_means_stay_within_the_values(values, patients, seed) -> None:
     assert min(values) - 1e-9 <= means.min() and means.max() <= max(values) + 1e-9
 
 
-def test_seeds_are_paired_with_each_other_and_with_a_control() -> None:
+def test_seeds_are_paired_with_each_other_and_with_a_baseline() -> None:
     rng = np.random.default_rng(5)
     plain = rng.random((2, 40))
     repeated = [scores(plain[s] + 0.1 * (s + 1), plain[s]).assign(seed=s) for s in (0, 1)]
-    control = pd.DataFrame({"path": [f"{n}.png" for n in range(40)], "method": "copy"})
-    control = control.assign(dice=0.5, group=range(40))
-    table = pd.concat([*repeated, control], ignore_index=True)
+    baseline = pd.DataFrame({"path": [f"{n}.png" for n in range(40)], "method": "copy"})
+    baseline = baseline.assign(dice=0.5, group=range(40))
+    table = pd.concat([*repeated, baseline], ignore_index=True)
     found = difference(table, "gated", "plain", 500, 0)
     assert found.by_seed == pytest.approx({"0": 0.1, "1": 0.2})
     assert (found.mean, found.slices) == (pytest.approx(0.15), 40)

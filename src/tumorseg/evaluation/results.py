@@ -13,9 +13,9 @@ from tumorseg.evaluation.paired import Difference, comparisons, verdict
 TITLES = {
     "unet": "U-Net",
     "attention_unet": "Attention U-Net",
-    "copy": "control: copy of the most similar train slice",
-    "intensity": "control: best intensity band",
-    "background": "control: all background",
+    "copy": "baseline: copy of the most similar train slice",
+    "intensity": "baseline: best intensity band",
+    "background": "baseline: all background",
 }
 
 
@@ -101,7 +101,7 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
     """What the comparison on the test split shows and what it does not, a sentence a pair."""
     sentences = []
     for pair, found in figures["paired"].items():
-        first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
+        first, second = (TITLES[name].removeprefix("baseline: ") for name in pair.split("-"))
         sentences.append(verdict(Difference(**found), first, second))
     return sentences
 

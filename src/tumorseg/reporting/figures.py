@@ -212,7 +212,7 @@ def strata_dots(strata: pd.DataFrame, methods: list[str]) -> str:
         rows = strata[strata["method"] == name].set_index(["by", "stratum"]).reindex(keys)
         heights = np.arange(len(keys)) + 0.2 * (index - (len(methods) - 1) / 2)
         colour = COLOURS.get(name, GREY)
-        label = TITLES[name].removeprefix("control: ").split(" of ")[0]
+        label = TITLES[name].removeprefix("baseline: ").split(" of ")[0]
         axis.hlines(heights, rows["mean_dice_low"], rows["mean_dice_high"], color=colour)
         axis.plot(rows["mean_dice"], heights, "o", color=colour, markersize=5, label=label)
     labels = [f"{_label(*key)} ({n})" for key, n in zip(keys, places["slices"], strict=True)]

@@ -49,7 +49,7 @@ def page_values(report: ReportData) -> dict[str, Any]:
     return {
         "figures": report.figures,
         "titles": TITLES,
-        "short": {name: title.removeprefix("control: ") for name, title in TITLES.items()},
+        "short": {name: title.removeprefix("baseline: ") for name, title in TITLES.items()},
         "shown": [name for name in SHOWN if name in report.figures["test"]],
         "lineage": report.lineage,
         "sides": report.split["slices"],

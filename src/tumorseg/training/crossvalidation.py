@@ -187,7 +187,7 @@ def tabulate(
             "train_slices": len(fold.train),
             "valid_slices": len(fold.valid),
             "valid_groups": fold.groups,
-            "set_aside": fold.excluded,
+            "excluded": fold.excluded,
         }
         | {name: summary[name] for name in columns}
         for fold in folds
