@@ -16,7 +16,7 @@ from tumorseg.core.files import atomic_path, write_text
 from tumorseg.core.params import CrossvalidateParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.training.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
+from tumorseg.training.crossvalidation import Fold, divide, page, pool, tabulate, train_fold
 
 REPORT = Path("reports/crossvalidation")
 
@@ -45,6 +45,8 @@ def crossvalidate() -> None:
             network,
             params.seed,
             training,
+            ARRAYS.resolve(),
+            POLICY.resolve(),
             place(fold, network, params.seed, made_of[network]),
             params,
         )
@@ -80,12 +82,11 @@ def crossvalidate() -> None:
         trainings()
 
 
-def place(fold: Fold, network: str, seed: int, made_of: str) -> Place:
-    """The folders of a training; the working folder's name is a digest of all that goes into it."""
-    text = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = STATE / "crossvalidate" / f"{network}-{fold.number}" / digest
-    return Place(ARRAYS.resolve(), POLICY.resolve(), folder.resolve())
+def place(fold: Fold, network: str, seed: int, made_of: str) -> Path:
+    """The folder of this training; its name is a digest of data, code, parameters and slices."""
+    inputs = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
+    digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    return (STATE / "crossvalidate" / f"{network}-{fold.number}" / digest).resolve()
 
 
 if __name__ == "__main__":

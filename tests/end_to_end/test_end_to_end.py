@@ -76,7 +76,7 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     page = (workspace.root / "reports" / "audit.html").read_text()
     assert audit["images"] == 22 and "22 images" in page and page.count("data:image/jpeg") > 12
     copy = figures["test"]["copy"]["micro_dice"]
-    assert audit["controls"]["copy"]["micro_dice"] == pytest.approx(copy, abs=1e-5)
+    assert audit["baselines"]["copy"]["micro_dice"] == pytest.approx(copy, abs=1e-5)
     assert read(workspace, "reports/split.json")["method"] == "official"
     assert read(workspace, "reports/split_optimism.json") == {}
     decision = read(workspace, "artifacts/promote/decision.json")

@@ -99,6 +99,26 @@ def test_commands_start(command: list[str]) -> None:
     assert done.returncode == 0 and lock()[command[0]] in done.stdout
 
 
+def test_monai_asks_no_server_and_leaves_no_file(tmp_path) -> None:
+    code = (
+        "import sys\n"
+        "def watch(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request'):\n"
+        "        print(event, args)\n"
+        "sys.addaudithook(watch)\n"
+        "import numpy as np\n"
+        "from tumorseg.evaluation.metrics import distances\n"
+        "distances(np.eye(9) > 0, np.ones((9, 9)) > 0, None, 1)\n"
+        "assert 'monai' in sys.modules\n"
+    )
+    environment = os.environ | SILENT | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_onnx_runtime_has_no_way_to_report_home() -> None:
     import onnxruntime
 

@@ -34,7 +34,7 @@ def audit(
 
     Returns:
         images, unusable, labels (geometry and pairing), duplicates, leakage, splits (balance and
-        sizes), controls (the baselines all background and copy) and findings; plain values, ready
+        sizes), baselines (all background and copy) and findings; plain values, ready
         for JSON.
     """
     usable = table[table["problem"].isna()]
@@ -45,7 +45,7 @@ def audit(
         "duplicates": _duplicates(usable, pairs),
         "leakage": _leakage(usable),
         "splits": {split: _balance(usable[usable["split"] == split]) for split in coco.SPLITS},
-        "controls": baseline_figures(usable, thumbnails),
+        "baselines": baseline_figures(usable, thumbnails),
         "outliers": _outliers(usable),
         "findings": findings,
     }

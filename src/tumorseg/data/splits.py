@@ -18,7 +18,7 @@ from tumorseg.data.leakage import neighbours_elsewhere
 
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
 # Of a slice that is in no split, since it lies between two of them.
-EXCLUDED = "aside"
+EXCLUDED = "excluded"
 
 
 def assign_splits(
@@ -160,7 +160,7 @@ def grouped(
 
     Returns:
         The manifest with `official_split` (what `split` was), `split` (train, valid, test or
-        aside) and `split_group`.
+        excluded) and `split_group`.
     """
     groups = find_groups(table, pairs, shortest, longest)
     splits = assign_splits([str(number) for number in groups], strata(table), seed=seed)
