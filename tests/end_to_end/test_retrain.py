@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from tests.conftest import REPOSITORY
 from tests.integration.test_alerts import Receiver
-from tests.support.inboxes import contents
 from tests.support.retraining import DECISION, git, make_repository, phantom_batch, variables
+from tests.support.samples import contents
 from tumorseg.core.alerts import VARIABLE
 from tumorseg.core.errors import InputError, StageError
 from tumorseg.core.processes import find

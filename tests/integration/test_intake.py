@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_inbox import Batch, picture
-from tests.support.inboxes import check_taken, contents, take_all
+from tests.support.inboxes import Batch, check_taken, picture, take_all
 from tests.support.retraining import git, sections
+from tests.support.samples import contents
 from tumorseg.core import git as versions
 from tumorseg.core.errors import InputError, StageError
 from tumorseg.data import dataset
@@ -105,14 +105,6 @@ def test_a_version_from_elsewhere_is_not_taken_for_the_one_cut_off(
     intake.recover(sections(repository)[2])
     assert contents(repository / "inbox") == contents(template / "inbox")
     assert contents(repository / "data") == contents(template / "data")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove what nobody may write")
-def test_a_batch_that_nobody_may_write_is_taken_in(repository, template, quick) -> None:
-    batch = Path("inbox/monday")
-    batch.chmod(0o555)
-    take_all(repository)
-    check_taken(repository, template)
 
 
 def test_what_comes_late_stays_in_the_inbox(repository, quick, monkeypatch) -> None:

@@ -24,12 +24,11 @@ from tumorseg.imaging.preprocess import Grey, Mask
 from tumorseg.imaging.series import arrange, grey_slices
 from tumorseg.imaging.study import Rejected, silence_readers
 from tumorseg.importers.reading import (
-    Drawn,
-    Names,
     Options,
     Record,
+    Slice,
     Source,
-    numbered_categories,
+    drawn,
     readable,
     visible_files,
 )
@@ -123,7 +122,6 @@ def read(folder: Path, options: Options) -> Source:
     # One series and its segmentations at a time: records come series by series.
     greys = lru_cache(maxsize=1)(lambda series: _greys(stacks[series]))
     opened = lru_cache(maxsize=4)(_open)
-    new_name = Names()
     records = []
     for position, series in enumerate(stacks, start=1):
         try:
@@ -134,20 +132,19 @@ def read(folder: Path, options: Options) -> Source:
         stacks[series] = [stacks[series][n] for n in stack.order]
         for number, image in enumerate(stacks[series]):
             own = [found for found in drawn[series] if image.uid in found.present]
-            stem = f"patient-{image.group}_series-{position}_{number:04d}"
             records.append(
                 Record(
-                    name=new_name(stem, ".png", image.group),
+                    name=f"patient-{image.group}_series-{position}_{number:04d}.png",
                     group=image.group,
                     number=number,
                     split=None,
                     spacing=stack.spacing,
-                    categories=partial(_present, image, own),
+                    categories=set().union(*(found.present[image.uid] for found in own)),
                     load=partial(_load, image, number, own, greys, opened),
                 )
             )
     labels = {label for found in drawn.values() for seg in found for label in seg.labels.values()}
-    return Source(records, numbered_categories(sorted(labels)), skipped, doubts)
+    return Source(records, sorted(labels), skipped, doubts)
 
 
 def _index(folder: Path) -> tuple[dict[str, Image], list[Path], dict[Path, str]]:
@@ -255,22 +252,18 @@ def _check_grid(path: Path, dataset: Any, frame: Any, shared: Any, image: Image)
         )
 
 
-def _present(image: Image, segmentations: list[Segmentation]) -> set[str]:
-    return set().union(*(found.present[image.uid] for found in segmentations))
-
-
 def _load(
     image: Image,
     number: int,
     segmentations: list[Segmentation],
     greys: Callable[[str], list[Grey]],
     opened: Callable[[Path], Any],
-) -> Drawn:
+) -> Slice:
     united: dict[str, Mask] = {}
     for segmentation in segmentations:
         for label, mask in _masks(segmentation, opened(segmentation.path), image):
             united[label] = united[label] | mask if label in united else mask
-    return Drawn(greys(image.series)[number], united)
+    return drawn(greys(image.series)[number], united)
 
 
 def _masks(segmentation: Segmentation, opened: Any, image: Image) -> list[tuple[str, Mask]]:

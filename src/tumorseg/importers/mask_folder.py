@@ -5,25 +5,25 @@ from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
 from tumorseg.imaging.preprocess import Mask, to_grey
 from tumorseg.importers.reading import (
-    Drawn,
-    Names,
+    PICTURES,
     Options,
     Record,
+    Slice,
     Source,
-    numbered_categories,
+    drawn,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "NAME.tif with NAME_mask.tif (or png, jpg, bmp), or images/ and masks/ with equal names"
 TUMOUR = "tumour"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "valid"}
 
 
@@ -33,13 +33,14 @@ def fits(folder: Path) -> bool:
 
 
 def read(folder: Path, options: Options) -> Source:
-    """Indexes a tree of images and masks, reading only headers.
+    """Indexes a tree of images and masks, reading the masks and the images' headers.
 
     A patient is a folder where there are several, else what comes before a name's trailing `_NN`.
     Folders of one name are one patient, since downloads may hold a set twice, unless all have it.
+    An image whose mask cannot be read or has another size is left out.
 
     Raises:
-        InputError: More than half of the images have no mask, or a mask has another size.
+        InputError: More than half of the images have no mask.
     """
     found, skipped = _pairs(folder)
     places = [_without_split(folder, image) for image, _ in found]
@@ -55,42 +56,38 @@ def read(folder: Path, options: Options) -> Source:
         else f"{place.parent.as_posix()}_{place.stem}"
         for place in places
     ]
-    new_name = Names()
     records = []
-    for (image, mask), stem, group in zip(found, stems, groups, strict=True):
+    progress = tqdm(found, "reading masks", unit="mask", disable=None)
+    for (image, path), stem, group in zip(progress, stems, groups, strict=True):
         try:
-            _check_sizes(image, mask)
+            mask = read_mask(path)
+            with readable(image), Image.open(image) as picture:
+                width, height = picture.size
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # shown on its side
+                    width, height = height, width
+            if mask.shape != (height, width):
+                size = f"{mask.shape[1]}×{mask.shape[0]}"
+                raise InputError(f"{path}: is {size}, but {image} is {width}×{height}")
         except InputError as error:
-            if not options.lenient:
-                raise
             skipped[image] = str(error)
             continue
         numbered = re.search(r"_(\d+)$", image.stem)
         parents = image.relative_to(folder).parts[:-1]
         records.append(
             Record(
-                name=new_name(stem, ".png", group),
+                name=f"{stem}.png",
                 group=group,
                 number=int(numbered[1]) if numbered and group is not None else None,
                 split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
                 spacing=None,
-                categories=partial(_present, mask),
-                load=partial(_load, image, mask),
+                categories={TUMOUR} if mask.any() else set(),
+                load=partial(_load, image, path),
             )
         )
     doubts = []
     if repeated := len(stems) - len(set(stems)):
         doubts.append(f"{repeated} names occur more than once: does the folder hold a set twice?")
-    return Source(records, numbered_categories([TUMOUR]), skipped, doubts)
-
-
-def _check_sizes(image: Path, mask: Path) -> None:
-    sizes = []
-    for path in (image, mask):
-        with readable(path), Image.open(path) as picture:
-            sizes.append("×".join(map(str, picture.size)))
-    if sizes[0] != sizes[1]:
-        raise InputError(f"{mask}: is {sizes[1]}, but {image} is {sizes[0]}; export both alike")
+    return Source(records, [TUMOUR], skipped, doubts)
 
 
 def read_mask(path: Path) -> Mask:
@@ -112,13 +109,9 @@ def read_mask(path: Path) -> Mask:
         return np.atleast_3d(np.asarray(image)).max(axis=-1) != 0
 
 
-def _present(mask: Path) -> list[str]:
-    return [TUMOUR] if read_mask(mask).any() else []
-
-
-def _load(image: Path, mask: Path) -> Drawn:
+def _load(image: Path, mask: Path) -> Slice:
     with readable(image), Image.open(image) as picture:
-        return Drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
+        return drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
 
 
 def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
@@ -159,7 +152,7 @@ def _parallel(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in visible_files(folder) if path.suffix.lower() in PICTURES]
 
 
 def _is_mask(path: Path) -> bool:

@@ -18,12 +18,11 @@ from tumorseg.core.errors import InputError
 from tumorseg.imaging.nifti import check_image, cut_across, distances, grey_slices, value_slices
 from tumorseg.imaging.preprocess import Grey
 from tumorseg.importers.reading import (
-    Drawn,
-    Names,
     Options,
     Record,
+    Slice,
     Source,
-    numbered_categories,
+    drawn,
     readable,
     visible_files,
 )
@@ -65,7 +64,6 @@ def read(folder: Path, options: Options) -> Source:
     # One volume and its labels at a time: records come volume by volume.
     greys: Slices = lru_cache(maxsize=1)(_greys)
     labels: Slices = lru_cache(maxsize=1)(_labels)
-    new_name = Names()
     records = []
     found: set[int] = set()
     for subject in tqdm(subjects, "reading labels", unit="volume", disable=None):
@@ -74,19 +72,18 @@ def read(folder: Path, options: Options) -> Source:
             values = {int(value) for value in np.unique(plane)} - {0}
             found |= values
             if options.take(number, bool(values)):
-                stem = f"{subject.name}_{axis}_{number:04d}"
                 records.append(
                     Record(
-                        name=new_name(stem, ".png", subject.patient),
+                        name=f"{subject.name}_{axis}_{number:04d}.png",
                         group=subject.patient,
                         number=number,
                         split=None,
                         spacing=spacing,
-                        categories=partial(_names, values),
+                        categories=set(_names(values)),
                         load=partial(_load, subject, axis, number, _names(values), greys, labels),
                     )
                 )
-    return Source(records, numbered_categories(_names(found)), skipped)
+    return Source(records, list(_names(found)), skipped)
 
 
 def _names(values: set[int]) -> dict[str, int]:
@@ -95,10 +92,10 @@ def _names(values: set[int]) -> dict[str, int]:
 
 def _load(
     subject: Subject, axis: str, number: int, names: dict[str, int], greys: Slices, labels: Slices
-) -> Drawn:
+) -> Slice:
     plane = labels(subject.labels, axis)[number]
     masks = {name: plane == value for name, value in names.items()}
-    return Drawn(greys(subject.image, axis)[number], masks)
+    return drawn(greys(subject.image, axis)[number], masks)
 
 
 def _check(subject: Subject, axis: str) -> tuple[str, tuple[float, float]]:
