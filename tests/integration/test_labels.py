@@ -41,8 +41,8 @@ def test_labels_are_judged_by_others(coco_folder, outlines) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("file_name", "z.png", "does not list a.png"),
-        ("width", 81, "gives a.png another size"),
+        ("file_name", "z.png", "a.png, 80×64, and 1 others"),
+        ("width", 81, "a.png, 80×64, and 1 others"),
     ],
 )
 def test_labels_of_other_images_are_refused(coco_folder, outlines, key, value, message) -> None:

@@ -31,17 +31,16 @@ def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
 
 
 def _compare_split(folder: Path, data: Path) -> dict[str, Any]:
-    present, other = (_encoded(where) for where in (data, folder))
-    for missing, where in ((present.keys() - other, folder), (other.keys() - present, data)):
-        if missing:
-            raise InputError(
-                f"{where / coco.ANNOTATIONS}: does not list {min(missing)} ({len(missing)} such); "
-                "both must be labels of the same images"
-            )
-    if sizes := [name for name in present if present[name][1:] != other[name][1:]]:
-        raise InputError(f"{folder / coco.ANNOTATIONS}: gives {min(sizes)} another size")
+    present, other = (_masks(where) for where in (data, folder))
+    if different := sorted(present.keys() ^ other.keys()):
+        (name, height, width) = different[0]
+        raise InputError(
+            f"{folder / coco.ANNOTATIONS}: differs from the present labels in which images it "
+            f"lists, or in their sizes ({name}, {width}×{height}, and {len(different) - 1} others)"
+        )
     counts = pd.DataFrame(
-        count(coco.decode(*present[name]), coco.decode(*other[name])) for name in sorted(present)
+        count(coco.decode(present[key], *key[1:]), coco.decode(other[key], *key[1:]))
+        for key in sorted(present)
     )
     some, others = counts["tp"] + counts["fp"] > 0, counts["tp"] + counts["fn"] > 0
     return summarise(score(counts), samples=2000, seed=0) | {
@@ -50,18 +49,17 @@ def _compare_split(folder: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def _encoded(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """File name → run lengths, height and width: a fraction of the masks' own size."""
+def _masks(folder: Path) -> dict[tuple[str, int, int], str]:
+    """File name, height and width → run lengths: a fraction of the masks' own size."""
     found = {}
     for image in coco.read_split(folder):
-        path = folder / coco.ANNOTATIONS
-        if image.problem:
-            raise InputError(f"{path}: {image.file_name} {image.problem[1]}")
         try:
-            rle = coco.image_rle(image)
+            if image.problem:
+                raise ValueError(image.problem[1])
+            found[image.file_name, image.height, image.width] = coco.image_rle(image)
         except ValueError as error:
+            path = folder / coco.ANNOTATIONS
             raise InputError(f"{path}: {image.file_name}: {error}") from None
-        found[image.file_name] = (rle, image.height, image.width)
     return found
 
 
@@ -71,20 +69,18 @@ def use_labels(folder: Path, data: Path = Path("data")) -> None:
     The images stay as they are. `git commit data.dvc` makes it a version of its own.
 
     Raises:
-        InputError: data/ holds changes that DVC has not recorded.
+        InputError: data/ holds changes that DVC has not recorded, or the labels cannot be used.
     """
     refuse_to_lose(data)
-    before = {split: (data / split / coco.ANNOTATIONS).read_bytes() for split in coco.SPLITS}
     try:
         for split in coco.SPLITS:
             with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
                 shutil.copyfile(folder / split / coco.ANNOTATIONS, temporary)
         dvc("add", data.name)
-    except (OSError, InputError):
-        for split, content in before.items():
-            with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
-                temporary.write_bytes(content)
-        raise
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"{error}; `dvc checkout --force {data.name}` brings back the present labels"
+        ) from None
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:

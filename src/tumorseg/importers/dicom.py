@@ -15,6 +15,7 @@ from typing import Any
 import highdicom
 import numpy as np
 import pydicom
+from pydicom.dataset import FileDataset
 from pydicom.misc import is_dicom
 from tqdm import tqdm
 
@@ -43,25 +44,13 @@ _INDEXED = [
     *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness"),
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Image:
-    """A single-frame image, without its pixels.
-
-    Attributes:
-        path: Its file.
-        header: The elements that order and place it.
-        uid: SOPInstanceUID.
-        series: SeriesInstanceUID.
-        group: Pseudonym of the patient.
-    """
-
-    path: Path
-    header: Any
-    uid: str
-    series: str
-    group: str
+# Where the frames of a segmentation keep what images have at the top.
+_PLACES = {
+    "PlaneOrientationSequence": "ImageOrientationPatient",
+    "PlanePositionSequence": "ImagePositionPatient",
+    "PixelMeasuresSequence": "PixelSpacing",
+}
+Series = Callable[[str], list[Grey]]  # SeriesInstanceUID → its slices, shape (H, W) each
 
 
 @dataclass(frozen=True)
@@ -104,52 +93,62 @@ def read(folder: Path, options: Options) -> Source:
     images, paths, skipped = _index(folder)
     if not paths:
         raise InputError(f"{folder}: has DICOM files but no DICOM SEG; add the segmentations")
-    drawn: dict[str, list[Segmentation]] = defaultdict(list)  # by series
-    doubts = []
-    for path in paths:
-        segmentation = _segmentation(path, images)
-        known = segmentation.present.keys() & images.keys()
-        for series in {images[uid].series for uid in known}:
-            drawn[series].append(segmentation)
-        if absent := len(segmentation.present) - len(known):
-            doubts.append(f"{path} refers to {absent} images that are not here")
-    stacks: dict[str, list[Image]] = {series: [] for series in drawn}
+    segmentations = [_segmentation(path, images) for path in paths]
+    doubts = [
+        f"{each.path} refers to {absent} images that are not here"
+        for each in segmentations
+        if (absent := len(each.present.keys() - images.keys()))
+    ]
+    stacks: dict[str, list[FileDataset]] = {
+        images[uid].SeriesInstanceUID: []
+        for each in segmentations
+        for uid in each.present
+        if uid in images
+    }
     for image in images.values():
-        if image.series in stacks:
-            stacks[image.series].append(image)
+        if image.SeriesInstanceUID in stacks:
+            stacks[image.SeriesInstanceUID].append(image)
         else:
-            skipped[image.path] = "is in a series that no segmentation refers to"
+            skipped[Path(image.filename)] = "is in a series that no segmentation refers to"
     # One series and its segmentations at a time: records come series by series.
     greys = lru_cache(maxsize=1)(lambda series: _greys(stacks[series]))
     opened = lru_cache(maxsize=4)(_open)
     records = []
     for position, series in enumerate(stacks, start=1):
         try:
-            stack = arrange([image.header for image in stacks[series]])
+            stack = arrange(stacks[series])
         except Rejected as error:
-            skipped |= {image.path: f"is in no stack: {error}" for image in stacks[series]}
+            skipped |= {
+                Path(image.filename): f"is in no stack: {error}" for image in stacks[series]
+            }
             continue
         stacks[series] = [stacks[series][n] for n in stack.order]
         for number, image in enumerate(stacks[series]):
-            own = [found for found in drawn[series] if image.uid in found.present]
+            uid, group = image.SOPInstanceUID, _patient(image)
+            own = [each for each in segmentations if uid in each.present]
             records.append(
                 Record(
-                    name=f"patient-{image.group}_series-{position}_{number:04d}.png",
-                    group=image.group,
+                    name=f"patient-{group}_series-{position}_{number:04d}.png",
+                    group=group,
                     number=number,
                     split=None,
                     spacing=stack.spacing,
-                    categories=set().union(*(found.present[image.uid] for found in own)),
-                    load=partial(_load, image, number, own, greys, opened),
+                    categories=set().union(*(each.present[uid] for each in own)),
+                    load=partial(_load, series, number, uid, own, greys, opened),
                 )
             )
-    labels = {label for found in drawn.values() for seg in found for label in seg.labels.values()}
+    labels = {label for each in segmentations for label in each.labels.values()}
     return Source(records, sorted(labels), skipped, doubts)
 
 
-def _index(folder: Path) -> tuple[dict[str, Image], list[Path], dict[Path, str]]:
+def _patient(header: FileDataset) -> str:
+    identity = str(header.get("PatientID") or header.StudyInstanceUID)
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def _index(folder: Path) -> tuple[dict[str, FileDataset], list[Path], dict[Path, str]]:
     """The images by SOPInstanceUID, the segmentations, and why other DICOM files are left out."""
-    images: dict[str, Image] = {}
+    images: dict[str, FileDataset] = {}
     segmentations: list[Path] = []
     skipped: dict[Path, str] = {}
     for path in tqdm(visible_files(folder), "reading headers", unit="file", disable=None):
@@ -163,31 +162,30 @@ def _index(folder: Path) -> tuple[dict[str, Image], list[Path], dict[Path, str]]
                 skipped[path] = why.sentence
             elif frames_in(header) > 1:
                 skipped[path] = "has several frames; only files of one slice are read"
-            elif (uid := str(header.SOPInstanceUID)) in images:
-                skipped[path] = f"is a copy of {images[uid].path}"
+            elif header.SOPInstanceUID in images:
+                skipped[path] = f"is a copy of {images[header.SOPInstanceUID].filename}"
             else:
-                identity = str(header.get("PatientID") or header.StudyInstanceUID)
-                group = hashlib.sha256(identity.encode()).hexdigest()[:12]
-                images[uid] = Image(path, header, uid, str(header.SeriesInstanceUID), group)
+                images[header.SOPInstanceUID] = header
     return images, segmentations, skipped
 
 
-def _greys(stack: list[Image]) -> list[Grey]:
+def _greys(stack: list[FileDataset]) -> list[Grey]:
     """The slices of a series, uint8, in its order."""
     reader = HeaderReader()
     headers, stored = [], []
     for image in stack:
-        with readable(image.path):
-            file = reader.read(image.path.read_bytes())
+        path = Path(image.filename)
+        with readable(path):
+            file = reader.read(path.read_bytes())
             if (why := unusable(file.header, file.pixels is not None)) is not None:
                 raise Rejected(*why)
             headers.append(file.header)
             stored += list(frames(file))
-    with readable(stack[0].path):
+    with readable(Path(stack[0].filename)):
         return grey_slices(stored, arrange(headers))
 
 
-def _segmentation(path: Path, images: dict[str, Image]) -> Segmentation:
+def _segmentation(path: Path, images: dict[str, FileDataset]) -> Segmentation:
     """Reads which frames of a segmentation were drawn on which images.
 
     Raises:
@@ -212,8 +210,6 @@ def _segmentation(path: Path, images: dict[str, Image]) -> Segmentation:
                 present[uid] |= here
                 if uid in images:
                     _check_grid(path, dataset, frame, shared, images[uid])
-    if not present:
-        raise InputError(f"{path}: does not say which images it was drawn on; export it again")
     if not present.keys() & images.keys():
         raise InputError(
             f"{path}: refers to no image that is here; add the series that it was drawn on"
@@ -234,53 +230,44 @@ def _item(frame: Any, shared: Any, sequence: str, keyword: str) -> Any:
     return items[0].get(keyword)
 
 
-def _check_grid(path: Path, dataset: Any, frame: Any, shared: Any, image: Image) -> None:
-    size = (int(dataset.Rows), int(dataset.Columns))
-    same = size == (int(image.header.Rows), int(image.header.Columns))
-    for sequence, keyword in (
-        ("PlaneOrientationSequence", "ImageOrientationPatient"),
-        ("PlanePositionSequence", "ImagePositionPatient"),
-        ("PixelMeasuresSequence", "PixelSpacing"),
-    ):
-        mine, theirs = _item(frame, shared, sequence, keyword), image.header.get(keyword)
+def _check_grid(path: Path, dataset: Any, frame: Any, shared: Any, image: FileDataset) -> None:
+    same = (dataset.Rows, dataset.Columns) == (image.Rows, image.Columns)
+    for sequence, keyword in _PLACES.items():
+        mine, theirs = _item(frame, shared, sequence, keyword), image.get(keyword)
         if mine and theirs:
             one, other = np.array(mine, float), np.array(theirs, float)
             same = same and np.allclose(one, other, atol=TOLERANCE)
     if not same:
         raise InputError(
-            f"{path}: lies on another pixel grid than {image.path}; export it on the images' grid"
+            f"{path}: lies on another pixel grid than {image.filename}; export it on the images' "
+            "grid"
         )
 
 
 def _load(
-    image: Image,
+    series: str,
     number: int,
+    uid: str,
     segmentations: list[Segmentation],
-    greys: Callable[[str], list[Grey]],
+    greys: Series,
     opened: Callable[[Path], Any],
 ) -> Slice:
-    united: dict[str, Mask] = {}
+    grey = greys(series)[number]
+    masks: dict[str, Mask] = {}
     for segmentation in segmentations:
-        for label, mask in _masks(segmentation, opened(segmentation.path), image):
-            united[label] = united[label] | mask if label in united else mask
-    return drawn(greys(image.series)[number], united)
-
-
-def _masks(segmentation: Segmentation, opened: Any, image: Image) -> list[tuple[str, Mask]]:
-    """The masks of one image, bool, shape (H, W), with their labels."""
-    numbers = sorted(segmentation.labels)
-    with readable(segmentation.path):
-        planes = opened.get_pixels_by_source_instance(
-            [image.uid],
-            segment_numbers=numbers,
-            # Many writers do not state that locations are preserved; the grids were compared.
-            ignore_spatial_locations=True,
-            assert_missing_frames_are_empty=True,
-        )[0]
-    return [
-        (segmentation.labels[number], planes[..., place] >= 0.5)
-        for place, number in enumerate(numbers)
-    ]
+        numbers = sorted(segmentation.labels)
+        with readable(segmentation.path):
+            planes = opened(segmentation.path).get_pixels_by_source_instance(
+                [uid],
+                segment_numbers=numbers,
+                # Many writers do not state that locations are preserved; the grids were compared.
+                ignore_spatial_locations=True,
+                assert_missing_frames_are_empty=True,
+            )[0]
+        for place, segment in enumerate(numbers):
+            label = segmentation.labels[segment]
+            masks[label] = masks.get(label, False) | (planes[..., place] >= 0.5)
+    return drawn(grey, masks)
 
 
 def _open(path: Path) -> Any:

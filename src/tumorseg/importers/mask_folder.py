@@ -28,8 +28,8 @@ SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "valid"}
 
 
 def fits(folder: Path) -> bool:
-    """Whether there are image files called NAME_mask, or folders images/ and masks/."""
-    return bool(_parallel(folder)) or any(_is_mask(path) for path in _pictures(folder))
+    """Whether there are pictures called NAME_mask, or in a folder masks/."""
+    return any(_is_mask(path, folder) for path in _pictures(folder))
 
 
 def read(folder: Path, options: Options) -> Source:
@@ -43,7 +43,10 @@ def read(folder: Path, options: Options) -> Source:
         InputError: More than half of the images have no mask.
     """
     found, skipped = _pairs(folder)
-    places = [_without_split(folder, image) for image, _ in found]
+    places = []
+    for image, _ in found:
+        *parents, name = _key(image, folder).parts
+        places.append(PurePath(*(part for part in parents if part not in SPLIT_FOLDERS), name))
     homes = {place.parent for place in places}
     several, differ = len(homes) > 1, len({home.name for home in homes}) > 1
     groups = [_patient(place, several, differ) for place in places]
@@ -51,9 +54,9 @@ def read(folder: Path, options: Options) -> Source:
         groups = [None] * len(groups)  # image_1, image_2, …: all one patient says nothing
     # Patients' folders often hold names that are unique only within them.
     stems = [
-        place.stem
-        if not several or place.stem.startswith(place.parent.name)
-        else f"{place.parent.as_posix()}_{place.stem}"
+        place.name
+        if not several or place.name.startswith(place.parent.name)
+        else f"{place.parent.as_posix()}_{place.name}"
         for place in places
     ]
     records = []
@@ -123,53 +126,38 @@ def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
     Raises:
         InputError: More than half of the images have no mask.
     """
-    found: list[tuple[Path, Path]] = []
-    lonely: list[Path] = []
-    unused: set[Path] = set()
-    for home in _parallel(folder) or [(folder, folder)]:
-        same = home[0] == home[1]
-        images = [path for path in _pictures(home[0]) if not (same and _is_mask(path))]
-        masks = [path for path in _pictures(home[1]) if not same or _is_mask(path)]
-        mask_of = {_key(path, home[1]): path for path in masks}
-        found += [(p, mask_of[key]) for p in images if (key := _key(p, home[0])) in mask_of]
-        lonely += [path for path in images if _key(path, home[0]) not in mask_of]
-        unused |= set(masks)
-    if len(lonely) > len(found):
+    pictures = _pictures(folder)
+    masks = {_key(path, folder): path for path in pictures if _is_mask(path, folder)}
+    images = [(_key(path, folder), path) for path in pictures if not _is_mask(path, folder)]
+    found = [(path, masks[key]) for key, path in images if key in masks]
+    skipped = {path: "has no mask" for key, path in images if key not in masks}
+    if len(skipped) > len(found):
         raise InputError(
-            f"{folder}: {len(lonely)} of {len(lonely) + len(found)} images have no mask, such as "
-            f"{lonely[0]}; add NAME_mask files, or masks/ with the images' names"
+            f"{folder}: {len(skipped)} of {len(images)} images have no mask, such as "
+            f"{next(iter(skipped))}; add NAME_mask files, or masks/ with the images' names"
         )
-    unused -= {mask for _, mask in found}
-    skipped = {path: "has no mask" for path in lonely}
-    skipped |= {path: "is the mask of no image" for path in sorted(unused)}
+    unused = masks.keys() - {key for key, _ in images}
+    skipped |= {masks[key]: "is the mask of no image" for key in sorted(unused)}
     return found, skipped
-
-
-def _parallel(folder: Path) -> list[tuple[Path, Path]]:
-    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
-    homes = [(place / "images", place / "masks") for place in places]
-    return [home for home in homes if all(part.is_dir() for part in home)]
 
 
 def _pictures(folder: Path) -> list[Path]:
     return [path for path in visible_files(folder) if path.suffix.lower() in PICTURES]
 
 
-def _is_mask(path: Path) -> bool:
-    return path.stem.endswith("_mask")
+def _is_mask(path: Path, folder: Path) -> bool:
+    return path.stem.endswith("_mask") or "masks" in path.relative_to(folder).parts[:-1]
 
 
-def _key(path: Path, root: Path) -> PurePath:
-    return path.relative_to(root).with_name(path.stem.removesuffix("_mask"))
-
-
-def _without_split(folder: Path, path: Path) -> PurePath:
-    *parents, name = path.relative_to(folder).parts
-    return PurePath(*(p for p in parents if p not in {*SPLIT_FOLDERS, "images"}), name)
+def _key(path: Path, folder: Path) -> PurePath:
+    """What an image and its mask have in common: the path without images/, masks/ and _mask."""
+    *parents, _ = path.relative_to(folder).parts
+    kept = [part for part in parents if part not in ("images", "masks")]
+    return PurePath(*kept, path.stem.removesuffix("_mask"))
 
 
 def _patient(place: PurePath, several: bool, differ: bool) -> str | None:
     if several and place.parent != PurePath():
         return place.parent.name if differ else place.parent.as_posix()
-    numbered = re.fullmatch(r"(.+)_\d+", place.stem)
+    numbered = re.fullmatch(r"(.+)_\d+", place.name)
     return numbered[1] if numbered else None

@@ -79,22 +79,16 @@ def read(folder: Path, options: Options) -> Source:
                         number=number,
                         split=None,
                         spacing=spacing,
-                        categories=set(_names(values)),
-                        load=partial(_load, subject, axis, number, _names(values), greys, labels),
+                        categories={f"label {value}" for value in values},
+                        load=partial(_load, subject, axis, number, greys, labels),
                     )
                 )
-    return Source(records, list(_names(found)), skipped)
+    return Source(records, [f"label {value}" for value in sorted(found)], skipped)
 
 
-def _names(values: set[int]) -> dict[str, int]:
-    return {f"label {value}": value for value in sorted(values)}
-
-
-def _load(
-    subject: Subject, axis: str, number: int, names: dict[str, int], greys: Slices, labels: Slices
-) -> Slice:
+def _load(subject: Subject, axis: str, number: int, greys: Slices, labels: Slices) -> Slice:
     plane = labels(subject.labels, axis)[number]
-    masks = {name: plane == value for name, value in names.items()}
+    masks = {f"label {value}": plane == value for value in np.unique(plane) if value}
     return drawn(greys(subject.image, axis)[number], masks)
 
 
@@ -171,45 +165,44 @@ def _pairs(folder: Path, modality: str | None) -> tuple[list[Subject], dict[Path
     Raises:
         InputError: Most volumes have no labels, or it is unclear which of several volumes to read.
     """
-    labels: dict[tuple[Path, str], Path] = {}
+    labels: dict[tuple[Path, str], Path] = {}  # by the images' folder and the subject's name
     skipped: dict[Path, str] = {}
-    found = {path: _subject_of_labels(path) for path in _volumes(folder)}
-    for path, owner in sorted(found.items(), key=_preference):
-        if owner is None:
-            continue
-        key = (_image_folder(path), owner)
-        if key in labels:
+    images = []
+    named = sorted((_label_name(path), path) for path in _volumes(folder))
+    for (_, name), path in named:
+        home = path.parent
+        key = (home.with_name("imagesTr") if home.name == "labelsTr" else home, name)
+        if not name:
+            images.append(path)
+        elif key in labels:
             skipped[path] = f"{labels[key].name} is read instead"
-        labels.setdefault(key, path)
+        else:
+            labels[key] = path
     candidates: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
-    lonely = 0
-    for path in (path for path, owner in found.items() if owner is None):
-        owner = _stem(path)
-        while owner and (path.parent, owner) not in labels:
-            owner = owner[: max(owner.rfind("_"), owner.rfind("-"), 0)]
-        if owner:
-            ending = _stem(path)[len(owner) :].lstrip("_-").lower()
-            candidates[path.parent, owner][ending] = path
+    for path in images:
+        name = stem = _stem(path)
+        while name and (path.parent, name) not in labels:
+            name = name[: max(name.rfind("_"), name.rfind("-"), 0)]
+        if name:
+            candidates[path.parent, name][stem[len(name) :].lstrip("_-").lower()] = path
         else:
             skipped[path] = "has no label volume"
-            lonely += 1
     chosen = {}
-    for key, path in labels.items():
+    for key, path in sorted(labels.items()):
         if image := _choose(path, candidates[key], modality):
             chosen[key] = image
         else:
             skipped[path] = f"has no volume{f' {modality}' if modality else ''} beside it"
-            lonely += 1
-    if lonely > len(chosen):
+    if len(skipped) > len(chosen):
         raise InputError(
-            f"{folder}: {lonely} volumes stand alone and {len(chosen)} have labels (such as "
+            f"{folder}: {len(skipped)} volumes stand alone and {len(chosen)} have labels (such as "
             f"{next(iter(skipped))}, which {next(iter(skipped.values()))}); name them X.nii.gz and "
             "X_seg.nii.gz, or use imagesTr/ and labelsTr/"
         )
     several = len({place for place, _ in chosen}) > 1
     subjects = [
         Subject(name, _patient(folder, place, name, several), image, labels[place, name])
-        for (place, name), image in sorted(chosen.items())
+        for (place, name), image in chosen.items()
     ]
     return subjects, skipped
 
@@ -218,22 +211,12 @@ def _stem(path: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
-def _subject_of_labels(path: Path) -> str | None:
-    """The subject's name if a file is a label volume, else None."""
+def _label_name(path: Path) -> tuple[int, str]:
+    """The rank of a label volume's ending and its subject's name; "" for other volumes."""
     if path.parent.name in ("labelsTr", "imagesTr"):
-        return _stem(path) if path.parent.name == "labelsTr" else None
+        return 0, _stem(path) if path.parent.name == "labelsTr" else ""
     named = re.fullmatch(rf"(.+)[_-]({'|'.join(LABEL_ENDINGS)})", _stem(path), re.IGNORECASE)
-    return named[1] if named else None
-
-
-def _preference(found: tuple[Path, str | None]) -> tuple[int, Path]:
-    ending = re.split("[_-]", _stem(found[0]).lower())[-1]
-    return LABEL_ENDINGS.index(ending) if ending in LABEL_ENDINGS else 0, found[0]
-
-
-def _image_folder(labels: Path) -> Path:
-    home = labels.parent
-    return home.with_name("imagesTr") if home.name == "labelsTr" else home
+    return (LABEL_ENDINGS.index(named[2].lower()), named[1]) if named else (0, "")
 
 
 def _choose(labels: Path, images: dict[str, Path], modality: str | None) -> Path | None:
