@@ -80,7 +80,7 @@ def test_a_failed_download_from_kaggle_says_what_to_do(monkeypatch) -> None:
         raise UnauthenticatedError()
 
     monkeypatch.setattr(kagglehub, "dataset_download", refuse)
-    with pytest.raises(InputError, match="KAGGLE_USERNAME.*tumorseg data use FOLDER"):
+    with pytest.raises(InputError, match=r"KAGGLE_USERNAME.*tumorseg data use FOLDER"):
         download_from_kaggle()
 
 

@@ -159,7 +159,7 @@ LABELS = [
     Case("polygon not in a list", label(segmentation=[5, 5, 30, 8, 20, 30]), bad("plain list")),
     Case("text for a segmentation", label(segmentation="all"), bad("neither a list")),
     Case("neither segmentation nor box", lambda s: only(s, "segmentation", "bbox"),
-         bad("neither a segmentation nor a bbox")),
+         bad("its bbox is no plain list")),
     Case("box alone", box(10, 10, 20, 20)),
     *(Case(f"box {values}", box(*values), bad(phrase)) for values, phrase in (
         ((10, 10, NAN, 5), "finite"), ((10, 10, 20), "x, y, width"), ((10, 10, -5, 5), "below 0"),

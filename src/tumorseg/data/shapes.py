@@ -119,8 +119,6 @@ def _numbers(values: Any, what: str) -> NDArray[np.float64]:
 
 
 def _box(values: Any) -> Points:
-    if values is None:
-        raise ValueError("it has neither a segmentation nor a bbox")
     found = _numbers(values, "bbox")
     if found.shape != (4,) or (found[2:] < 0).any():
         raise ValueError("its bbox is not x, y, width and height, with none of these two below 0")
@@ -133,8 +131,7 @@ def _polygon(flat: Any) -> Points:
     if found.size < 6 or found.size % 2:
         raise ValueError("a polygon needs at least three points, each an x and a y")
     points = found.reshape(-1, 2)
-    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    if steps.sum() > FARTHEST:
+    if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > FARTHEST:
         raise ValueError(f"a polygon is longer than {FARTHEST:.0f} pixels around")
     return points
 
