@@ -140,7 +140,7 @@ def test_a_batch_of_which_nothing_joins_makes_no_version(repository, quick) -> N
     lone.add("flat.png", picture(1) * 0 + 9)
     lone.write()
     (taken,) = take_all(repository)
-    assert taken.before == taken.after and taken.refused == {"finding": 1} and not taken.keep
+    assert taken.before == taken.after and taken.refused == {"finding": 1}
     assert len(git(repository, "log", "--format=%s").splitlines()) == 1
     (aside,) = (repository / "quarantine").iterdir()
     assert sorted(path.name for path in aside.iterdir()) == [

@@ -6,13 +6,14 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
 from pycocotools import mask as rle_tools
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_text
@@ -26,16 +27,6 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Distance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class ImageEntry(BaseModel):
-    """What is used of an entry under `images`."""
-
-    width: Whole
-    height: Whole
-    group: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
-    slice_number: Whole | None = None
-    spacing_mm: tuple[Distance, Distance] | None = None
 
 
 @dataclass
@@ -57,13 +48,13 @@ class LabelledImage:
     """
 
     file_name: str
-    width: int = 0
-    height: int = 0
+    width: Whole = 0
+    height: Whole = 0
     annotations: list[dict[str, Any]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    group: str | None = None
-    slice_number: int | None = None
-    spacing: tuple[float, float] | None = None
+    group: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    slice_number: Whole | None = None
+    spacing: tuple[Distance, Distance] | None = None
     problem: tuple[str, str] | None = None
     wrong_if_zipped: bool = False
     entry: dict[str, Any] = field(default_factory=dict)
@@ -78,19 +69,13 @@ class Document:
 
     def __init__(self, content: dict[str, Any] | None = None) -> None:
         self.content: dict[str, Any] = {} if content is None else content
+        self._ids = {}
         for key in ("categories", "images", "annotations"):
-            self.content[key] = self.content.get(key) or []
-        self._ids = {
-            key: itertools.count(
-                1 + max((_whole_id(each) for each in self.content[key]), default=0)
-            )
-            for key in ("categories", "images", "annotations")
-        }
-        self._category = {
-            each.get("name"): each.get("id")
-            for each in self.content["categories"]
-            if isinstance(each, dict)
-        }
+            entries = self.content[key] = self.content.get(key) or []
+            ids = [each["id"] for each in entries if type(_identity(each, "id")) is int]
+            self._ids[key] = itertools.count(max(ids, default=0) + 1)
+        known = [each for each in self.content["categories"] if isinstance(each, dict)]
+        self._category = {each.get("name"): each.get("id") for each in known}
 
     def category(self, name: str) -> Any:
         """The id of a category, which is added if there is none of that name."""
@@ -117,11 +102,6 @@ class Document:
     def save(self, folder: Path) -> None:
         """Writes `_annotations.coco.json` into a folder."""
         write_text(folder / ANNOTATIONS, json.dumps(self.content))
-
-
-def _whole_id(entry: Any) -> int:
-    value = entry.get("id") if isinstance(entry, dict) else None
-    return value if isinstance(value, int) else 0
 
 
 def read_json(path: Path) -> Any:
@@ -241,21 +221,13 @@ def _image(entry: Any, number: int) -> LabelledImage:
     if _identity(entry, "id") is None:
         why = f"is not a COCO image: its id is {reprlib.repr(entry.get('id'))}"
         return LabelledImage(str(path), problem=("bad_entry", why))
+    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number")}
     try:
-        known = ImageEntry.model_validate(entry)
+        return LabelledImage(str(path), spacing=entry.get("spacing_mm"), entry=entry, **known)
     except ValidationError as error:
         (what, *_) = error.errors()
         why = f"is not a COCO image: its {what['loc'][0]}: {what['msg']}"
         return LabelledImage(str(path), problem=("bad_entry", why))
-    return LabelledImage(
-        file_name=str(path),
-        width=known.width,
-        height=known.height,
-        group=known.group,
-        slice_number=known.slice_number,
-        spacing=known.spacing_mm,
-        entry=entry,
-    )
 
 
 def printable(text: str) -> str:

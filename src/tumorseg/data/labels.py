@@ -21,8 +21,7 @@ def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
         data: Holds the images and the present labels.
 
     Returns:
-        Split → the figures of `metrics.summarise`, `disjoint` (images on which both have something
-        and nothing in common) and `one_empty` (images on which only one has something).
+        Split → the figures of `metrics.summarise`.
 
     Raises:
         InputError: The labels are missing, cannot be drawn, or are of other images.
@@ -42,11 +41,7 @@ def _compare_split(folder: Path, data: Path) -> dict[str, Any]:
         count(coco.decode(present[key], *key[1:]), coco.decode(other[key], *key[1:]))
         for key in sorted(present)
     )
-    some, others = counts["tp"] + counts["fp"] > 0, counts["tp"] + counts["fn"] > 0
-    return summarise(score(counts), samples=2000, seed=0) | {
-        "disjoint": int((some & others & (counts["tp"] == 0)).sum()),
-        "one_empty": int((some != others).sum()),
-    }
+    return summarise(score(counts), samples=2000, seed=0)
 
 
 def _masks(folder: Path) -> dict[tuple[str, int, int], str]:
@@ -86,13 +81,13 @@ def use_labels(folder: Path, data: Path = Path("data")) -> None:
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """The comparison as a Markdown table."""
     lines = [
-        "| split | images | mean Dice (95% CI) | micro Dice | nothing in common | only one empty |",
-        "|---|---|---|---|---|---|",
+        "| split | images | mean Dice (95% CI) | micro Dice |",
+        "|---|---|---|---|",
     ]
     for split, row in figures.items():
         interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
         lines.append(
             f"| {split} | {row['slices']} | {row['mean_dice']:.3f} ({interval}) "
-            f"| {row['micro_dice']:.4f} | {row['disjoint']} | {row['one_empty']} |"
+            f"| {row['micro_dice']:.4f} |"
         )
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from tumorseg.importers.reading import (
     PICTURES,
     Options,
     Record,
-    Slice,
     Source,
     readable,
     visible_files,
@@ -69,8 +68,9 @@ def read(folder: Path, options: Options) -> Source:
                     number=image.slice_number,
                     split=split,
                     spacing=image.spacing,
-                    categories=set(image.labels),
-                    load=partial(_load, place, image),
+                    labels=list(zip(image.labels, image.annotations, strict=True)),
+                    load=partial(_load, place),
+                    entry=image.entry,
                 )
                 source.records.append(record)
     if len(source.skipped) > len(source.records):
@@ -102,7 +102,6 @@ def _is_coco(path: Path) -> bool:
     return isinstance(document, dict) and {"images", "annotations"} <= set(document)
 
 
-def _load(path: Path, image: coco.LabelledImage) -> Slice:
+def _load(path: Path) -> bytes:
     with readable(path):
-        annotations = list(zip(image.labels, image.annotations, strict=True))
-        return Slice(path.read_bytes(), annotations, image.entry)
+        return path.read_bytes()

@@ -7,7 +7,6 @@ pseudonym: anybody who knows the identity can compute it too.
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,22 @@ from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
 from tumorseg.imaging.dicom import SEGMENTATIONS, HeaderReader, frames, frames_in, unusable
-from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.preprocess import Grey
 from tumorseg.imaging.series import arrange, grey_slices
 from tumorseg.imaging.study import Rejected, silence_readers
 from tumorseg.importers.reading import (
+    Labels,
     Options,
     Record,
-    Slice,
     Source,
-    drawn,
+    annotate,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "DICOM images with a DICOM SEG that refers to them"
 NEVER = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".json", ".nii", ".gz"}
-TOLERANCE = 1e-2  # mm, and for direction cosines
+TOLERANCE = 1e-2  # mm
 # What is kept of each image while a folder is indexed.
 _INDEXED = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID"),
@@ -44,28 +43,6 @@ _INDEXED = [
     *("PhotometricInterpretation", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness"),
 ]
-# Where the frames of a segmentation keep what images have at the top.
-_PLACES = {
-    "PlaneOrientationSequence": "ImageOrientationPatient",
-    "PlanePositionSequence": "ImagePositionPatient",
-    "PixelMeasuresSequence": "PixelSpacing",
-}
-Series = Callable[[str], list[Grey]]  # SeriesInstanceUID → its slices, shape (H, W) each
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A segmentation, without its pixels.
-
-    Attributes:
-        path: Its file.
-        labels: Segment number → SegmentLabel.
-        present: SOPInstanceUID of an image → labels of the frames drawn on it.
-    """
-
-    path: Path
-    labels: dict[int, str]
-    present: dict[str, set[str]]
 
 
 def fits(folder: Path) -> bool:
@@ -93,26 +70,25 @@ def read(folder: Path, options: Options) -> Source:
     images, paths, skipped = _index(folder)
     if not paths:
         raise InputError(f"{folder}: has DICOM files but no DICOM SEG; add the segmentations")
-    segmentations = [_segmentation(path, images) for path in paths]
-    doubts = [
-        f"{each.path} refers to {absent} images that are not here"
-        for each in segmentations
-        if (absent := len(each.present.keys() - images.keys()))
-    ]
-    stacks: dict[str, list[FileDataset]] = {
-        images[uid].SeriesInstanceUID: []
-        for each in segmentations
-        for uid in each.present
-        if uid in images
-    }
+    labels: dict[str, Labels] = defaultdict(list)  # by SOPInstanceUID
+    stacks: dict[str, list[FileDataset]] = {}
+    categories: set[str] = set()
+    doubts = []
+    for path in paths:
+        names, drawn, absent = _segmentation(path, images)
+        categories.update(names)
+        for uid, own in drawn.items():
+            labels[uid] += own
+            stacks.setdefault(images[uid].SeriesInstanceUID, [])
+        if absent:
+            doubts.append(f"{path} refers to {absent} images that are not here")
     for image in images.values():
         if image.SeriesInstanceUID in stacks:
             stacks[image.SeriesInstanceUID].append(image)
         else:
             skipped[Path(image.filename)] = "is in a series that no segmentation refers to"
-    # One series and its segmentations at a time: records come series by series.
+    # Records come series by series.
     greys = lru_cache(maxsize=1)(lambda series: _greys(stacks[series]))
-    opened = lru_cache(maxsize=4)(_open)
     records = []
     for position, series in enumerate(stacks, start=1):
         try:
@@ -124,8 +100,8 @@ def read(folder: Path, options: Options) -> Source:
             continue
         stacks[series] = [stacks[series][n] for n in stack.order]
         for number, image in enumerate(stacks[series]):
-            uid, group = image.SOPInstanceUID, _patient(image)
-            own = [each for each in segmentations if uid in each.present]
+            identity = str(image.get("PatientID") or image.StudyInstanceUID)
+            group = hashlib.sha256(identity.encode()).hexdigest()[:12]
             records.append(
                 Record(
                     name=f"patient-{group}_series-{position}_{number:04d}.png",
@@ -133,17 +109,15 @@ def read(folder: Path, options: Options) -> Source:
                     number=number,
                     split=None,
                     spacing=stack.spacing,
-                    categories=set().union(*(each.present[uid] for each in own)),
-                    load=partial(_load, series, number, uid, own, greys, opened),
+                    labels=labels[image.SOPInstanceUID],
+                    load=partial(_load, series, number, greys),
                 )
             )
-    labels = {label for each in segmentations for label in each.labels.values()}
-    return Source(records, sorted(labels), skipped, doubts)
+    return Source(records, sorted(categories), skipped, doubts)
 
 
-def _patient(header: FileDataset) -> str:
-    identity = str(header.get("PatientID") or header.StudyInstanceUID)
-    return hashlib.sha256(identity.encode()).hexdigest()[:12]
+def _load(series: str, number: int, greys: Callable[[str], list[Grey]]) -> Grey:
+    return greys(series)[number]
 
 
 def _index(folder: Path) -> tuple[dict[str, FileDataset], list[Path], dict[Path, str]]:
@@ -185,93 +159,59 @@ def _greys(stack: list[FileDataset]) -> list[Grey]:
         return grey_slices(stored, arrange(headers))
 
 
-def _segmentation(path: Path, images: dict[str, FileDataset]) -> Segmentation:
-    """Reads which frames of a segmentation were drawn on which images.
+def _segmentation(
+    path: Path, images: dict[str, FileDataset]
+) -> tuple[list[str], dict[str, Labels], int]:
+    """Reads a segmentation.
+
+    Returns:
+        Its SegmentLabels; SOPInstanceUID → what is drawn on that image; and how many images it
+        refers to that are not here.
 
     Raises:
         InputError: It refers to none of the images, or its frames are on another pixel grid.
     """
     with readable(path):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        # Number 0 is the background of a label map.
-        labels = {
-            int(segment.SegmentNumber): str(segment.SegmentLabel)
-            for segment in dataset.SegmentSequence
-            if int(segment.SegmentNumber) > 0
-        }
-        shared = dataset.SharedFunctionalGroupsSequence[0]
-        present: dict[str, set[str]] = defaultdict(set)
-        for frame in dataset.PerFrameFunctionalGroupsSequence:
-            number = _item(
-                frame, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber"
+        file = highdicom.seg.segread(path)
+        numbers = [number for number in file.segment_numbers if number > 0]  # 0: background
+        names = [str(file.get_segment_description(number).segment_label) for number in numbers]
+        uids = [str(uid) for _, _, uid in file.get_source_image_uids()]
+        known = [uid for uid in uids if uid in images]
+        if not known:
+            raise InputError(
+                f"{path}: refers to no image that is here; add the series that it was drawn on"
             )
-            here = {labels[int(number)]} if number is not None else set(labels.values())
-            for uid in _drawn_on(frame) or _drawn_on(shared):
-                present[uid] |= here
-                if uid in images:
-                    _check_grid(path, dataset, frame, shared, images[uid])
-    if not present.keys() & images.keys():
-        raise InputError(
-            f"{path}: refers to no image that is here; add the series that it was drawn on"
-        )
-    return Segmentation(path, labels, dict(present))
+        _check_grid(path, file, images)
+        planes = file.get_pixels_by_source_instance(
+            known,
+            segment_numbers=numbers,
+            # Many writers do not state that locations are preserved; the grids were compared.
+            ignore_spatial_locations=True,
+            assert_missing_frames_are_empty=True,
+        )  # (images, H, W, segments)
+    drawn = {
+        uid: annotate({name: plane[..., n] >= 0.5 for n, name in enumerate(names)})
+        for uid, plane in zip(known, planes, strict=True)
+    }
+    return names, drawn, len(uids) - len(known)
 
 
-def _drawn_on(groups: Any) -> list[str]:
-    return [
-        str(source.ReferencedSOPInstanceUID)
-        for derivation in groups.get("DerivationImageSequence", [])
-        for source in derivation.get("SourceImageSequence", [])
-    ]
-
-
-def _item(frame: Any, shared: Any, sequence: str, keyword: str) -> Any:
-    items = frame.get(sequence) or shared.get(sequence) or [{}]
-    return items[0].get(keyword)
-
-
-def _check_grid(path: Path, dataset: Any, frame: Any, shared: Any, image: FileDataset) -> None:
-    same = (dataset.Rows, dataset.Columns) == (image.Rows, image.Columns)
-    for sequence, keyword in _PLACES.items():
-        mine, theirs = _item(frame, shared, sequence, keyword), image.get(keyword)
-        if mine and theirs:
-            one, other = np.array(mine, float), np.array(theirs, float)
-            same = same and np.allclose(one, other, atol=TOLERANCE)
-    if not same:
-        raise InputError(
-            f"{path}: lies on another pixel grid than {image.filename}; export it on the images' "
-            "grid"
-        )
-
-
-def _load(
-    series: str,
-    number: int,
-    uid: str,
-    segmentations: list[Segmentation],
-    greys: Series,
-    opened: Callable[[Path], Any],
-) -> Slice:
-    grey = greys(series)[number]
-    masks: dict[str, Mask] = {}
-    for segmentation in segmentations:
-        numbers = sorted(segmentation.labels)
-        with readable(segmentation.path):
-            planes = opened(segmentation.path).get_pixels_by_source_instance(
-                [uid],
-                segment_numbers=numbers,
-                # Many writers do not state that locations are preserved; the grids were compared.
-                ignore_spatial_locations=True,
-                assert_missing_frames_are_empty=True,
-            )[0]
-        for place, segment in enumerate(numbers):
-            label = segmentation.labels[segment]
-            masks[label] = masks.get(label, False) | (planes[..., place] >= 0.5)
-    return drawn(grey, masks)
-
-
-def _open(path: Path) -> Any:
-    """The segmentation as highdicom's object."""
-    with readable(path):
-        # Not lazily: highdicom prints a traceback where a frame cannot be read later.
-        return highdicom.seg.segread(path)
+def _check_grid(path: Path, file: Any, images: dict[str, FileDataset]) -> None:
+    """Raises InputError if a frame has another size or position than the image it is drawn on."""
+    for frame in file.PerFrameFunctionalGroupsSequence:
+        (place,) = frame.get("PlanePositionSequence") or [{}]
+        mine = place.get("ImagePositionPatient")
+        for derivation in frame.get("DerivationImageSequence", []):
+            for source in derivation.get("SourceImageSequence", []):
+                image = images.get(source.ReferencedSOPInstanceUID)
+                if image is None:
+                    continue
+                same = (image.Rows, image.Columns) == (file.Rows, file.Columns)
+                if mine and (theirs := image.get("ImagePositionPatient")):
+                    one, other = np.array(mine, float), np.array(theirs, float)
+                    same = same and np.allclose(one, other, atol=TOLERANCE)
+                if not same:
+                    raise InputError(
+                        f"{path}: lies on another pixel grid than {image.filename}; export it on "
+                        "the images' grid"
+                    )

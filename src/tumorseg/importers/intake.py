@@ -52,7 +52,6 @@ class Taken:
         valid: How many joined the validation split.
         refused: Key of `inbox.REASONS` → number of slices.
         quarantine: The folder of the refused in the quarantine; None where there are none.
-        keep: Whether all of the batch goes there, since some of it could not be read.
         before: md5 of the data version before.
         after: md5 of the data version after; the same where nothing joined.
     """
@@ -66,7 +65,6 @@ class Taken:
     valid: int
     refused: dict[str, int]
     quarantine: str | None
-    keep: bool
     before: str
     after: str
 
@@ -82,7 +80,7 @@ def taken_in(path: Path = TAKEN) -> list[Taken]:
 
 
 def forget_taken(path: Path = TAKEN) -> None:
-    """Begins a new list: a report has told it."""
+    """Begins a new list, once a report holds the old one."""
     path.unlink(missing_ok=True)
 
 
@@ -170,7 +168,6 @@ def take_in(
             valid=splits["valid"],
             refused=dict(reasons),
             quarantine=f"{stamp}-{mark[:8]}" if len(refused) else None,
-            keep=bool(reasons["folder"] or reasons["unreadable"]),
             before=version(data),
             after=version(data),
         )
@@ -245,7 +242,7 @@ def recover(retrain: RetrainParams, data: Path = DATA) -> None:
         committed = git.committed(f"{data.name}.dvc") or ""
         joined = bool(taken.train or taken.valid)
         if not joined or (taken.after != taken.before and taken.after in committed):
-            _clear_away(taken, retrain, place)
+            _finish(taken, retrain, place)
         elif (place / "before").exists():
             git.git("checkout", "--quiet", "HEAD", "--", f"{data.name}.dvc")
             remove_folder(data)
@@ -253,7 +250,7 @@ def recover(retrain: RetrainParams, data: Path = DATA) -> None:
     remove_folder(place)
 
 
-def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
+def _finish(taken: Taken, retrain: RetrainParams, place: Path) -> None:
     """Notes what was taken in, moves the refused to the quarantine, and removes the batch."""
     others = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
     write_json(TAKEN, [asdict(replace(each, folder="")) for each in (*others, taken)])
@@ -261,15 +258,15 @@ def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
     gone = batch.with_name(f".taken-{taken.batch}")  # hidden: nothing looks at it any more
     if batch.exists() and fingerprint(batch) == taken.fingerprint:
         batch.rename(gone)  # what came into it since stays where it is
-    if taken.quarantine:
-        complete = Path(retrain.quarantine, taken.quarantine)
+    complete = Path(retrain.quarantine, taken.quarantine or "")
+    if taken.quarantine and not complete.exists():
         growing = complete.with_name(f".{complete.name}")
-        if not complete.exists():
-            remove_folder(growing)
-            shutil.copytree(place / "quarantine", growing, symlinks=True)
-            if taken.keep and gone.exists():
-                shutil.copytree(gone, growing / "original", symlinks=True)
-            growing.rename(complete)
+        remove_folder(growing)
+        shutil.copytree(place / "quarantine", growing, symlinks=True)
+        # What could not be read is in no COCO folder: all of the batch is kept.
+        if {"folder", "unreadable"} & taken.refused.keys() and gone.exists():
+            shutil.copytree(gone, growing / "original", symlinks=True)
+        growing.rename(complete)
     remove_folder(gone)
 
 

@@ -4,20 +4,18 @@ import re
 from functools import partial
 from pathlib import Path, PurePath
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
-from tumorseg.imaging.preprocess import Mask, to_grey
+from tumorseg.imaging.preprocess import Grey, Mask, to_grey
 from tumorseg.importers.reading import (
     PICTURES,
     Options,
     Record,
-    Slice,
     Source,
-    drawn,
+    annotate,
     readable,
     visible_files,
 )
@@ -83,18 +81,15 @@ def read(folder: Path, options: Options) -> Source:
                 number=int(numbered[1]) if numbered and group is not None else None,
                 split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
                 spacing=None,
-                categories={TUMOUR} if mask.any() else set(),
-                load=partial(_load, image, path),
+                labels=annotate({TUMOUR: mask}),
+                load=partial(_load, image),
             )
         )
-    doubts = []
-    if repeated := len(stems) - len(set(stems)):
-        doubts.append(f"{repeated} names occur more than once: does the folder hold a set twice?")
-    return Source(records, [TUMOUR], skipped, doubts)
+    return Source(records, [TUMOUR], skipped)
 
 
 def read_mask(path: Path) -> Mask:
-    """Reads a mask: what is not zero; in a JPEG, what is above 127.
+    """Reads a mask: what is not black; in a JPEG, what is brighter than 127.
 
     Returns:
         bool, shape (H, W).
@@ -103,18 +98,12 @@ def read_mask(path: Path) -> Mask:
         InputError: The file cannot be decoded.
     """
     with readable(path), Image.open(path) as file:
-        if file.format == "JPEG":  # compression puts small values around every edge
-            return to_grey(file) > 127
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            colours = np.asarray(image.convert("RGBA"))
-            return (colours[..., :3].max(axis=-1) > 0) & (colours[..., 3] > 0)
-        return np.atleast_3d(np.asarray(image)).max(axis=-1) != 0
+        return to_grey(file) > (127 if file.format == "JPEG" else 0)
 
 
-def _load(image: Path, mask: Path) -> Slice:
-    with readable(image), Image.open(image) as picture:
-        return drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
+def _load(path: Path) -> Grey:
+    with readable(path), Image.open(path) as picture:
+        return to_grey(picture)
 
 
 def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:

@@ -20,16 +20,15 @@ from tumorseg.imaging.preprocess import Grey
 from tumorseg.importers.reading import (
     Options,
     Record,
-    Slice,
     Source,
-    drawn,
+    annotate,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
 TOLERANCE = 1e-2  # mm between the grids of a volume and its labels
-Slices = Callable[[Path, str], Any]  # a volume's slices, shape (H, W) each
+Slices = Callable[[Path, str], list[Grey]]  # a volume's slices, shape (H, W) each
 LABEL_ENDINGS = ("seg", "label", "mask")  # the first is preferred
 CONTRAST_ENHANCED = ("t1ce", "t1c", "t1gd")
 
@@ -61,14 +60,12 @@ def read(folder: Path, options: Options) -> Source:
         InputError: A volume and its labels do not match, or a file cannot be read.
     """
     subjects, skipped = _pairs(folder, options.modality)
-    # One volume and its labels at a time: records come volume by volume.
-    greys: Slices = lru_cache(maxsize=1)(_greys)
-    labels: Slices = lru_cache(maxsize=1)(_labels)
+    greys: Slices = lru_cache(maxsize=1)(_greys)  # records come volume by volume
     records = []
     found: set[int] = set()
     for subject in tqdm(subjects, "reading labels", unit="volume", disable=None):
         axis, spacing = _check(subject, options.axis)
-        for number, plane in enumerate(labels(subject.labels, axis)):
+        for number, plane in enumerate(_labels(subject.labels, axis)):
             values = {int(value) for value in np.unique(plane)} - {0}
             found |= values
             if options.take(number, bool(values)):
@@ -79,17 +76,15 @@ def read(folder: Path, options: Options) -> Source:
                         number=number,
                         split=None,
                         spacing=spacing,
-                        categories={f"label {value}" for value in values},
-                        load=partial(_load, subject, axis, number, greys, labels),
+                        labels=annotate({f"label {v}": plane == v for v in sorted(values)}),
+                        load=partial(_load, subject.image, axis, number, greys),
                     )
                 )
     return Source(records, [f"label {value}" for value in sorted(found)], skipped)
 
 
-def _load(subject: Subject, axis: str, number: int, greys: Slices, labels: Slices) -> Slice:
-    plane = labels(subject.labels, axis)[number]
-    masks = {f"label {value}": plane == value for value in np.unique(plane) if value}
-    return drawn(greys(subject.image, axis)[number], masks)
+def _load(path: Path, axis: str, number: int, greys: Slices) -> Grey:
+    return greys(path, axis)[number]
 
 
 def _check(subject: Subject, axis: str) -> tuple[str, tuple[float, float]]:

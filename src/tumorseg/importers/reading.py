@@ -24,19 +24,7 @@ from tumorseg.imaging.study import Rejected
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
-@dataclass(frozen=True)
-class Slice:
-    """A slice as it is written.
-
-    Attributes:
-        image: Grey values, uint8, shape (H, W); or the bytes of a file that is copied.
-        annotations: Category's name and COCO annotation, without ids.
-        entry: Further keys of its entry under `images`, where that is copied.
-    """
-
-    image: Grey | bytes
-    annotations: list[tuple[str, dict[str, Any]]]
-    entry: dict[str, Any] = field(default_factory=dict)
+Labels = list[tuple[str, dict[str, Any]]]  # category's name and COCO annotation, without ids
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,10 @@ class Record:
         number: Position of the slice within its group; None if unknown.
         split: train, valid or test where the source says so, else None.
         spacing: Distance of rows and of columns, in mm; None if unknown.
-        categories: Names of the categories that are in the slice.
-        load: Reads the slice. Raises InputError if that fails.
+        labels: Category's name and COCO annotation, of each.
+        load: Reads the grey values, uint8, shape (H, W), or the bytes of a file that is copied.
+            Raises InputError if that fails.
+        entry: Further keys of its entry under `images`, where that is copied.
     """
 
     name: str
@@ -58,8 +48,9 @@ class Record:
     number: int | None
     split: str | None
     spacing: tuple[float, float] | None
-    categories: set[str]
-    load: Callable[[], Slice]
+    labels: Labels
+    load: Callable[[], Grey | bytes]
+    entry: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,14 +103,13 @@ class Options:
         return number % int(self.slices.removeprefix("every:").replace("all", "1")) == 0
 
 
-def drawn(grey: Grey, masks: dict[str, Mask]) -> Slice:
-    """A slice of pixels, with an annotation for each category that is in it.
+def annotate(masks: dict[str, Mask]) -> Labels:
+    """Annotations with lossless run lengths, of the masks that are not empty.
 
     Args:
-        grey: uint8, shape (H, W).
         masks: Category's name → bool, shape (H, W).
     """
-    annotations = []
+    labels = []
     for name, mask in masks.items():
         if mask.any():
             rle = rle_tools.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -129,8 +119,8 @@ def drawn(grey: Grey, masks: dict[str, Mask]) -> Slice:
                 "bbox": rle_tools.toBbox(rle).tolist(),
                 "iscrowd": 0,
             }
-            annotations.append((name, annotation))
-    return Slice(grey, annotations)
+            labels.append((name, annotation))
+    return labels
 
 
 def visible_files(folder: Path) -> list[Path]:

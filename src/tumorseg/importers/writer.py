@@ -71,8 +71,7 @@ def summarise(kind: str, source: Source, splits: Sequence[str]) -> Summary:
     """Counts what a source holds, given the split of each of its records."""
     records = source.records
     counts = Counter(splits)
-    spacings = {record.spacing for record in records if record.spacing is not None}
-    distances = [distance for spacing in spacings for distance in spacing]
+    distances = {distance for record in records for distance in record.spacing or ()}
     doubts = list(source.doubts)
     lone = sum(record.group is None for record in records)
     drawn = any(record.split is None for record in records)
@@ -86,8 +85,6 @@ def summarise(kind: str, source: Source, splits: Sequence[str]) -> Summary:
         doubts.append(
             f"{len(several)} patients are in several splits of the source, such as {several[0]}"
         )
-    if any(max(spacing) > 1.1 * min(spacing) for spacing in spacings):
-        doubts.append("some slices have pixels that are not square; they are not resampled")
     return Summary(
         kind=kind,
         slices={split: counts[split] for split in coco.SPLITS},
@@ -156,7 +153,8 @@ def assign(folder: Path, records: Sequence[Record]) -> list[str]:
             f"{folder}: has only {count} patient{'s' if count > 1 else ''}, and one must not be in "
             "two of train, valid and test; add patients, or sort the slices into three such folders"
         )
-    return assign_splits(groups, ["+".join(sorted(r.categories)) or "none" for r in records])
+    categories = [sorted({name for name, _ in record.labels}) for record in records]
+    return assign_splits(groups, ["+".join(names) or "none" for names in categories])
 
 
 def write(source: Source, splits: Sequence[str], folder: Path) -> dict[str, str]:
@@ -181,20 +179,20 @@ def write(source: Source, splits: Sequence[str], folder: Path) -> dict[str, str]
     progress = tqdm(source.records, "writing", unit="slice", disable=None)
     for record, split in zip(progress, splits, strict=True):
         try:
-            loaded = record.load()
+            image = record.load()
         except InputError as error:
             unread[record.name] = str(error)
             continue
         path = folder / split / record.name
-        entry: dict[str, Any] = loaded.entry | {"file_name": record.name}
-        if isinstance(loaded.image, bytes):
-            path.write_bytes(loaded.image)
+        entry: dict[str, Any] = record.entry | {"file_name": record.name}
+        if isinstance(image, bytes):
+            path.write_bytes(image)
         else:
-            Image.fromarray(loaded.image).save(path)
-            entry["height"], entry["width"] = loaded.image.shape
+            Image.fromarray(image).save(path)
+            entry["height"], entry["width"] = image.shape
         known = {"group": record.group, "slice_number": record.number, "spacing_mm": record.spacing}
         entry |= {key: value for key, value in known.items() if value is not None}
-        documents[split].add(entry, loaded.annotations)
+        documents[split].add(entry, record.labels)
     for split, document in documents.items():
         document.save(folder / split)
     return unread
