@@ -17,12 +17,12 @@ from tests.support.samples import SAMPLES
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data import coco
-from tumorseg.importers import inbox, intake
+from tumorseg.importers import detect, inbox, read, write
 from tumorseg.importers.intake import merge
 
 
 def sections(**changes):
-    """The sections that `intake.examine` takes, some keys of retrain and split changed."""
+    """The sections that `inbox.examine` takes, some keys of retrain and split changed."""
     params = small_params()
     for name, value in changes.items():
         section = next(part for part in ("retrain", "split") if name in params[part])
@@ -57,7 +57,7 @@ def examine(folder: Path, data: Path, tmp_path: Path, monkeypatch, **changes):
     scratch = tmp_path / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    _, verdicts = intake.examine(folder, scratch, *sections(**changes), data)
+    _, verdicts = inbox.examine(folder, scratch, *sections(**changes), data)
     rows = verdicts.where(verdicts.notna(), None).to_dict("records")
     return {row["name"]: (row["reason"], row["side"]) for row in rows}, verdicts
 
@@ -180,7 +180,8 @@ def test_masks_survive_the_way_in(name, data, tmp_path) -> None:
     sample = SAMPLES[name][1](tmp_path / "sample")
     place = tmp_path / "place"
     place.mkdir()
-    inbox.unpack(tmp_path / "sample", place / "unpacked")
+    source = read(tmp_path / "sample", detect(tmp_path / "sample"))
+    write(source, ["train"] * len(source.records), place / "unpacked")
     before = {split: masks(data / split) for split in coco.SPLITS}
     new = masks(place / "unpacked" / "train")
     assert new.keys() == sample.truth.keys()

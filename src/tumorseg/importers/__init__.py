@@ -15,7 +15,7 @@ from tumorseg.core.errors import InputError
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, printable
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
 from tumorseg.importers.reading import Options, Source, refuse_links_out
-from tumorseg.importers.writer import Summary, assign, summarise, use_unique_names, write
+from tumorseg.importers.writer import Summary, assign, use_unique_names, write
 
 __all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan", "read", "write"]
 
@@ -82,7 +82,13 @@ def plan(folder: Path, kind: str | None = None, options: Options | None = None) 
     Raises:
         InputError: The folder cannot be imported.
     """
-    return _prepare(folder, kind, options)[2]
+    kind = detect(folder) if kind is None else kind
+    source = read(folder, kind, options)
+    if kind == "coco" and coco_folder.is_layout(folder):
+        splits = [str(record.split) for record in source.records]
+    else:
+        splits = assign(folder, source.records)
+    return Summary(kind, source, splits)
 
 
 def import_folder(
@@ -104,29 +110,17 @@ def import_folder(
     """
     if destination.exists():
         raise InputError(f"{destination}: exists already; remove it or choose another folder")
-    source, splits, summary = _prepare(folder, kind, options)
+    summary = plan(folder, kind, options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as scratch:
         complete = Path(scratch, destination.name)
         if summary.kind == "coco" and coco_folder.is_layout(folder):
             _copy(folder, complete)
-        elif unread := write(source, splits, complete):
+        elif unread := write(summary.source, summary.splits, complete):
             raise InputError(f"{next(iter(unread.values()))} ({len(unread)} such in all)")
         complete.rename(destination)
     return summary
-
-
-def _prepare(
-    folder: Path, kind: str | None, options: Options | None
-) -> tuple[Source, list[str], Summary]:
-    kind = detect(folder) if kind is None else kind
-    source = read(folder, kind, options)
-    if kind == "coco" and coco_folder.is_layout(folder):
-        splits = [str(record.split) for record in source.records]
-    else:
-        splits = assign(folder, source.records)
-    return source, splits, summarise(kind, source, splits)
 
 
 def _copy(layout: Path, folder: Path) -> None:

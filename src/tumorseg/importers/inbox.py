@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
 from tumorseg.data.manifest import build_manifest
@@ -33,6 +34,12 @@ REASONS = {
     "name": "the data set has a file of that name",
     "finding": "fails a check that retrain.quarantine_on names",
 }
+
+GROUPED = (
+    "split.method is grouped, which deals all slices anew when data come in, so that the test "
+    "split would not stay the same and no champion could be compared: set split.method: official "
+    "in params.yaml to take in what lies in the inbox"
+)
 
 
 def batches(inbox: Path, settle_seconds: float) -> tuple[list[Path], list[Path]]:
@@ -70,31 +77,54 @@ def fingerprint(batch: Path) -> str:
     return digest.hexdigest()
 
 
-def unpack(batch: Path, folder: Path) -> tuple[str, dict[str, str]]:
-    """Writes a batch in the project's layout, whatever its format; all slices under `train/`.
+def examine(
+    batch: Path,
+    folder: Path,
+    validate: ValidateParams,
+    split: SplitParams,
+    retrain: RetrainParams,
+    data: Path,
+) -> tuple[str, pd.DataFrame]:
+    """Writes a batch to `folder/unpacked/train` and decides about each slice.
 
     Args:
         batch: In a format that `tumorseg.importers` reads, or with some of train/, valid/, test/,
             whose splits are ignored.
-        folder: Is made.
+        folder: For what is unpacked, and for thumbnails.
+        validate: What is acceptable.
+        split: How long a chain of neighbours may be.
+        retrain: What is set aside, and the share for valid.
+        data: The data set.
 
     Returns:
-        The importer's name, and name → why of what could not be read or has no labels.
+        The importer's name ("unknown" where none fits), and a row a slice: `name`, `reason` (of
+        `REASONS`, None where it joins), `why`, and `side` (train or valid, None where it stays
+        outside).
 
     Raises:
-        InputError: The batch cannot be imported at all.
+        InputError: The data set is divided anew each time, so that its test split is not frozen.
     """
-    kind = detect(batch)
-    source = read(batch, kind)
-    unread = write(source, ["train"] * len(source.records), folder)
-    skipped = {
-        path.relative_to(batch).as_posix() if path.is_relative_to(batch) else path.name: why
-        for path, why in source.skipped.items()
-    }
-    return kind, skipped | unread
+    if split.method == "grouped":
+        raise InputError(GROUPED)
+    rows: list[dict[str, str | None]] = []
+    verdicts = pd.DataFrame(columns=["name", "reason", "why", "side"], dtype=object)
+    kind, unpacked = "unknown", folder / "unpacked"
+    try:
+        kind = detect(batch)
+        source = read(batch, kind)
+    except InputError as error:
+        rows.append({"name": ".", "reason": "folder", "why": str(error), "side": None})
+    else:
+        unread = write(source, ["train"] * len(source.records), unpacked)
+        skipped = {os.path.relpath(path, batch): why for path, why in source.skipped.items()}
+        for name, why in (skipped | unread).items():
+            rows.append({"name": name, "reason": "unreadable", "why": why, "side": None})
+        if len(unread) < len(source.records):
+            verdicts = _decide(unpacked, data, folder, validate, split, retrain)
+    return kind, pd.concat([verdicts, pd.DataFrame(rows, columns=verdicts.columns, dtype=object)])
 
 
-def decide(
+def _decide(
     unpacked: Path,
     data: Path,
     scratch: Path,
@@ -102,20 +132,7 @@ def decide(
     split: SplitParams,
     retrain: RetrainParams,
 ) -> pd.DataFrame:
-    """Decides about each slice of a batch, by the measures of the data audit.
-
-    Args:
-        unpacked: From `unpack`.
-        data: The data set.
-        scratch: For thumbnails.
-        validate: What is acceptable.
-        split: How long a chain of neighbours may be.
-        retrain: What is set aside, and the share for valid.
-
-    Returns:
-        A row a slice: `name`, `reason` (of `REASONS`, None where it joins), `why`, and `side`
-        (train or valid, None where it stays outside).
-    """
+    """The rows of the slices that could be read, by the measures of the data audit."""
     present = build_manifest(data, validate, scratch / "present.npy")
     new = build_manifest(unpacked, validate, scratch / "new.npy")
     names = new["path"].str.removeprefix("train/")
@@ -167,17 +184,12 @@ def decide(
     groups = find_groups(joins, links, split.shortest_block, split.longest_block)
     for _, group in joins.groupby(groups):
         beside = [side for side, ties in near.items() if ties[group.index].any()]
-        verdicts.loc[group.index, "side"] = (
-            beside[0] if beside else _draw(group, retrain.valid_share)
-        )
+        # Else by a hash of the group: what comes later of the same patient gets the same side.
+        key = min(group["group"].fillna(group["sha256"]))
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        drawn = "valid" if number < retrain.valid_share * 2**64 else "train"
+        verdicts.loc[group.index, "side"] = beside[0] if beside else drawn
     return verdicts.reset_index(drop=True)
-
-
-def _draw(group: pd.DataFrame, share: float) -> str:
-    """The side of a group by its hash: what comes later of the same patient gets the same."""
-    key = min(group["group"].fillna(group["sha256"]))
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return "valid" if number < share * 2**64 else "train"
 
 
 def _failed(row: Any, validate: ValidateParams, retrain: RetrainParams) -> str:

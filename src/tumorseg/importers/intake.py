@@ -26,16 +26,11 @@ from tumorseg.core.files import remove_folder, write_json
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.dataset import dvc, refuse_to_lose
-from tumorseg.importers.inbox import batches, decide, fingerprint, unpack
+from tumorseg.importers.inbox import batches, examine, fingerprint
 
 DATA = Path("data")
 # What was taken in since the last report: a run that is killed leaves it to the next one's.
 TAKEN = STATE / "retrain" / "taken.json"
-GROUPED = (
-    "split.method is grouped, which deals all slices anew when data come in, so that the test "
-    "split would not stay the same and no champion could be compared: set split.method: official "
-    "in params.yaml to take in what lies in the inbox"
-)
 
 
 @dataclass(frozen=True)
@@ -88,40 +83,6 @@ def version(data: Path = DATA) -> str:
     """The md5 that data.dvc records."""
     record: Any = yaml.safe_load(data.with_name(f"{data.name}.dvc").read_text())
     return str(record["outs"][0]["md5"])
-
-
-def examine(
-    batch: Path,
-    folder: Path,
-    validate: ValidateParams,
-    split: SplitParams,
-    retrain: RetrainParams,
-    data: Path = DATA,
-) -> tuple[str, pd.DataFrame]:
-    """Unpacks a batch into `folder` and decides about each slice; touches nothing else.
-
-    Returns:
-        The importer's name ("unknown" where none fits), and the rows of `inbox.decide`, with those
-        of what could not be unpacked.
-
-    Raises:
-        InputError: The data set is divided anew each time, so that its test split is not frozen.
-    """
-    if split.method == "grouped":
-        raise InputError(GROUPED)
-    verdicts = pd.DataFrame(columns=["name", "reason", "why", "side"], dtype=object)
-    try:
-        kind, unread = unpack(batch, folder / "unpacked")
-    except InputError as error:
-        return "unknown", pd.DataFrame([_unread(".", "folder", str(error))], dtype=object)
-    if coco.read_document(folder / "unpacked" / "train" / coco.ANNOTATIONS)["images"]:
-        verdicts = decide(folder / "unpacked", data, folder, validate, split, retrain)
-    rows = [_unread(name, "unreadable", why) for name, why in unread.items()]
-    return kind, pd.concat([verdicts, pd.DataFrame(rows, columns=verdicts.columns, dtype=object)])
-
-
-def _unread(name: str, reason: str, why: str) -> dict[str, str | None]:
-    return {"name": name, "reason": reason, "why": why, "side": None}
 
 
 def take_in(

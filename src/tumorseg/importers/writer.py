@@ -1,7 +1,6 @@
 """From an index of slices to the project's layout: splits, summary, and the files themselves."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,77 +23,49 @@ class Summary:
 
     Attributes:
         kind: The importer's name.
-        slices: train, valid and test → number of slices.
-        drawn: Whether the slices were divided here, as opposed to by the source.
-        groups: Number of patients or series known.
-        categories: Their names.
-        spacing: Smallest and largest distance of rows or columns, in mm; None if none is known.
-        skipped: Path → why it is left out.
-        doubts: What the user should look at; one sentence each.
+        source: What is imported.
+        splits: train, valid or test, of each record.
     """
 
     kind: str
-    slices: dict[str, int]
-    drawn: bool
-    groups: int
-    categories: list[str]
-    spacing: tuple[float, float] | None
-    skipped: dict[Path, str]
-    doubts: list[str]
+    source: Source
+    splits: list[str]
 
     @property
     def images(self) -> int:
         """The number of slices in all splits."""
-        return sum(self.slices.values())
+        return len(self.splits)
+
+    @property
+    def groups(self) -> int:
+        """The number of patients or series known."""
+        return len({record.group for record in self.source.records} - {None})
 
     def __str__(self) -> str:
         """One line a fact."""
-        by = "divided here, a patient's slices together" if self.drawn else "as in the source"
-        counts = ", ".join(f"{split} {count}" for split, count in self.slices.items())
-        low, high = self.spacing or (0.0, 0.0)
-        spacing = f"{low:.2f} mm" if low == high else f"{low:.2f} to {high:.2f} mm"
+        records, doubts = self.source.records, list(self.source.doubts)
+        drawn = any(record.split is None for record in records)
+        by = "divided here, a patient's slices together" if drawn else "as in the source"
+        counts = ", ".join(f"{split} {self.splits.count(split)}" for split in coco.SPLITS)
+        distances = sorted(distance for record in records for distance in record.spacing or ())
+        spacing = f"{distances[0]:.2f} to {distances[-1]:.2f} mm" if distances else "not known"
+        lone = sum(record.group is None for record in records)
+        if lone and drawn:
+            doubts.append(
+                f"the patients of {lone} slices are not known, so one patient may be in two splits"
+            )
         lines = [
             f"format      {self.kind}",
             f"slices      {counts} ({by})",
             f"patients    {self.groups or 'not known'}",
-            f"categories  {', '.join(self.categories) or 'none'}",
-            f"spacing     {spacing if self.spacing else 'not known'}",
+            f"categories  {', '.join(self.source.categories) or 'none'}",
+            f"spacing     {spacing}",
         ]
-        lines += [f"skipped     {path}: {why}" for path, why in list(self.skipped.items())[:SHOWN]]
-        if len(self.skipped) > SHOWN:
-            lines.append(f"skipped     … and {len(self.skipped) - SHOWN} more")
-        lines += [f"doubtful    {doubt}" for doubt in self.doubts]
-        return "\n".join(lines)
-
-
-def summarise(kind: str, source: Source, splits: Sequence[str]) -> Summary:
-    """Counts what a source holds, given the split of each of its records."""
-    records = source.records
-    counts = Counter(splits)
-    distances = {distance for record in records for distance in record.spacing or ()}
-    doubts = list(source.doubts)
-    lone = sum(record.group is None for record in records)
-    drawn = any(record.split is None for record in records)
-    if lone and drawn:
-        doubts.append(
-            f"the patients of {lone} slices are not known, so one patient may be in two splits"
-        )
-    placed = {(r.group, split) for r, split in zip(records, splits, strict=True)}
-    splits_of = Counter(group for group, _ in placed if group is not None)
-    if several := sorted(group for group, count in splits_of.items() if count > 1):
-        doubts.append(
-            f"{len(several)} patients are in several splits of the source, such as {several[0]}"
-        )
-    return Summary(
-        kind=kind,
-        slices={split: counts[split] for split in coco.SPLITS},
-        drawn=drawn,
-        groups=len(splits_of),
-        categories=source.categories,
-        spacing=(min(distances), max(distances)) if distances else None,
-        skipped=source.skipped,
-        doubts=doubts,
-    )
+        skipped = [f"skipped     {path}: {why}" for path, why in self.source.skipped.items()]
+        lines += skipped[:SHOWN]
+        if len(skipped) > SHOWN:
+            lines.append(f"skipped     … and {len(skipped) - SHOWN} more")
+        return "\n".join([*lines, *(f"doubtful    {doubt}" for doubt in doubts)])
 
 
 def use_unique_names(records: Sequence[Record]) -> list[Record]:
