@@ -18,8 +18,8 @@ import yaml
 from filelock import FileLock
 
 from tests.conftest import REPOSITORY
-from tests.support.inboxes import contents
 from tests.support.retraining import DECISION, git, make_repository, phantom_batch, variables
+from tests.support.samples import contents
 from tests.support.webhook import webhook
 from tumorseg.core.alerts import VARIABLE
 from tumorseg.core.errors import StageError
