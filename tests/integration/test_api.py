@@ -17,8 +17,9 @@ from starlette.testclient import TestClient
 from tests.support.serving_model import disc, encode, write_model
 from tests.support.serving_process import in_process
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import to_native
+from tumorseg.imaging.study import Study
 from tumorseg.inference.predictor import Predictor
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from tests.support.serving_model import disc, encode, write_model
 from tests.support.serving_process import in_process
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import MAX_BYTES
+from tumorseg.imaging.study import MAX_BYTES
 from tumorseg.inference.answers import (
     BatchAnswer,
     Failure,

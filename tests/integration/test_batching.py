@@ -18,7 +18,7 @@ from tests.support.serving_model import disc, encode, write_model
 from tests.support.serving_process import in_process
 from tests.unit.test_guard import guarded, post
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Rejected, Study
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
 from tumorseg.serving.batching import Slices

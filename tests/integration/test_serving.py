@@ -11,8 +11,9 @@ from PIL import Image
 from tests.support.serving_model import SIZE, disc, encode, write_model
 from tests.support.spoilt_volumes import scans
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.decode import MAX_BYTES, MAX_SIDE, Rejected, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import to_grid, to_input, to_native
+from tumorseg.imaging.study import MAX_BYTES, MAX_SIDE, Rejected
 from tumorseg.inference.predictor import Predictor, load_info
 
 

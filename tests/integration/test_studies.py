@@ -19,9 +19,10 @@ from tests.support.web import (
     pixels,
     zipped,
 )
-from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import to_native
 from tumorseg.imaging.render import level_of
+from tumorseg.imaging.study import Study
 from tumorseg.inference import segment
 from tumorseg.inference.predictor import Predictor
 from tumorseg.serving.web.flask_app import create_app

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from tumorseg.imaging.decode import Refusal
+from tumorseg.imaging.study import Refusal
 from tumorseg.serving import operations
 from tumorseg.serving.guard import Guard, Limit
 from tumorseg.serving.operations import Observed, State

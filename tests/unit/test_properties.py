@@ -9,8 +9,8 @@ from pycocotools import mask as rle_tools
 from tumorseg.data import coco
 from tumorseg.data.leakage import normalised, similar_pairs, thumbnail
 from tumorseg.data.shapes import box_fill
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_native
+from tumorseg.imaging.render import outlines
 
 PROPERTY = settings(max_examples=80)
 sides = st.integers(16, 90)

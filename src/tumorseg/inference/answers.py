@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:  # the client only reads answers, and needs neither network nor pictures for it
-    from tumorseg.imaging.decode import Study
     from tumorseg.imaging.preprocess import Grey
+    from tumorseg.imaging.study import Study
     from tumorseg.inference.predictor import ModelInfo, Segmentation
 
 _MOST_WARNINGS = 10  # they travel in a header

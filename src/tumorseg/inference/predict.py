@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
-from tumorseg.imaging.decode import Rejected, Study
 from tumorseg.imaging.render import mask_png
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.answers import area_mm2, summed_up, volume_mm3
 from tumorseg.inference.client import Client, ServiceError
 from tumorseg.inference.predictor import Predictor, Segmentation

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tumorseg.core.cores import usable_cores
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import Grey, Mask, to_grid, to_input, to_native
+from tumorseg.imaging.render import outlines
 
 BATCH = 8  # slices a run of the network
 _MOST_ZOOMED = 1024**2  # pixels of a mask that is traced at a multiple of its size

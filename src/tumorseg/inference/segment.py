@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tumorseg.imaging.decode import Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Study
 from tumorseg.inference.predictor import BATCH, Segmentation
 from tumorseg.monitoring.ood import Assessment, OodDetector
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.decode import Refusal, Rejected, Study
 from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Refusal, Rejected, Study
 from tumorseg.inference.predictor import Predictor, Segmentation
 from tumorseg.serving import operations
 from tumorseg.serving.guard import BUSY

@@ -13,8 +13,9 @@ from tumorseg.core.service_settings import Settings
 # At the top, though pictures need none of it: threads of two first volumes that imported it at once
 # would see its libraries half made.
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.answers import (
     BatchAnswer,
     ModelNamed,
@@ -160,7 +161,7 @@ class Endpoints:
         return await self._slices.each(study, finish)
 
     def _check(self, study: Study, output: str) -> None:
-        seg.check(study, output, self._predictor.info)
+        seg.check(study, output)
 
     def _file(
         self, study: Study, output: str, masks: list[Mask], warnings: list[list[str]]

@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
-from tumorseg.imaging.decode import Rejected
+from tumorseg.imaging.study import Rejected
 from tumorseg.serving.guard import no_file
 from tumorseg.serving.web.shield import in_memory
 

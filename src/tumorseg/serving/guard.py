@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tumorseg.imaging.decode import Refusal, Rejected
+from tumorseg.imaging.study import Refusal, Rejected
 from tumorseg.serving import operations
 from tumorseg.serving.keys import NO_KEY, brings
 

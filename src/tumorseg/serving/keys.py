@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.decode import Refusal
+from tumorseg.imaging.study import Refusal
 
 VARIABLE = "TUMORSEG_API_KEY"
 OPEN_VARIABLE = "TUMORSEG_OPEN"

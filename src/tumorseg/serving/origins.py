@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tumorseg.imaging.decode import Refusal
+from tumorseg.imaging.study import Refusal
 from tumorseg.serving.guard import refusal
 from tumorseg.serving.keys import VARIABLE, is_loopback
 

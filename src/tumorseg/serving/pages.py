@@ -11,8 +11,8 @@ from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from werkzeug.exceptions import ServiceUnavailable
 
-from tumorseg.imaging.decode import Refusal, Rejected
 from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.study import Refusal, Rejected
 from tumorseg.inference.predictor import Segmentation
 from tumorseg.inference.segment import SegmentSlices
 from tumorseg.serving.batching import Slices, to_the_end

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings, load_settings
-from tumorseg.imaging.decode import (
+from tumorseg.imaging.study import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,

@@ -12,8 +12,9 @@ from typing import Any
 import flask
 from markupsafe import Markup
 
-from tumorseg.imaging.decode import MAX_VOLUME_BYTES, Rejected, is_picture
+from tumorseg.imaging.decode import is_picture
 from tumorseg.imaging.render import mask_png, overlay, to_png
+from tumorseg.imaging.study import MAX_VOLUME_BYTES, Rejected
 from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo, Predictor
 from tumorseg.inference.segment import Observer, SegmentSlices, StudySegmenter, unobserved

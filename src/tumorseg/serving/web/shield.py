@@ -12,7 +12,7 @@ from werkzeug.exceptions import (
 )
 from werkzeug.formparser import FormDataParser
 
-from tumorseg.imaging.decode import (
+from tumorseg.imaging.study import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,

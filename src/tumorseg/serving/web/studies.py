@@ -15,9 +15,10 @@ from PIL import Image
 from werkzeug.exceptions import ServiceUnavailable
 
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Refusal, Rejected, Study, decode, is_picture
+from tumorseg.imaging.decode import decode, is_picture
 from tumorseg.imaging.preprocess import Grey, Mask, to_native
 from tumorseg.imaging.render import level_of, levels, mask_png, to_png
+from tumorseg.imaging.study import Refusal, Rejected, Study
 from tumorseg.inference.answers import ModelNamed, area_mm2
 from tumorseg.inference.predictor import ModelInfo
 from tumorseg.inference.segment import SegmentedSlice, StudySegmenter
