@@ -64,17 +64,11 @@ _MAX_RLE = 4 * 1024 * 1024  # bytes of a frame: it may unpack to 64 times as muc
 
 @dataclass(frozen=True)
 class DicomFile:
-    """One DICOM file.
+    """One DICOM file."""
 
-    Attributes:
-        header: The elements that are needed here, without the pixels.
-        data: The whole file.
-        pixels: Offset in `data` of the value of PixelData; None if there is none.
-    """
-
-    header: Dataset
-    data: bytes
-    pixels: int | None
+    header: Dataset  # the elements that are needed here, without the pixels
+    data: bytes  # the whole file
+    pixels: int | None  # offset in `data` of the value of PixelData; None if there is none
 
 
 class HeaderReader:

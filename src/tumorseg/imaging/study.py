@@ -63,27 +63,15 @@ WRONG_KIND = Refusal(
 
 @dataclass(frozen=True)
 class Study:
-    """A decoded scan: one picture, or the slices of a volume.
-
-    Attributes:
-        kind: `picture` (JPEG or PNG), `dicom` or `nifti`.
-        slices: Grey values, uint8, shape (H, W) each; within a volume all the same.
-        spacing: Distance of rows and of columns, in mm; None where it is not known.
-        thickness: Distance of neighbouring slices, in mm; None where it is not known or not the
-            same throughout.
-        colour: Share of a picture's pixels that are coloured, in [0, 1]; 0 elsewhere.
-        source: What a volume's answer needs to lie on the same grid: a `Stack`, or the
-            nibabel image without its values; None for a picture.
-        modality: The kind of scanner in DICOM's terms, such as MR; None where it is not known.
-    """
+    """A decoded scan: one picture, or the slices of a volume."""
 
     kind: Literal["picture", "dicom", "nifti"]
-    slices: list[Grey]
-    spacing: tuple[float, float] | None = None
-    thickness: float | None = None
-    colour: float = 0.0
-    source: Any = None
-    modality: str | None = None
+    slices: list[Grey]  # uint8, shape (H, W) each; all the same shape
+    spacing: tuple[float, float] | None = None  # of rows and of columns, in mm; None if unknown
+    thickness: float | None = None  # distance of slices, in mm; None if unknown or not constant
+    colour: float = 0.0  # share of a picture's pixels that are coloured, in [0, 1]
+    source: Any = None  # grid of a volume: a `Stack`, or the nibabel image without its values
+    modality: str | None = None  # kind of scanner in DICOM's terms, such as MR; None if unknown
 
 
 @contextmanager

@@ -22,13 +22,17 @@ from tumorseg.inference.answers import (
     SegmentAnswer,
     SliceAnswer,
     SliceFailure,
+)
+from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import (
+    Observer,
+    SegmentedSlice,
+    StudySegmenter,
     probability_png,
     slice_answer,
     summed_up,
     volume_mm3,
 )
-from tumorseg.inference.predictor import Predictor
-from tumorseg.inference.segment import Observer, SegmentedSlice, StudySegmenter
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
 from tumorseg.serving.batching import Grid, Slices, all_or_none
