@@ -157,19 +157,6 @@ def test_nifti_comes_back_on_the_very_same_grid(order, place, tmp_path: Path):
     assert (np.asarray(found.dataobj).astype(bool) == bright).mean() > 0.999
 
 
-@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2)])
-def test_codes_of_the_affine_are_kept(codes):
-    image = nifti(nifti_values(), "LPS")
-    image.header["qform_code"], image.header["sform_code"] = codes
-    image = nibabel.Nifti1Image.from_bytes(
-        nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_bytes()
-    )
-    study = decode(image.to_bytes())
-    found = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti_file(study, marks(study))))
-    assert (found.header["qform_code"], found.header["sform_code"]) == codes
-    assert np.array_equal(found.affine, image.affine)
-
-
 def test_other_kinds_of_nifti_come_back_as_they_came():
     image = nifti(nifti_values(), "PIR", kind=nibabel.Nifti2Image)  # of 64 bits
     study = decode(image.to_bytes())
