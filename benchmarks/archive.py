@@ -74,14 +74,12 @@ def run(data: Path, model: Path, output: Path, kill_at: int | None = None) -> Ru
 
 
 def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> None:
-    """Sends SIGKILL to a worker that is in the midst of a task, once there are so many masks."""
+    """Sends SIGKILL to the busiest worker, once there are so many masks."""
     while process.poll() is None:
         if len(masks(output)) >= at:
-            for child in family(process.pid)[1:]:
-                if any(file.path.endswith(".jsonl") for file in child.open_files()):
-                    child.kill()
-                    print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
-                    return
+            max(family(process.pid)[1:], key=lambda child: child.cpu_times().user).kill()
+            print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
+            return
         time.sleep(0.2)
     sys.exit(f"the command ended before a worker could be killed:\n{Path('log').read_text()}")
 

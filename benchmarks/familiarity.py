@@ -27,8 +27,9 @@ from tumorseg.core.errors import InputError
 from tumorseg.data.arrays import read_slice
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.phantom import random_slice, template_sections
-from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey, to_grid
+from tumorseg.imaging.study import Rejected
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.monitoring.ood_reference import describe
 

@@ -42,10 +42,10 @@ from tumorseg.core import environment
 from tumorseg.core.errors import InputError
 from tumorseg.core.prefect_server import free_port
 from tumorseg.imaging.decode import decode
-from tumorseg.inference.answers import slice_answer
 from tumorseg.inference.client import retry_after
 from tumorseg.inference.predict import packaged_model
 from tumorseg.inference.predictor import Predictor, load_info
+from tumorseg.inference.segment import slice_answer
 from tumorseg.monitoring.ood import OodDetector
 
 LOG = Path(".state/load.log")

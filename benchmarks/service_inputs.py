@@ -21,10 +21,11 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from tumorseg.imaging.decode import MAX_BYTES, Rejected, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Mask
 from tumorseg.imaging.render import mask_png
 from tumorseg.imaging.seg import nifti_file, seg_file
+from tumorseg.imaging.study import MAX_BYTES, Rejected
 from tumorseg.inference.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -46,7 +46,7 @@ def segment() -> None:
         def archive() -> None:
             print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
             start = time.monotonic()
-            calls = {f"part {n} of {len(todo)}": (work, part, n) for n, part in enumerate(todo, 1)}
+            calls = {f"part {n} of {len(todo)}": (work, part) for n, part in enumerate(todo, 1)}
             found = outcomes(segment_chunk, calls, params.retries)
             for call, outcome in zip(calls.values(), found, strict=True):
                 if isinstance(outcome, InputError):

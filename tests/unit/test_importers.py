@@ -211,7 +211,7 @@ def test_a_series_that_is_no_stack_is_skipped_with_the_reason(tmp_path) -> None:
     del dataset.ImagePositionPatient
     dataset.save_as(path)
     source = dicom.read(tmp_path, Options())
-    assert len(source.records) == 10 and "lack their position" in source.skipped[path]
+    assert len(source.records) == 10 and "lack ImagePositionPatient" in source.skipped[path]
 
 
 def test_what_has_no_fitting_mask_is_named_and_skipped(tmp_path) -> None:

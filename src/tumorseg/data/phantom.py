@@ -17,8 +17,8 @@ from PIL import Image
 from scipy import ndimage
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.render import outlines
 
 Plane = NDArray[np.float32]  # intensities, 0 for air and about 1 for fat; shape (size, size)
 # Orientation, grey values (size, size), and for each tumour its category and mask (size, size).
