@@ -29,8 +29,7 @@ from tumorseg.data.coco import SPLITS
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.imaging.decode import Rejected, decode
 from tumorseg.imaging.preprocess import Grey, to_grid
-from tumorseg.monitoring.ood import OodDetector
-from tumorseg.monitoring.ood_reference import describe
+from tumorseg.monitoring.ood import OodDetector, describe
 
 SAMPLES = (
     ("sklearn", "datasets/images/*.jpg"),

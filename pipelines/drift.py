@@ -16,9 +16,9 @@ from pipelines._flow import main, on_schedule, prefect_api, stage, step
 from pipelines.retrain import retrain
 from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.files import write_json, write_text
 from tumorseg.core.params import DriftParams, load_params
-from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, judge, load, read_window, sentence
+from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, compare, load, read_window, sentence
 from tumorseg.monitoring.statistics import VARIABLE
 from tumorseg.registry import bento, runs
 from tumorseg.reporting.wording import fill
@@ -43,18 +43,17 @@ def drift() -> str:
             f"{record}: does not exist yet; `tumorseg serve` writes it once it has answered. "
             f"{VARIABLE} names that of another service."
         )
-    result = step(judge)(window, load(reference), params)
+    result = step(compare)(window, load(reference), params)
     result |= {
         "time": now.isoformat(timespec="seconds"),
         "model": {key: model[key] for key in ("version", "digest")},
-        "others": others if record.exists() else None,
+        "others": others,
     }
     result["sentence"] = sentence(result)
     write_json(REPORT, result)
     words = {"alpha": params.alpha, "window_hours": params.window_hours, "shown": SHOWN}
     page = fill("drift.md", result | words)
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text(page)
+    write_text(PAGE, page)
     create_markdown_artifact(page, key="drift", description=result["sentence"])
     print(result["sentence"])
     if result["verdict"] == DRIFT and params.retrain:

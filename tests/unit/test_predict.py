@@ -218,9 +218,9 @@ def test_an_address_that_is_none_is_one_sentence() -> None:
 
 def test_warnings_come_with_the_table(tmp_path, model) -> None:
     (tmp_path / "a|b.png").write_bytes(encode(Image.fromarray(np.full((64, 64), 9, np.uint8))))
-    from tests.unit.test_familiarity import phantoms
-    from tumorseg.monitoring.ood_reference import describe
+    from tests.support.phantom_slices import phantoms
+    from tumorseg.monitoring.ood import describe
 
-    known = describe(phantoms(12, 0), phantoms(4, 1))
+    known = describe(phantoms(12, 0)[0], phantoms(4, 1)[0])
     done = list(predict(plan([tmp_path]), Local(write_model(tmp_path / "m", inputs=known))))
     assert "uniform" in table(done) and "a\\|b.png" in table(done)
