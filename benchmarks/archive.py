@@ -12,17 +12,15 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import yaml
-from common import PYTHONPATH, REPOSITORY, family, head, row
+from common import REPOSITORY, head, row, workplace
 
-from tumorseg.core import environment
 from tumorseg.core.cores import usable_cores
-from tumorseg.core.prefect_server import prefect_server
 from tumorseg.inference.predict import plan
 
 
@@ -74,10 +72,10 @@ def run(data: Path, model: Path, output: Path, kill_at: int | None = None) -> Ru
 
 
 def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> None:
-    """Sends SIGKILL to a worker that is in the midst of a task, once there are so many masks."""
+    """Sends SIGKILL to a worker that is at work, once there are so many masks."""
     while process.poll() is None:
         if len(masks(output)) >= at:
-            for child in family(process.pid)[1:]:
+            for child in psutil.Process(process.pid).children(recursive=True):
                 if any(file.path.endswith(".jsonl") for file in child.open_files()):
                     child.kill()
                     print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
@@ -99,15 +97,8 @@ def main() -> int:
         sys.exit("name a folder of pictures: --data FOLDER, or set TUMORSEG_REAL_DATA")
     data, model = chosen.data.resolve(), chosen.model.resolve()
     count = len(plan([data]))
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        (root / environment.STATE).mkdir()
-        os.chdir(root)
-        os.environ |= environment.defaults(root)
-        os.environ["PYTHONPATH"] = PYTHONPATH
-        os.environ.pop("PREFECT_API_URL", None)
-        with prefect_server():
-            return compare(data, model, root, count)
+    with workplace() as root:
+        return compare(data, model, root, count)
 
 
 def compare(data: Path, model: Path, root: Path, count: int) -> int:

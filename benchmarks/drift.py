@@ -4,9 +4,9 @@
 the window are as they are (false alarms) or shifted. The tumours' area is that of the true masks.
 
 `--data FOLDER` takes the train split of a COCO folder instead. Neighbouring slices form groups;
-half of the groups are the reference, and windows come from the other half, in order, each slice a
-request. `independent` mixes them, and takes every slice for an independent one, as a plain
-two-sample test would.
+half of the groups are the reference, and windows come from the other half, each slice a request,
+`in order` or `mixed`. `independent` mixes them, and counts every slice as an independent one, as a
+plain two-sample test would.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
     names = (NONE, "gamma 0.8", "gain × 0.7", "noise of 10 grey values")
     tables = {name: table_of(rows, name) for name in names}
     head("served", "slices", *names, numbers=len(names) + 1)
-    for how in ("independent", "in order"):
+    for how in ("independent", "mixed", "in order"):
         for size in sizes:
             cells = []
             for name in names:
@@ -194,10 +194,12 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
                     inside = np.isin(groups, order[: number // 2])
                     rest = order[number // 2 :]
                     chosen = np.concatenate([np.flatnonzero(groups == one) for one in rest])[:size]
-                    alike = groups[inside]
-                    if how == "independent":
-                        chosen, alike = rng.permutation(chosen), np.arange(int(inside.sum()))
-                    cases.append(case(tables[name].iloc[chosen], tables[NONE][inside], alike))
+                    if how != "in order":
+                        chosen = rng.permutation(chosen)
+                    alike = np.arange(len(groups)) if how == "independent" else groups
+                    cases.append(
+                        case(tables[name].iloc[chosen], tables[NONE][inside], alike[inside])
+                    )
                 cells.append(share(pool, cases, params))
             row(how, size, *cells)
 

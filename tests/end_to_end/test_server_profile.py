@@ -59,7 +59,7 @@ def test_what_is_not_there_is_told(here, monkeypatch) -> None:
 
 
 def test_two_workers_of_a_pool_train_at_once(here) -> None:
-    here.change("train.common.epochs", 40)
+    here.change(epochs=40)
     root, environment = here.root, local.client_environment(here.servers, here.root)
     environment |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "OMP_NUM_THREADS": "1"}
     prefect = [sys.executable, "-m", "prefect"]
