@@ -18,16 +18,8 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import PackageParams, PromoteParams, RegisterParams
 from tumorseg.data.splits import fingerprint
 from tumorseg.evaluation.paired import p_words
-from tumorseg.registry import bento, gate, versions
-from tumorseg.registry.decisions import (
-    ROLLBACK,
-    Decision,
-    Kind,
-    history,
-    previous,
-    record,
-    rejected,
-)
+from tumorseg.registry import bento, decisions, gate, versions
+from tumorseg.registry.decisions import ROLLBACK, Decision, Kind
 
 LOCK = STATE / "champion.lock"  # one decision at a time on this machine
 PROMOTE_SECONDS, ROLLBACK_SECONDS = 600, 60  # for which each waits for the lock
@@ -55,17 +47,17 @@ def promote(
     """
     name = target.model_name
     with versions.locked(LOCK, PROMOTE_SECONDS):
-        decisions, current = history(name), versions.champion(name)
+        past, current = decisions.history(name), versions.champion(name)
         if current is not None and str(current.version) == candidate["version"]:
-            about = [made for made in decisions if made.version == candidate["version"]]
+            about = [made for made in past if made.version == candidate["version"]]
             if about and about[-1].decision != ROLLBACK:
                 return about[-1]  # an earlier run was killed after it moved the alias
-        made = _decide(name, candidate, current, params, rows, data, decisions)
+        made = _decide(name, candidate, current, params, rows, data, past)
         _check_unchanged(name, made)
-        if decisions and decisions[-1].equals(made):
-            made = decisions[-1]  # recorded by a run that was killed, or repeated
+        if past and past[-1].equals(made):
+            made = past[-1]  # recorded by a run that was killed, or repeated
         else:
-            record(name, made, made.page())
+            decisions.record(name, made, made.page())
         if made.moves:
             versions.set_champion(name, made.version)
         return made
@@ -94,8 +86,8 @@ def roll_back(
         current = versions.champion(name)
         if current is None:
             raise InputError("MLflow has no champion to roll back from; type `make run` first")
-        decisions = history(name)
-        last = decisions[-1] if decisions and decisions[-1].decision == ROLLBACK else None
+        past = decisions.history(name)
+        last = past[-1] if past and past[-1].decision == ROLLBACK else None
         if (
             last is not None
             and last.serving == str(current.version)
@@ -104,14 +96,16 @@ def roll_back(
         ):
             print(f"finishing the rollback that {last.who} began at {last.when}", file=sys.stderr)
             return last, bento.package_champion(target, section)
-        made = _rollback(name, current, to or previous(decisions, str(current.version)), reason)
+        made = _rollback(
+            name, current, to or decisions.previous(past, str(current.version)), reason
+        )
         with tempfile.TemporaryDirectory() as scratch:
             versions.fetch(name, made.version, Path(scratch))  # verifies its digest
         _check_unchanged(name, made)
         if last is not None and (last.before, last.serving) == (made.before, made.serving):
             made = last  # recorded by a run that was killed before it moved the alias
         else:
-            record(name, made, f"Rolled back to by {made.who}, {made.when}: {made.why}")
+            decisions.record(name, made, f"Rolled back to by {made.who}, {made.when}: {made.why}")
         versions.set_champion(name, made.version)
         return made, bento.package_champion(target, section)
 
@@ -162,7 +156,7 @@ def _decide(
     params: PromoteParams,
     rows: pd.DataFrame,
     data: Path,
-    decisions: list[Decision],
+    past: list[Decision],
 ) -> Decision:
     champion, same, theirs = None, False, None
     with tempfile.TemporaryDirectory() as scratch:
@@ -184,7 +178,7 @@ def _decide(
     scored = f"mean Dice {figures['challenger_mean_dice']:.4f} on {len(rows)} test slices"
     if same:
         kind, why = "same", f"the champion's own network at the same threshold ({scored})"
-    elif rollback := rejected(decisions).get(challenger["digest"]):
+    elif rollback := decisions.rejected(past).get(challenger["digest"]):
         why = (
             f"refused: {rollback.who} rolled back from this network at {rollback.when} "
             f"({rollback.why}); `tumorseg rollback --to {challenger['version']}` makes it champion"
