@@ -17,7 +17,7 @@ from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json, write_text
 from tumorseg.core.params import DriftParams, load_params
-from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, judge, load, read_window, sentence
+from tumorseg.monitoring.drift import DRIFT, FILE, SHOWN, compare, load, read_window, sentence
 from tumorseg.monitoring.statistics import VARIABLE
 from tumorseg.registry import bento, runs
 from tumorseg.reporting.wording import fill
@@ -39,11 +39,11 @@ def drift() -> str:
     window, others = step(read_window)(record, model["digest"], now, params.window_hours)
     if not record.exists():
         print(f"{record}: does not exist yet; `tumorseg serve` writes it, or set {VARIABLE}")
-    result = step(judge)(window, load(reference), params)
+    result = step(compare)(window, load(reference), params)
     result |= {
         "time": now.isoformat(timespec="seconds"),
         "model": {key: model[key] for key in ("version", "digest")},
-        "others": others if record.exists() else None,
+        "others": others,
     }
     result["sentence"] = sentence(result)
     write_json(REPORT, result)

@@ -18,7 +18,7 @@ from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.data.splits import fingerprint
 from tumorseg.monitoring.drift import FILE, reference
-from tumorseg.monitoring.ood_reference import describe
+from tumorseg.monitoring.ood import describe
 from tumorseg.registry import runs, versions
 from tumorseg.registry.export import export_onnx, parity
 from tumorseg.training.predict_split import load_network

@@ -51,7 +51,7 @@ def test_everything_is_where_a_deployment_keeps_it(here, tmp_path, capsys) -> No
 
 
 def test_two_workers_of_a_pool_train_at_once(here) -> None:
-    here.change("train.common.epochs", 40)
+    here.change(epochs=40)
     root, environment = here.root, local.client_environment(here.servers, here.root)
     environment |= {"PREFECT_WORKER_QUERY_SECONDS": "1", "OMP_NUM_THREADS": "1"}
     prefect = [sys.executable, "-m", "prefect"]
