@@ -170,12 +170,6 @@ def uneven() -> list[pydicom.Dataset]:
     return datasets
 
 
-def of_two_studies() -> list[pydicom.Dataset]:
-    datasets = oblique()
-    datasets[1].StudyInstanceUID = "1.2.3"
-    return datasets
-
-
 def without(keyword: str) -> list[pydicom.Dataset]:
     datasets = oblique()
     for dataset in datasets:
@@ -186,13 +180,13 @@ def without(keyword: str) -> list[pydicom.Dataset]:
 @pytest.mark.parametrize(
     ("datasets", "output", "words"),
     [
-        (without("FrameOfReferenceUID"), "", "where its slices lie"),
-        (without("Modality"), "seg", "must refer to"),
-        (oblique(SOPClassUID="1.2.3.4"), "seg", "break the standard"),
-        (of_two_studies(), "seg", "one study and kind"),
+        (without("FrameOfReferenceUID"), "", "No DICOM segmentation can refer"),
+        (without("ImagePositionPatient"), "seg", "No DICOM segmentation can refer"),
+        (without("Modality"), "seg", "No DICOM segmentation can refer"),
         (uneven(), "nifti", "lie evenly"),
+        (without("PixelSpacing"), "nifti", "lie evenly"),
     ],
-    ids=["no frame of reference", "no modality", "no kind", "two studies", "uneven"],
+    ids=["no frame of reference", "no position", "no modality", "uneven", "no spacing"],
 )
 def test_what_cannot_be_answered_is_refused_before_anything_is_computed(
     client, monkeypatch, datasets, output, words

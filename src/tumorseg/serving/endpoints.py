@@ -22,13 +22,17 @@ from tumorseg.inference.answers import (
     SegmentAnswer,
     SliceAnswer,
     SliceFailure,
+)
+from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import (
+    Observer,
+    SegmentedSlice,
+    StudySegmenter,
     probability_png,
     slice_answer,
     summed_up,
     volume_mm3,
 )
-from tumorseg.inference.predictor import Predictor
-from tumorseg.inference.segment import Observer, SegmentedSlice, StudySegmenter
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
 from tumorseg.serving.batching import Grid, Slices, all_or_none
@@ -137,7 +141,7 @@ class Endpoints:
         async with self._volumes:
             study = await self.slices.in_thread(decode, file)
             kind = _output(study, output)
-            await self.slices.in_thread(seg.check, study, kind, self._predictor.info)
+            await self.slices.in_thread(seg.check, study, kind)
             found = await self._each(study, result)
             masks, warnings = [mask for mask, _ in found], [some for _, some in found]
             return await self.slices.in_thread(self._file, study, kind, masks, warnings)

@@ -18,9 +18,9 @@ from tumorseg.imaging.decode import decode, is_picture
 from tumorseg.imaging.preprocess import Grey, Mask, to_native
 from tumorseg.imaging.render import level_of, levels, mask_png, to_png
 from tumorseg.imaging.study import Refusal, Rejected, Study
-from tumorseg.inference.answers import ModelNamed, area_mm2
+from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo
-from tumorseg.inference.segment import SegmentedSlice, StudySegmenter
+from tumorseg.inference.segment import SegmentedSlice, StudySegmenter, area_mm2
 from tumorseg.serving.guard import no_file
 from tumorseg.serving.operations import request_id
 from tumorseg.serving.web.store import Store, find, forget, keep
