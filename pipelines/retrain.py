@@ -97,9 +97,6 @@ def end_orphan() -> None:
 def take_in(batch: Path, params: RetrainParams) -> None:
     """Makes what may join of a batch a new data version, and sets apart what is refused."""
     taken = intake.take_in(batch, load_params(ValidateParams), load_params(SplitParams), params)
-    if taken is None:
-        print("the batch changed while it was read; it is left for the next time")
-        return
     print(
         f"batch {taken.batch} ({taken.kind}, {taken.slices} slices): {taken.train} to train, "
         f"{taken.valid} to valid, {sum(taken.refused.values())} to quarantine; "

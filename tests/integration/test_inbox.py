@@ -83,20 +83,6 @@ def test_each_tie_to_the_test_split_keeps_a_slice_out(data, batch, tmp_path, mon
     }
 
 
-def test_numbers_in_names_are_neighbours_too(batch, tmp_path, monkeypatch) -> None:
-    folder = CocoFolder(tmp_path / "data")
-    for split, number in (("train", 1), ("valid", 5), ("test", 20)):
-        folder.add(split, f"{number}_x.png", [(9, 9, 20, 20)], pixels=picture(number))
-    for number in (19, 22, 2):
-        batch.add(f"{number}_y.png", picture(number + 200))
-    found, _ = examine(batch.write(), folder.write(), tmp_path, monkeypatch, valid_share=1.0)
-    assert found == {
-        "19_y.png": ("test_neighbour", None),
-        "22_y.png": (None, "valid"),
-        "2_y.png": (None, "train"),
-    }
-
-
 def test_what_fails_a_check_or_is_there_already_stays_out(data, batch, tmp_path, monkeypatch):
     batch.add("S10.PNG", picture(110))  # a name that some file systems do not keep apart
     batch.add("copy.png", picture(11))
