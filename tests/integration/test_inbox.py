@@ -138,20 +138,6 @@ def test_a_picture_without_labels_is_seen_beside_a_namesake_with(
     assert found["a001.png"][0] is None and found["valid/a001.png"] == ("unreadable", None)
 
 
-def test_a_pair_that_does_not_fit_leaves_the_others_alone(data, tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "inbox" / "pairs"
-    folder.mkdir(parents=True)
-    for number in range(4):
-        Image.fromarray(picture(130 + number)).save(folder / f"case{number}.png")
-        Image.fromarray(picture(0) * 0).save(folder / f"case{number}_mask.png")
-    (folder / "case1_mask.png").write_bytes(b"no picture")
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "case2_mask.png")
-    (folder / "case3_mask.png").unlink()
-    found, _ = examine(folder, data, tmp_path, monkeypatch)
-    reasons = {"case1.png": "unreadable", "case2.png": "unreadable", "case3.png": "unreadable"}
-    assert {name: reason for name, (reason, _) in found.items()} == {"case0.png": None} | reasons
-
-
 def test_a_folder_that_cannot_be_imported_is_refused_whole(data, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "inbox" / "letters"
     folder.mkdir(parents=True)

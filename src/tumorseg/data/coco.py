@@ -260,15 +260,20 @@ def image_rles(image: LabelledImage) -> list[dict[str, Any]]:
     return parts
 
 
-def image_rle(image: LabelledImage) -> str:
+def image_rle(image: LabelledImage, parts: list[dict[str, Any]] | None = None) -> str:
     """The union of an image's annotations as compressed run lengths, ASCII.
+
+    Args:
+        image: The image.
+        parts: Its `image_rles`, where they are known already.
 
     Raises:
         ValueError: An annotation cannot be drawn; the message says which and why.
     """
-    if not image.annotations:
+    parts = image_rles(image) if parts is None else parts
+    if not parts:
         return encode(np.zeros((image.height, image.width), bool))
-    return str(rle_tools.merge(image_rles(image))["counts"], "ascii")
+    return str(rle_tools.merge(parts)["counts"], "ascii")
 
 
 def encode(mask: Mask) -> str:
