@@ -38,7 +38,9 @@ def crossvalidate() -> None:
     folds = divide(pool(manifest), params.folds, params.seed)
     tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
     # Digests of data, policy, parameters and code.
-    made_of = {name: unfinished(name, params.seed, training).name for name in params.networks}
+    made_of: dict[str, str] = {
+        name: unfinished(name, params.seed, training).name for name in params.networks
+    }
     calls = {
         f"fold {fold.number}, {network}": (
             fold,
