@@ -51,5 +51,3 @@ def test_the_table_has_a_row_a_network_and_figures_that_agree(tmp_path) -> None:
         assert table[title]["parameters M"] == f"{count / 1e6:.2f}"
     assert "GFLOP/s forward and backward" in done.stdout
     assert "drawing alone: " in done.stdout
-
-
