@@ -177,7 +177,7 @@ def _parsed(answer: httpx.Response, kind: type[Answer]) -> Answer:
 
 def _unexpected(answer: httpx.Response) -> ServiceError:
     return ServiceError(
-        f"{answer.url} answered {answer.status_code}, which is not this service: check the address.",
+        f"{answer.url} answered {answer.status_code}, not as this service: check the address.",
         answer.status_code,
         answer.headers.get("X-Request-ID"),
     )
