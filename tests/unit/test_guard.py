@@ -5,6 +5,7 @@ import base64
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
+from functools import partial
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.study import Refusal
+from tumorseg.imaging.study import Rejected
 from tumorseg.serving import operations
 from tumorseg.serving.guard import Guard, Limit
 from tumorseg.serving.keys import OPEN_VARIABLE, VARIABLE, check_reach
@@ -22,8 +23,8 @@ from tumorseg.serving.operations import Observed, State
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 LARGEST = 400 * 1024
-SMALL = Limit(LARGEST, Refusal(413, "too large"), "file")
-ANY = Limit(LARGEST, Refusal(413, "too large"))
+SMALL = Limit(LARGEST, partial(Rejected, 413, "too large"), "file")
+ANY = Limit(LARGEST, partial(Rejected, 413, "too large"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -18,7 +19,6 @@ from tumorseg.imaging.study import (
     TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
     WRONG_KIND,
-    Refusal,
     Rejected,
     Study,
     check_scans,
@@ -34,8 +34,10 @@ _PICTURES: dict[bytes, type[ImageFile]] = {
 }
 _ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without an entry
 _GZIP = b"\x1f\x8b"
-_TOO_LARGE = Refusal(
-    413, f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it."
+_TOO_LARGE = partial(
+    Rejected,
+    413,
+    f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it.",
 )
 _MEMBERS = 4 * MAX_SLICES  # files in a zip: a series and other files
 
@@ -68,7 +70,7 @@ def is_picture(data: bytes) -> bool:
 
 def _picture(data: bytes, reader: type[ImageFile]) -> Study:
     if len(data) > MAX_BYTES:
-        raise Rejected(*TOO_MANY_BYTES)
+        raise TOO_MANY_BYTES()
     if reader is JpegImageFile:
         check_scans(data)
     with (
@@ -84,9 +86,9 @@ def _volume(data: bytes) -> Study:
     is_dicom = data[128:132] == b"DICM"
     if not (is_dicom or data.startswith((*_ZIPS, _GZIP)) or _is_nifti(data)):
         # Nothing but a volume may be larger than a picture.
-        raise Rejected(*(TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND))
+        raise (TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND)()
     if len(data) > MAX_VOLUME_BYTES:
-        raise Rejected(*TOO_MANY_VOLUME_BYTES)
+        raise TOO_MANY_VOLUME_BYTES()
     # These import pydicom and nibabel, which pictures do not need.
     from tumorseg.imaging.nifti import nifti_study
     from tumorseg.imaging.series import dicom_study
@@ -122,7 +124,7 @@ def _unzip(data: bytes) -> Iterator[bytes]:
                 content = file.read(left + 1)
             left -= len(content)
             if left < 0:
-                raise Rejected(*_TOO_LARGE)
+                raise _TOO_LARGE()
             yield content
 
 
@@ -134,7 +136,7 @@ def _gunzip(data: bytes) -> BytesIO:
     ):
         content = file.read(MAX_UNPACKED + 1)
     if not _is_nifti(content):
-        raise Rejected(*WRONG_KIND)
+        raise WRONG_KIND()
     if len(content) > MAX_UNPACKED:
-        raise Rejected(*_TOO_LARGE)
+        raise _TOO_LARGE()
     return BytesIO(content)

@@ -26,7 +26,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from tumorseg.imaging.study import Refusal, Rejected, check_scans
+from tumorseg.imaging.study import Rejected, check_scans
 
 # pydicom would otherwise quote invalid values in warnings.
 config.settings.reading_validation_mode = config.IGNORE
@@ -134,15 +134,15 @@ def _after_meta(tag: int, kind: str | None, length: int) -> bool:
     return tag >> 16 != 2
 
 
-def unusable(header: Any, has_pixels: bool = True) -> Refusal | None:
+def unusable(header: Any, has_pixels: bool = True) -> Rejected | None:
     """Why a file is not a grey image, by its header; None if it is one."""
     if header.get("SOPClassUID") in SEGMENTATIONS:
-        return Refusal(415, "The DICOM file is a segmentation: send the images themselves.")
+        return Rejected(415, "The DICOM file is a segmentation: send the images themselves.")
     if not has_pixels or any(keyword not in header for keyword in ("Rows", "Columns")):
-        return Refusal(415, "The DICOM file holds no image: send the images of one series.")
+        return Rejected(415, "The DICOM file holds no image: send the images of one series.")
     photometric = header.get("PhotometricInterpretation")
     if header.get("SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        return Refusal(415, "The DICOM image is in colour: send the grey images of the scanner.")
+        return Rejected(415, "The DICOM image is in colour: send the grey images of the scanner.")
     return None
 
 

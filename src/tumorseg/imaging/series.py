@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from pydicom.pixels import apply_modality_lut
 from tumorseg.imaging.dicom import DicomFile, HeaderReader, frames, frames_in, unusable
 from tumorseg.imaging.display import dicom_grey, limits, window
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.study import Refusal, Rejected, Study, check_size, is_distance
+from tumorseg.imaging.study import Rejected, Study, check_size, is_distance
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
-_DAMAGED = Refusal(400, "The DICOM header's geometry is damaged: export the series again.")
+_DAMAGED = partial(
+    Rejected, 400, "The DICOM header's geometry is damaged: export the series again."
+)
 # Where a multi-frame file, even of one frame, keeps what other files have at the top.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
@@ -64,17 +67,17 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     """
     reader = HeaderReader()
     images: list[DicomFile] = []
-    refusal = Refusal(415, "The zip holds no DICOM image: zip the files of one series.")
+    problem = Rejected(415, "The zip holds no DICOM image: zip the files of one series.")
     for data in dict.fromkeys(files):
         if data[128:132] != b"DICM":
             continue
         file = reader.read(data)
         if (why := unusable(file.header, file.pixels is not None)) is not None:
-            refusal = why
+            problem = why
         else:
             images.append(file)
     if not images:
-        raise Rejected(*refusal)
+        raise problem
     headers = [file.header for file in images]
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
@@ -184,10 +187,10 @@ def _values(headers: list[Dataset], keyword: str, length: int) -> NDArray[np.flo
     if len(found) < len(headers):
         raise Rejected(400, f"Some slices lack {keyword}: export the whole series again.")
     if any(len(value) != length for value in found):
-        raise Rejected(*_DAMAGED)
+        raise _DAMAGED()
     values = np.array(found, np.float64)
     if not np.isfinite(values).all():
-        raise Rejected(*_DAMAGED)
+        raise _DAMAGED()
     return values
 
 
@@ -200,7 +203,7 @@ def _places(headers: list[Dataset]) -> NDArray[np.float64] | None:
     # Along one normal, so that rounding in the cosines cannot reorder thin slices.
     normal = np.cross(axes[0, :3], axes[0, 3:])
     if abs(np.linalg.norm(normal) - 1) > _TOLERANCE:
-        raise Rejected(*_DAMAGED)
+        raise _DAMAGED()
     if not np.allclose(axes, axes[0], rtol=0, atol=_TOLERANCE):
         raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
     places = positions @ normal
@@ -219,7 +222,7 @@ def _spacing(headers: list[Dataset]) -> tuple[float, float] | None:
         raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
     row, column = map(float, spacing[0])
     if not (is_distance(row) and is_distance(column)):
-        raise Rejected(*_DAMAGED)
+        raise _DAMAGED()
     return row, column
 
 
@@ -233,7 +236,7 @@ def _thickness(places: NDArray[np.float64] | None, headers: list[Dataset]) -> fl
     gaps = np.diff(np.sort(places))
     mean = float(gaps.mean())
     if not is_distance(mean):
-        raise Rejected(*_DAMAGED)
+        raise _DAMAGED()
     return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
 
 

@@ -5,7 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 from tumorseg.imaging.preprocess import Grey
 
@@ -22,17 +23,6 @@ MAX_SIDE = 4096
 MAX_SCANS = 100
 
 
-class Refusal(NamedTuple):
-    """Status and sentence of a `Rejected`, as a constant.
-
-    A constant must not be an exception: each time that is raised it keeps the frames that it
-    passed, and in them the file that was sent.
-    """
-
-    status: int
-    sentence: str
-
-
 class Rejected(Exception):
     """A scan that cannot be used.
 
@@ -40,6 +30,9 @@ class Rejected(Exception):
         status: The HTTP status that fits: 400 (damaged or inconsistent), 413 (too large) or 415
             (of a kind that is not read).
         sentence: What is wrong and what to do, for the person who sent it.
+
+    Constants are `partial(Rejected, status, sentence)`: an exception that was raised keeps the
+    frames that it passed, and in them the file that was sent, so none is raised twice.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -48,13 +41,16 @@ class Rejected(Exception):
         self.sentence = sentence
 
 
-TOO_MANY_BYTES = Refusal(
-    413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
+TOO_MANY_BYTES = partial(
+    Rejected, 413, f"The file is larger than {MAX_BYTES // 1024**2} MiB: send a smaller one."
 )
-TOO_MANY_VOLUME_BYTES = Refusal(
-    413, f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it."
+TOO_MANY_VOLUME_BYTES = partial(
+    Rejected,
+    413,
+    f"The volume is larger than {MAX_VOLUME_BYTES // 1024**2} MiB: send a part of it.",
 )
-WRONG_KIND = Refusal(
+WRONG_KIND = partial(
+    Rejected,
     415,
     "The file is neither JPEG nor PNG, nor DICOM (alone or a zip of one series), nor NIfTI: "
     "convert it to one of them.",

@@ -144,7 +144,7 @@ def _greys(stack: list[FileDataset]) -> list[Grey]:
         with readable(path):
             file = reader.read(path.read_bytes())
             if (why := unusable(file.header, file.pixels is not None)) is not None:
-                raise Rejected(*why)
+                raise why
             headers.append(file.header)
             stored += list(frames(file))
     with readable(Path(stack[0].filename)):

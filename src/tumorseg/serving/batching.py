@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tumorseg.core.service_settings import Settings
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.study import Refusal, Rejected, Study
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.predictor import Predictor, Segmentation
 from tumorseg.serving import operations
 from tumorseg.serving.guard import BUSY
@@ -83,15 +83,15 @@ class Slices:
                 cycle with its frames, which keeps what they had unpacked until the collector runs.
         """
 
-        def done() -> T | Refusal:
+        def done() -> T | Rejected:
             try:
                 return work(*arguments)
             except Rejected as error:
-                return Refusal(error.status, error.sentence)
+                return Rejected(error.status, error.sentence)
 
         found = await to_the_end(anyio.to_thread.run_sync(done, limiter=self._threads))
-        if isinstance(found, Refusal):
-            raise Rejected(*found)
+        if isinstance(found, Rejected):
+            raise found
         return found
 
     async def each(self, study: Study, finish: Callable[[Grey, Grid], T]) -> list[T]:
@@ -130,7 +130,7 @@ class Slices:
     async def _probability(self, prepared: Grid) -> Grid:
         runs = len(self._waiting) // self._settings.max_batch_size + 1
         if runs * self._run_seconds > self._settings.max_latency_ms / 1000:
-            raise Rejected(*BUSY)
+            raise BUSY()
         result: asyncio.Future[Grid] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, result))
         if self._worker is None or self._worker.done():

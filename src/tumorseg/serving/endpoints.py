@@ -37,7 +37,7 @@ from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
 from tumorseg.serving.batching import Grid, Slices, all_or_none
 from tumorseg.serving.forms import MAX_FILES
-from tumorseg.serving.guard import FAILED, no_file, refusal
+from tumorseg.serving.guard import FAILED, error_response, no_file
 
 T = TypeVar("T")
 
@@ -47,10 +47,10 @@ async def answered(work: Callable[[], Awaitable[Response]]) -> Response:
     try:
         return await work()
     except Rejected as error:
-        return refusal(error)
+        return error_response(error)
     except Exception as error:
         operations.log_failure(error)
-        return refusal(FAILED)
+        return error_response(FAILED())
 
 
 class Endpoints:

@@ -1,8 +1,9 @@
 """ASGI middleware that bounds requests before BentoML or Flask see them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -11,20 +12,25 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.core.service_settings import Settings
-from tumorseg.imaging.study import Refusal, Rejected
+from tumorseg.imaging.study import Rejected
 from tumorseg.serving import operations
 from tumorseg.serving.keys import VARIABLE, has_key, is_loopback, is_open
 
-BUSY = Refusal(503, "The service is busy: try again in a few seconds.")
-STARTING = Refusal(503, "The service is starting: try again in a few seconds.")
-FAILED = Refusal(500, "The service failed: try again, and tell its operator if it fails again.")
-# Nobody receives it, but BentoML waits for the beginning of an answer, and SIGTERM for BentoML.
-GONE = Refusal(400, "The client went away before it was answered.")
-_NO_KEY = Refusal(401, "The API key is missing or wrong: send it as the header X-API-Key.")
-_OTHER_SITE = Refusal(
-    403, "Another site's page sent this: list its origin in package.service.cors_origins."
+BUSY = partial(Rejected, 503, "The service is busy: try again in a few seconds.")
+STARTING = partial(Rejected, 503, "The service is starting: try again in a few seconds.")
+FAILED = partial(
+    Rejected, 500, "The service failed: try again, and tell its operator if it fails again."
 )
-_OTHER_NAME = Refusal(
+# Nobody receives it, but BentoML waits for the beginning of an answer, and SIGTERM for BentoML.
+GONE = partial(Rejected, 400, "The client went away before it was answered.")
+_NO_KEY = partial(
+    Rejected, 401, "The API key is missing or wrong: send it as the header X-API-Key."
+)
+_OTHER_SITE = partial(
+    Rejected, 403, "Another site's page sent this: list its origin in package.service.cors_origins."
+)
+_OTHER_NAME = partial(
+    Rejected,
     421,
     "The service answers under localhost, 127.0.0.1 or [::1]: use one of them, list this name in "
     f"package.service.hosts, or set {VARIABLE}.",
@@ -38,17 +44,17 @@ def no_file(field: str) -> str:
     return f"No file came with the request: send it as the multipart form field `{field}`."
 
 
-def refusal_headers(status: int) -> dict[str, str]:
+def error_headers(status: int) -> dict[str, str]:
     """The headers that an error of this status needs."""
     if status == 401:
         return {"WWW-Authenticate": 'Basic realm="tumorseg"'}  # browsers then ask for a password
     return {"Retry-After": "2"} if status == 503 else {}
 
 
-def refusal(error: Refusal | Rejected) -> JSONResponse:
+def error_response(error: Rejected) -> JSONResponse:
     """The answer for an error: its status, its sentence and the request's id."""
     content = {"error": error.sentence, "request_id": operations.request_id()}
-    return JSONResponse(content, error.status, refusal_headers(error.status))
+    return JSONResponse(content, error.status, error_headers(error.status))
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Limit:
     """
 
     max_bytes: int
-    too_large: Refusal
+    too_large: Callable[[], Rejected]
     field: str | None = None
 
 
@@ -109,7 +115,7 @@ class Guard:
             return
         limit = self._limits.get(scope["path"], self._other)
         if error := self._refuse(scope, limit):
-            await refusal(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         elif scope["path"] in OPEN:
             await self._app(scope, receive, send)
         else:
@@ -120,26 +126,26 @@ class Guard:
             finally:
                 self._queue -= 1
 
-    def _refuse(self, scope: Scope, limit: Limit) -> Refusal | None:
+    def _refuse(self, scope: Scope, limit: Limit) -> Rejected | None:
         """Checks the request's head alone."""
         headers = Headers(scope=scope)
         if not (self._any_name or self._knows(headers.get("host", ""))):
-            return _OTHER_NAME
+            return _OTHER_NAME()
         if scope["path"] in OPEN:
             return None
         if self._api_key is not None and not has_key(headers, self._api_key):
-            return _NO_KEY
+            return _NO_KEY()
         if scope["method"] == "POST":
             other_site = headers.get("sec-fetch-site") == "cross-site"
             if other_site and headers.get("origin") not in self._settings.cors_origins:
-                return _OTHER_SITE
+                return _OTHER_SITE()
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if limit.field and kind != "multipart/form-data":
-                return Refusal(415, no_file(limit.field))
+                return Rejected(415, no_file(limit.field))
             length = headers.get("content-length", "")
             if length.isdecimal() and int(length) > limit.max_bytes:
-                return limit.too_large
-        return BUSY if self._queue >= self._settings.max_queue else None
+                return limit.too_large()
+        return BUSY() if self._queue >= self._settings.max_queue else None
 
     def _knows(self, address: str) -> bool:
         try:
@@ -160,10 +166,10 @@ class Guard:
             sized = _with_length(scope, body.tell())
             await self._answer(end, sized, _replay(body.getvalue(), receive), receive, send)
         except Rejected as error:
-            await refusal(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         except TimeoutError:
             late = f"The file did not arrive within {seconds:g} seconds: send it again."
-            await refusal(Refusal(408, late))(scope, receive, send)
+            await error_response(Rejected(408, late))(scope, receive, send)
         finally:
             self._memory -= body.tell()
 
@@ -173,12 +179,12 @@ class Guard:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Rejected(*GONE)
+                raise GONE()
             part = message.get("body", b"")
             if body.tell() + len(part) > limit.max_bytes:
-                raise Rejected(*limit.too_large)
+                raise limit.too_large()
             if self._memory + len(part) > self._settings.max_memory_mib * 1024**2:
-                raise Rejected(*BUSY)
+                raise BUSY()
             body.write(part)
             self._memory += len(part)
             more = message.get("more_body", False)
@@ -221,7 +227,9 @@ class Guard:
             if not begun:
                 seconds = self._settings.timeout_seconds
                 late = f"No answer was found within {seconds:g} seconds: send less."
-                await refusal(GONE if gone.done() else Refusal(504, late))(scope, receive, send)
+                await error_response(GONE() if gone.done() else Rejected(504, late))(
+                    scope, receive, send
+                )
             await asyncio.wait({work})
         finally:
             work.cancel()

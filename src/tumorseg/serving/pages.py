@@ -11,11 +11,10 @@ from a2wsgi import WSGIMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.study import Rejected
 from tumorseg.inference.predictor import Segmentation
 from tumorseg.inference.segment import SegmentSlices
 from tumorseg.serving.batching import Slices, to_the_end
-from tumorseg.serving.guard import GONE, STARTING, refusal
+from tumorseg.serving.guard import GONE, STARTING, error_response
 
 # Only these paths are Flask's; a mount at `/` would also take BentoML's own.
 PATHS = ("/", "/upload", "/uploads/{name}", "/segmented/{name}", "/studies", "/studies/{rest:path}")
@@ -39,7 +38,7 @@ class _Visit:
             self._work = asyncio.run_coroutine_threadsafe(slices.segment(greys), self._loop)
             with suppress(CancelledError):
                 return self._work.result()
-        raise Rejected(*GONE)
+        raise GONE()
 
     def stop(self) -> None:
         """Ends the thread's work at its next slices; called in the event loop."""
@@ -71,7 +70,7 @@ class Pages:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if self._app is None:
-            await refusal(STARTING)(scope, receive, send)
+            await error_response(STARTING())(scope, receive, send)
             return
         visit = _Visit(asyncio.get_running_loop())
         _visit.set(visit)

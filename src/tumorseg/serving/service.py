@@ -24,7 +24,6 @@ from tumorseg.imaging.study import (
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
     TOO_MANY_VOLUME_BYTES,
-    Refusal,
     Rejected,
 )
 from tumorseg.inference.answers import BatchAnswer, ModelVersion, SegmentAnswer, Version
@@ -34,7 +33,7 @@ from tumorseg.monitoring.statistics import Recorder
 from tumorseg.serving import openapi, operations, pages
 from tumorseg.serving.endpoints import Endpoints, answered
 from tumorseg.serving.forms import BatchForm, PictureForm, VolumeForm, flag, given
-from tumorseg.serving.guard import STARTING, Guard, Limit, refusal
+from tumorseg.serving.guard import STARTING, Guard, Limit, error_response
 from tumorseg.serving.keys import VARIABLE, check_reach
 from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
@@ -42,8 +41,8 @@ from tumorseg.serving.web.store import Store
 _SETTINGS = Path(__file__).resolve().parents[2] / "service.json"
 _BATCH_BYTES = 128 * 1024 * 1024
 _OVERHEAD = 64 * 1024  # what a form adds to the files themselves
-_TOO_MANY_FILES = Refusal(
-    413, f"The files have more than {_BATCH_BYTES // 1024**2} MiB together: send fewer."
+_TOO_MANY_FILES = partial(
+    Rejected, 413, f"The files have more than {_BATCH_BYTES // 1024**2} MiB together: send fewer."
 )
 _LIMITS = {
     "/segment": Limit(MAX_BYTES + _OVERHEAD, TOO_MANY_BYTES, "file"),
@@ -139,7 +138,7 @@ class Application:
     def endpoints(self) -> Endpoints:
         """The API; raises Rejected, 503, as long as the model is not loaded."""
         if self._endpoints is None:
-            raise Rejected(*STARTING)
+            raise STARTING()
         return self._endpoints
 
     def stop(self) -> None:
@@ -192,7 +191,7 @@ async def _version(_: Request) -> Response:
     try:
         info = load_info(model_folder())
     except InputError:
-        return refusal(STARTING)
+        return error_response(STARTING())
     about = Version(
         bento=_bento(),
         model=ModelVersion(
@@ -213,8 +212,8 @@ async def _nothing_there(request: Request) -> Response:
     """Answers requests to a wrong address, or with a wrong method to one outside of Flask."""
     allowed = _METHODS.get(request.scope["path"])
     if allowed is None:
-        return refusal(Refusal(404, "There is nothing at this address: see /docs.json."))
-    answer = refusal(Refusal(405, f"This address takes {allowed} only: see /docs.json."))
+        return error_response(Rejected(404, "There is nothing at this address: see /docs.json."))
+    answer = error_response(Rejected(405, f"This address takes {allowed} only: see /docs.json."))
     answer.headers["Allow"] = allowed
     return answer
 

@@ -18,7 +18,7 @@ from tumorseg.inference.predictor import ModelInfo, Predictor
 from tumorseg.inference.segment import Observer, SegmentSlices, StudySegmenter, unobserved
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving.forms import in_memory
-from tumorseg.serving.guard import FAILED, refusal_headers
+from tumorseg.serving.guard import FAILED, error_headers
 from tumorseg.serving.operations import log_failure, request_id
 from tumorseg.serving.web.store import CookieSessions, Store, begun, find, from_listed_page, keep
 from tumorseg.serving.web.studies import add_studies
@@ -101,12 +101,12 @@ def _add_errors(app: flask.Flask) -> None:
     @app.errorhandler(Rejected)
     def rejected(error: Rejected) -> tuple[dict[str, str], int, dict[str, str]]:
         content = {"error": error.sentence, "request_id": request_id()}
-        return content, error.status, refusal_headers(error.status)
+        return content, error.status, error_headers(error.status)
 
     @app.errorhandler(HTTPException)
     def other(error: HTTPException) -> Any:
         response: Any = error.get_response()
-        sentence = FAILED.sentence if error.code == FAILED.status else error.description
+        sentence = FAILED().sentence if error.code == 500 else error.description
         response.data = flask.json.dumps({"error": sentence, "request_id": request_id()})
         response.content_type = "application/json"
         return response

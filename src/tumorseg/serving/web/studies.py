@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import flask
@@ -17,7 +18,7 @@ from tumorseg.imaging import seg
 from tumorseg.imaging.decode import decode, is_picture
 from tumorseg.imaging.preprocess import Grey, Mask, to_native
 from tumorseg.imaging.render import level_of, levels, mask_png, to_png
-from tumorseg.imaging.study import Refusal, Rejected, Study
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo
 from tumorseg.inference.segment import SegmentedSlice, StudySegmenter, area_mm2
@@ -26,11 +27,14 @@ from tumorseg.serving.operations import request_id
 from tumorseg.serving.web.store import Store, find, forget, keep
 
 T = TypeVar("T")
-_TOO_LARGE = Refusal(
+_TOO_LARGE = partial(
+    Rejected,
     413,
     "The study is too large for this page: send it to /segment/volume, or use `tumorseg predict`.",
 )
-_FULL = Refusal(503, "The service is busy with other volumes: send the file again in a moment.")
+_FULL = partial(
+    Rejected, 503, "The service is busy with other volumes: send the file again in a moment."
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def add_studies(
         if is_picture(data):
             yield
         elif not places.acquire(blocking=False):
-            raise Rejected(*_FULL)
+            raise _FULL()
         else:
             try:
                 yield
@@ -152,7 +156,7 @@ def add_studies(
             for one in slices:  # a few at a time, so that only compressed results pile up
                 cached.slices.append(CachedSlice.of(one, info.threshold))
                 if cached.size > most:
-                    raise Rejected(*_TOO_LARGE)
+                    raise _TOO_LARGE()
         name = secrets.token_urlsafe(24)
         keep(store, f"studies/{name}", cached, cached.size)
         return ModelNamed.of(info).model_dump() | {
