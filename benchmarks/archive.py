@@ -12,17 +12,15 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import yaml
-from common import PYTHONPATH, REPOSITORY, family, head, row
+from common import REPOSITORY, head, row, workplace
+from joblib import cpu_count
 
-from tumorseg.core import environment
-from tumorseg.core.cores import usable_cores
-from tumorseg.core.prefect_server import prefect_server
 from tumorseg.inference.predict import plan
 
 
@@ -77,7 +75,8 @@ def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> No
     """Sends SIGKILL to the busiest worker, once there are so many masks."""
     while process.poll() is None:
         if len(masks(output)) >= at:
-            max(family(process.pid)[1:], key=lambda child: child.cpu_times().user).kill()
+            children = psutil.Process(process.pid).children(recursive=True)
+            max(children, key=lambda child: child.cpu_times().user).kill()
             print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
             return
         time.sleep(0.2)
@@ -97,20 +96,13 @@ def main() -> int:
         sys.exit("name a folder of pictures: --data FOLDER, or set TUMORSEG_REAL_DATA")
     data, model = chosen.data.resolve(), chosen.model.resolve()
     count = len(plan([data]))
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        (root / environment.STATE).mkdir()
-        os.chdir(root)
-        os.environ |= environment.defaults(root)
-        os.environ["PYTHONPATH"] = PYTHONPATH
-        os.environ.pop("PREFECT_API_URL", None)
-        with prefect_server():
-            return compare(data, model, root, count)
+    with workplace() as root:
+        return compare(data, model, root, count)
 
 
 def compare(data: Path, model: Path, root: Path, count: int) -> int:
     """Makes all runs."""
-    cores = usable_cores()
+    cores = cpu_count()
     runs: dict[str, Run] = {}
     names = {
         "one": ("1 worker, 1 thread", 1, 1),

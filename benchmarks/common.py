@@ -1,4 +1,4 @@
-"""What benchmarks share: a small repository to run, a service to ask, and Markdown tables."""
+"""What benchmarks share: a temporary repository, a service to ask, and Markdown tables."""
 
 import os
 import re
@@ -7,26 +7,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import numpy as np
-import psutil
 import yaml
 
-from tumorseg.core.environment import SERVING, SILENT
-from tumorseg.core.errors import InputError
-from tumorseg.core.prefect_server import free_port
+# For `deploy`, `pipelines` and `tests.support`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from deploy import process
+from tumorseg.core import environment
+from tumorseg.core.prefect_server import free_port, prefect_server
 from tumorseg.data.phantom import make_phantom
 from tumorseg.monitoring.statistics import VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHONPATH = f"{REPOSITORY / 'src'}:{REPOSITORY}"
-START_SECONDS = 120
 SERVICE = "tumorseg.serving.service:TumorSegmentation"
 
 
@@ -39,11 +38,6 @@ def head(*titles: str, numbers: int = 0) -> None:
     """Prints the head of a Markdown table whose last columns are numbers, to the right."""
     row(*titles)
     print("|" + "---|" * (len(titles) - numbers) + "--:|" * numbers, flush=True)
-
-
-def quantile(values: list[float], share: float) -> float:
-    """A quantile; NaN of nothing."""
-    return float(np.quantile(values, share)) if values else float("nan")
 
 
 def small_repository(root: Path, size: int, counts: dict[str, int], **common: object) -> None:
@@ -74,41 +68,89 @@ def small_repository(root: Path, size: int, counts: dict[str, int], **common: ob
     subprocess.run(add, cwd=root, check=True)
 
 
-@dataclass(frozen=True)
-class Server:
-    """A service in a process of its own.
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """Changes into a temporary folder with MLflow and BentoML stores and a Prefect server."""
+    with tempfile.TemporaryDirectory(prefix="tumorseg-bench-") as temporary:
+        root = Path(temporary, "repository")
+        (root / environment.STATE).mkdir(parents=True)
+        os.chdir(root)
+        os.environ |= environment.defaults(root)
+        os.environ |= {"PATH": environment.search_path(), "PYTHONPATH": PYTHONPATH}
+        os.environ.pop("PREFECT_API_URL", None)
+        with prefect_server():
+            yield root
 
-    Attributes:
-        url: Where it answers.
-        process: Its first process.
-        log: What it prints.
+
+def run(command: list[str], seconds: float | None = None) -> tuple[int | None, str]:
+    """Runs a command; after `seconds` kills it and all that it started.
+
+    Returns:
+        Its exit status, None if it was killed, and what it printed.
     """
+    with tempfile.TemporaryFile("w+") as output:
+        started = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status: int | None = started.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+            status = None
+        output.seek(0)
+        return status, output.read()
 
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path = field(repr=False)
+
+@dataclass
+class Server(process.Server):
+    """A server process that is asked over HTTP at `url`."""
+
+    url: str = ""
 
     def page_memory(self) -> float:
         """What the page's pictures take until they expire, in MiB."""
         text = httpx.get(f"{self.url}/metrics", timeout=30, trust_env=False).text
         found = re.search(r"^tumorseg_page_bytes(?:{.*})? (\S+)$", text, re.MULTILINE)
-        return float(found[1]) / 1024**2 if found else 0.0
+        return float(found[1]) / 2**20 if found else 0.0
 
     def memory(self) -> float:
         """Resident memory of all its processes, in MiB."""
-        total = 0
-        for one in family(self.process.pid):
-            try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:  # it ended just now
-                continue
-        return total / 2**20
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(each.memory_info().rss for each in family) / 2**20
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it started."""
-    first = psutil.Process(pid)
-    return [first, *first.children(recursive=True)]
+@contextmanager
+def running(
+    command: list[str], port: int, probe: str, folder: Path, own: dict[str, str]
+) -> Iterator[Server]:
+    """Runs a server until the context ends.
+
+    Args:
+        command: What starts it.
+        port: Where it listens on the loopback interface.
+        probe: The path that is answered with status 200 once it is ready.
+        folder: Its working directory, with its log.
+        own: Variables besides this process's.
+
+    Raises:
+        InputError: It does not start.
+    """
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return httpx.get(url + probe, timeout=2, trust_env=False).status_code == 200
+        except httpx.HTTPError:  # it is not listening yet
+            return False
+
+    variables = os.environ | environment.SILENT | own
+    server = Server(url, command, folder / "server.log", ready, variables, url=url)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -118,64 +160,13 @@ def serve(model: Path, tag: str | None = None) -> Iterator[Server]:
     Args:
         model: The model folder.
         tag: The bento to serve; this checkout's own code over `model` if None.
-
-    Raises:
-        InputError: It does not start.
     """
     with tempfile.TemporaryDirectory(prefix="tumorseg-bench-") as folder:
         port = free_port(0)
         command = [sys.executable, "-m", "bentoml", "serve", tag or SERVICE]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         own = {} if tag else {"TUMORSEG_MODEL": str(model.resolve()), "PYTHONPATH": PYTHONPATH}
-        own |= SERVING | {VARIABLE: str(Path(folder, "statistics.db"))}  # as `tumorseg serve`
-        with running(command, f"http://127.0.0.1:{port}", "/readyz", Path(folder), own) as server:
+        # As `tumorseg serve` sets them.
+        own |= environment.SERVING | {VARIABLE: str(Path(folder, "statistics.db"))}
+        with running(command, port, "/readyz", Path(folder), own) as server:
             yield server
-
-
-@contextmanager
-def running(
-    command: list[str], url: str, probe: str, folder: Path, own: dict[str, str]
-) -> Iterator[Server]:
-    """Runs a server in a folder until the context ends; `own` are variables besides this process's.
-
-    Raises:
-        InputError: It does not answer `probe` with status 200 in time.
-    """
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | SILENT | own, cwd=folder, stdout=output, stderr=output
-        )
-    server, end = Server(url, process, log), time.monotonic() + START_SECONDS
-    try:
-        while not _answers(url + probe):
-            if process.poll() is not None or time.monotonic() > end:
-                raise InputError(f"the server at {url} did not start: {log.read_text()[-800:]}")
-            time.sleep(0.1)
-        yield server
-    finally:
-        stop(process)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:  # it is not listening yet
-        return False
-
-
-def stop(process: subprocess.Popen[bytes], seconds: float = 30) -> int:
-    """Sends SIGTERM, waits, and returns the exit status; kills what does not end."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        return process.wait()
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGKILL to a process and all that it started."""
-    for one in family(process.pid):
-        one.kill()

@@ -1,19 +1,18 @@
 """How often the drift check is wrong, and what it notices.
 
-`python benchmarks/drift.py` draws phantom slices anew for each window and for its reference; those
-of the window are as they are (false alarms) or shifted. The tumours' area is that of the true
-masks, as a perfect network would find them.
+`python benchmarks/drift.py` draws new phantom slices for each window and each reference; those of
+the window are as they are (false alarms) or shifted. The tumours' area is that of the true masks.
 
-`--data FOLDER` takes the train split of a COCO folder instead: neighbouring slices, all alike,
-form groups; half of the groups are the reference and windows come from the other half, so that no
-slice of a window has a neighbour in the reference. `served` says how the window's slices came:
-`independent` takes every slice for an independent one, as a plain two-sample test would.
+`--data FOLDER` takes the train split of a COCO folder instead. Neighbouring slices form groups;
+half of the groups are the reference, and windows come from the other half, each slice a request,
+`in order` or `mixed`. `independent` mixes them, and counts every slice as an independent one, as a
+plain two-sample test would.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import count, islice
 from multiprocessing import Pool
 from pathlib import Path
@@ -23,6 +22,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import pandas as pd
+from common import head, row
 
 from tumorseg.core.params import DriftParams, SplitParams, ValidateParams, load_params
 from tumorseg.data import phantom
@@ -31,22 +31,18 @@ from tumorseg.data.leakage import find_pairs
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.splits import find_groups
 from tumorseg.imaging.preprocess import Grey, to_grid
-from tumorseg.monitoring.drift import (
-    AREA,
-    COLUMNS,
-    DRIFT,
-    TOO_FEW,
-    describe_column,
-    judge,
-    statistics_of,
-)
+from tumorseg.monitoring import drift
 from tumorseg.monitoring.ood import NAMES
 
 REFERENCE = 600
 WINDOWS = 50  # unshifted ones
 SHIFTED = 20  # windows a shift
 AN_HOUR = 8  # slices
-STUDY = 13  # numbers; the published set has 3 064 slices of 233 patients
+
+Looks = tuple[
+    dict[str, np.ndarray], float
+]  # a slice's statistics by shift, and its share of tumour
+Case = tuple[pd.DataFrame, dict[str, dict[str, Any]]]  # a window and its reference
 
 
 def toned(grey: Grey) -> Grey:
@@ -79,111 +75,98 @@ SHIFTS: dict[str, Callable[[Grey], Grey]] = {
     "another scanner's contrast": toned,
     "moved by 5%": lambda grey: np.roll(grey, round(0.05 * len(grey)), axis=1),
 }
-AS_THEY_ARE, MORE = "none", "tumours twice as frequent"
+NONE, MORE = "none", "tumours twice as frequent"
+template = cache(phantom.template_sections)  # read once a process
 
 
-def row_of(grey: Grey, side: int) -> dict[str, np.ndarray]:
-    """The statistics of a slice under each shift."""
-    rows = {name: statistics_of(change(grey), side) for name, change in SHIFTS.items()}
-    return rows | {AS_THEY_ARE: statistics_of(grey, side)}
+def looks(grey: Grey, side: int) -> dict[str, np.ndarray]:
+    """The statistics of a slice as it is, and under each shift."""
+    rows = {name: drift.statistics_of(change(grey), side) for name, change in SHIFTS.items()}
+    return rows | {NONE: drift.statistics_of(grey, side)}
 
 
-def drawn(number: int, side: int, shifts: bool) -> tuple[dict[str, np.ndarray], float]:
-    """The statistics of a fresh phantom slice, and what share of it is tumour."""
+def drawn(number: int, side: int, shifts: bool) -> Looks:
+    """The statistics of a new phantom slice, and what share of it is tumour."""
     rng = np.random.default_rng([23, number])
-    _, grey, tumours = phantom.random_slice(rng, sections(), side)
-    rows = row_of(grey, side) if shifts else {AS_THEY_ARE: statistics_of(grey, side)}
+    _, grey, tumours = phantom.random_slice(rng, template(), side)
+    rows = looks(grey, side) if shifts else {NONE: drift.statistics_of(grey, side)}
     return rows, float(sum(mask.mean() for _, mask in tumours))
 
 
-def with_more_tumours(number: int, side: int) -> tuple[dict[str, np.ndarray], float]:
+def with_more_tumours(number: int, side: int) -> Looks:
     """The same, with two tumours in every slice: twice as many as usual."""
     with patch.object(phantom, "TUMOURS_PER_SLICE", (0.0, 0.0, 1.0)):
         rows, area = drawn(number, side, shifts=False)
-    return {MORE: rows[AS_THEY_ARE]}, area
+    return {MORE: rows[NONE]}, area
 
 
-_sections: dict[str, Any] = {}
+def looked_at(path: Path, side: int) -> dict[str, np.ndarray]:
+    """The statistics of an image file."""
+    return looks(to_grid(read_slice(path), side), side)
 
 
-def sections() -> dict[str, Any]:
-    """The template's sections, read once a process."""
-    if not _sections:
-        _sections.update(phantom.template_sections())
-    return _sections
+def table_of(found: list[Looks], shift: str) -> pd.DataFrame:
+    """One row per slice under one shift, as the service would have recorded them."""
+    table = pd.DataFrame([rows[shift] for rows, _ in found], columns=NAMES)
+    return table.assign(**{drift.AREA: [area for _, area in found]}, warned=0, confidence=0.9)
 
 
-def known(table: pd.DataFrame, groups: Any) -> dict[str, dict[str, Any]]:
-    """A reference of rows."""
-    return {name: describe_column(table[name].to_numpy(float), groups) for name in COLUMNS}
+def case(window: pd.DataFrame, training: pd.DataFrame, groups: Any) -> Case:
+    """A window, each slice a request and eight an hour, and the reference of training slices."""
+    place = np.arange(len(window))
+    hours = [f"2026-01-01T{hour:05d}" for hour in place // AN_HOUR]
+    columns = {
+        name: drift.describe_column(training[name].to_numpy(float), groups)
+        for name in drift.COLUMNS
+    }
+    return window.assign(request=place, hour=hours), columns
 
 
-def table_of(rows: list[tuple[dict[str, np.ndarray], float]], shift: str) -> pd.DataFrame:
-    """Rows of one shift."""
-    table = pd.DataFrame([each[shift] for each, _ in rows], columns=NAMES)
-    return table.assign(**{AREA: [area for _, area in rows]})
+def share(pool: Any, cases: list[Case], params: DriftParams) -> str:
+    """In how many windows drift is found, and in how many there are too few slices to tell."""
+    results = pool.starmap(partial(drift.compare, params=params), cases, 5)
+    found = [result["verdict"] for result in results]
+    few = found.count(drift.TOO_FEW)
+    return f"{found.count(drift.DRIFT)} of {len(found)}" + (f" ({few} too few)" if few else "")
 
 
-def came(window: pd.DataFrame, requests: Any, hours: Any | None = None) -> pd.DataFrame:
-    """Adds what the service would have noted; eight slices an hour."""
-    hours = np.arange(len(window)) // AN_HOUR if hours is None else hours
-    named = [f"2026-01-01T{hour:05d}" for hour in hours]
-    return window.assign(request=requests, hour=named, warned=0, confidence=0.9)
-
-
-def verdict(case: tuple[pd.DataFrame, dict[str, dict[str, Any]]], params: DriftParams) -> str:
-    """The verdict on a window and its reference."""
-    return str(judge(*case, params)["verdict"])
-
-
-def share(found: list[str]) -> str:
-    """Drift found in so many windows, and in how many there were too few slices to tell."""
-    few = found.count(TOO_FEW)
-    return f"{found.count(DRIFT)} of {len(found)}" + (f" ({few} too few)" if few else "")
+def windows(shift: str) -> int:
+    """How many windows are looked at."""
+    return WINDOWS if shift == NONE else SHIFTED
 
 
 def on_phantoms(pool: Any, params: DriftParams, side: int, sizes: list[int]) -> None:
     """Prints the table of the phantom."""
     longest, numbers = max(sizes), count()
 
-    def fresh(slices: int, draw: Callable[[int], Any]) -> list[Any]:
-        return list(pool.map(draw, list(islice(numbers, slices)), 20))
+    def fresh(slices: int, draw: Callable[..., Looks], **options: bool) -> list[Looks]:
+        numbered = list(islice(numbers, slices))
+        return list(pool.map(partial(draw, side=side, **options), numbered, 20))
 
-    plain = partial(drawn, side=side, shifts=False)
-    references = [
-        known(table_of(fresh(REFERENCE, plain), AS_THEY_ARE), np.arange(REFERENCE))
-        for _ in range(WINDOWS)
-    ]
-    served = {AS_THEY_ARE: table_of(fresh(WINDOWS * longest, plain), AS_THEY_ARE)}
-    rows = fresh(SHIFTED * longest, partial(drawn, side=side, shifts=True))
+    references = [table_of(fresh(REFERENCE, drawn, shifts=False), NONE) for _ in range(WINDOWS)]
+    served = {NONE: table_of(fresh(WINDOWS * longest, drawn, shifts=False), NONE)}
+    rows = fresh(SHIFTED * longest, drawn, shifts=True)
     served |= {name: table_of(rows, name) for name in SHIFTS}
-    rows = fresh(SHIFTED * longest, partial(with_more_tumours, side=side))
-    served[MORE] = table_of(rows, MORE)
-    heads = [f"drift found, {size} slices" for size in sizes]
-    print(f"\n| phantom, {REFERENCE} training slices of {side}² | {' | '.join(heads)} |")
-    print("|---" + "|--:" * len(sizes) + "|")
+    served[MORE] = table_of(fresh(SHIFTED * longest, with_more_tumours), MORE)
+    titles = [f"drift found, {size} slices" for size in sizes]
+    head(f"phantom, {REFERENCE} training slices of {side}²", *titles, numbers=len(sizes))
     for name, table in served.items():
         cells = []
         for size in sizes:
+            starts = range(0, windows(name) * longest, longest)
+            parts = [table.iloc[start : start + size] for start in starts]
             cases = [
-                (came(table.iloc[k * longest : k * longest + size], np.arange(size)), references[k])
-                for k in range(WINDOWS if name == AS_THEY_ARE else SHIFTED)
+                case(part, reference, np.arange(REFERENCE))
+                for part, reference in zip(parts, references, strict=False)
             ]
-            cells.append(share(pool.map(partial(verdict, params=params), cases, 5)))
-        print(
-            f"| {'**none**' if name == AS_THEY_ARE else name} | {' | '.join(cells)} |", flush=True
-        )
-
-
-def looked_at(path: Path, side: int) -> dict[str, np.ndarray]:
-    """The statistics of an image file."""
-    return row_of(to_grid(read_slice(path), side), side)
+            cells.append(share(pool, cases, params))
+        row(name, *cells)
 
 
 def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list[int]) -> None:
-    """Prints the table of a COCO folder's train side."""
+    """Prints the table of a COCO folder's train split."""
+    section, split = load_params(ValidateParams), load_params(SplitParams)
     with tempfile.TemporaryDirectory() as scratch:
-        section, split = load_params(ValidateParams), load_params(SplitParams)
         small = Path(scratch, "small.npy")
         manifest = build_manifest(data, section, small)
         pairs = find_pairs(manifest, small, section.near_duplicate)
@@ -192,56 +175,33 @@ def on_folder(pool: Any, params: DriftParams, data: Path, side: int, sizes: list
     usable = usable.assign(split_group=groups)[usable["split"] == "train"]
     usable = usable.sort_values("slice_number", ignore_index=True)
     _, groups = np.unique(usable["split_group"], return_inverse=True)
-    studies = usable["slice_number"].to_numpy(int) // STUDY
     areas = [float(mask.mean()) for mask in true_masks(usable)]
-    looks = pool.map(partial(looked_at, side=side), [data / p for p in usable["path"]], 20)
-    rows = list(zip(looks, areas, strict=True))
-    tables = {name: table_of(rows, name) for name in (AS_THEY_ARE, *SHIFTS)}
-    sizes_of = np.bincount(groups)
-    print(
-        f"\n{data.name}: {len(usable)} train slices in {len(sizes_of)} groups of neighbours "
-        f"(median {np.median(sizes_of):.0f}); half of the groups are the reference"
-    )
-    names = (AS_THEY_ARE, "gamma 0.8", "gain × 0.7", "noise of 10 grey values")
-    print("| served | slices | " + " | ".join(names) + " |\n|---|--:" + "|--:" * len(names)
-          + "|")  # fmt: skip
-    for how in ("independent", "one by one, mixed", "one by one, in order", "studies", "groups"):
+    found = pool.map(partial(looked_at, side=side), [data / p for p in usable["path"]], 20)
+    rows = list(zip(found, areas, strict=True))
+    number = groups.max() + 1
+    print(f"{data.name}: {len(usable)} train slices in {number} groups of neighbours\n")
+    names = (NONE, "gamma 0.8", "gain × 0.7", "noise of 10 grey values")
+    tables = {name: table_of(rows, name) for name in names}
+    head("served", "slices", *names, numbers=len(names) + 1)
+    for how in ("independent", "mixed", "in order"):
         for size in sizes:
             cells = []
             for name in names:
                 rng = np.random.default_rng(5)  # the same windows for each shift
-                windows = WINDOWS if name == AS_THEY_ARE else SHIFTED
-                cases = [
-                    _case(rng, tables[AS_THEY_ARE], tables[name], groups, studies, how, size)
-                    for _ in range(windows)
-                ]
-                cells.append(share(pool.map(partial(verdict, params=params), cases, 5)))
-            print(f"| {how} | {size} | {' | '.join(cells)} |", flush=True)
-
-
-def _case(
-    rng: np.random.Generator,
-    plain: pd.DataFrame,
-    shifted: pd.DataFrame,
-    groups: np.ndarray,
-    studies: np.ndarray,
-    how: str,
-    size: int,
-) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """A window of the groups that the reference does not have."""
-    order = rng.permutation(groups.max() + 1)
-    inside = np.isin(groups, order[: len(order) // 2])
-    rest = np.concatenate([np.flatnonzero(groups == group) for group in order[len(order) // 2 :]])
-    chosen = rest[:size]
-    alone = np.arange(int(inside.sum())) if how == "independent" else groups[inside]
-    requests: Any = np.arange(size)
-    if how == "independent" or how == "one by one, mixed":
-        chosen = rng.permutation(chosen)
-    elif how == "studies":
-        requests = studies[chosen] + 10_000 * groups[chosen]
-    elif how == "groups":
-        requests = groups[chosen]
-    return came(shifted.iloc[chosen], requests[: len(chosen)]), known(plain[inside], alone)
+                cases = []
+                for _ in range(windows(name)):
+                    order = rng.permutation(number)
+                    inside = np.isin(groups, order[: number // 2])
+                    rest = order[number // 2 :]
+                    chosen = np.concatenate([np.flatnonzero(groups == one) for one in rest])[:size]
+                    if how != "in order":
+                        chosen = rng.permutation(chosen)
+                    alike = np.arange(len(groups)) if how == "independent" else groups
+                    cases.append(
+                        case(tables[name].iloc[chosen], tables[NONE][inside], alike[inside])
+                    )
+                cells.append(share(pool, cases, params))
+            row(how, size, *cells)
 
 
 def main() -> None:

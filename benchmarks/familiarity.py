@@ -6,15 +6,14 @@ prints what share of its test images is warned about (false alarms), and of othe
 same for a model of the phantom, which then meets the folder's test images as strangers. Where
 neighbouring slices lie on both sides of the split, other patients will raise more false alarms.
 
-Photographs are the samples that scikit-learn and matplotlib install, and what `--photos` names;
-random crops of each. They played no part in choosing the statistics only where they are given.
+Photographs are random crops of the samples that scikit-learn and matplotlib install.
 """
 
 import argparse
-import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -29,9 +28,7 @@ from tumorseg.data.coco import SPLITS
 from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey, to_grid
-from tumorseg.imaging.study import Rejected
-from tumorseg.monitoring.ood import OodDetector
-from tumorseg.monitoring.ood_reference import describe
+from tumorseg.monitoring.ood import OodDetector, describe
 
 SAMPLES = (
     ("sklearn", "datasets/images/*.jpg"),
@@ -66,33 +63,21 @@ def phantom_sides(size: int) -> dict[str, list[Grey]]:
     }
 
 
-def photographs(folders: Iterable[Path], each: int = 10) -> tuple[Pictures, Pictures]:
-    """Square crops of photographs: in colour as the service decodes them, and the same in grey."""
-    paths = [
-        path
-        for package, pattern in SAMPLES
-        if (spec := importlib.util.find_spec(package)) and spec.origin
-        for path in sorted(Path(spec.origin).parent.glob(pattern))
-    ]
-    paths += [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in SUFFIXES]
+def photographs(each: int = 10) -> Pictures:
+    """Square crops of photographs, in colour, as the service decodes them."""
     rng = np.random.default_rng(0)
-    coloured: Pictures = []
-    for path in paths:
-        try:
+    found: Pictures = []
+    for package, pattern in SAMPLES:
+        for path in sorted(files(package).glob(pattern)):
             picture = Image.open(path).convert("RGB")
-        except OSError:  # a folder may hold damaged ones
-            continue
-        for _ in range(each):
-            side = int(rng.uniform(0.4, 1) * min(picture.size))
-            left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
-            file = BytesIO()
-            picture.crop((left, top, left + side, top + side)).save(file, "PNG")
-            try:
+            for _ in range(each):
+                side = int(rng.uniform(0.4, 1) * min(picture.size))
+                left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
+                file = BytesIO()
+                picture.crop((left, top, left + side, top + side)).save(file, "PNG")
                 study = decode(file.getvalue())
-            except Rejected:  # smaller than any slice
-                continue
-            coloured.append((study.slices[0], study.colour))
-    return coloured, [(grey, 0.0) for grey, _ in coloured]
+                found.append((study.slices[0], study.colour))
+    return found
 
 
 def page(rng: np.random.Generator) -> Grey:
@@ -132,16 +117,14 @@ CHANGES: dict[str, Callable[[Grey], Grey]] = {
 }
 
 
-def groups(
-    test: list[Grey], strangers: tuple[str, list[Grey]], folders: list[Path]
-) -> Iterator[tuple[str, Pictures]]:
+def groups(test: list[Grey], strangers: tuple[str, list[Grey]]) -> Iterator[tuple[str, Pictures]]:
     """Everything that a model meets besides its own test slices, one kind at a time."""
     for name, change in CHANGES.items():
         yield name, [(change(grey), 0.0) for grey in test]
     yield strangers[0], [(grey, 0.0) for grey in strangers[1]]
-    coloured, plain = photographs(folders)
+    coloured = photographs()
     yield "photographs", coloured
-    yield "photographs, grey", plain
+    yield "photographs, grey", [(grey, 0.0) for grey, _ in coloured]
     rng = np.random.default_rng(1)
     yield "pages of text", [(page(rng), 0.0) for _ in range(60)]
     yield "noise alone", [(rng.integers(0, 256, (256, 256), np.uint8), 0.0) for _ in range(60)]
@@ -149,39 +132,31 @@ def groups(
 
 
 def rows(
-    sides: dict[str, list[Grey]], strangers: tuple[str, list[Grey]], size: int, folders: list[Path]
+    sides: dict[str, list[Grey]], strangers: tuple[str, list[Grey]], size: int
 ) -> Iterator[str]:
     """Fits on train and valid, and yields the table's lines, and one on the cost."""
     train, valid = (np.stack([to_grid(g, size) for g in sides[s]]) for s in ("train", "valid"))
+    detector = OodDetector(describe(train, valid))
+    own = [detector.distance(grey) for grey in sides["test"]]
     begun = time.perf_counter()
-    familiar = OodDetector(describe(train, valid))
-    fitted = time.perf_counter() - begun
-    own = [familiar.distance(grey) for grey in sides["test"]]
-    begun = time.perf_counter()
-    alarms = [bool(familiar.warnings(grey, 0.0)) for grey in sides["test"]]
-    native = (time.perf_counter() - begun) / len(alarms) * 1e3
-    begun = time.perf_counter()
-    for grid in valid:
-        familiar.warnings(grid, 0.0)
-    on_grid = (time.perf_counter() - begun) / len(valid) * 1e3
+    alarms = [bool(detector.assess(grey, 0.0).warnings) for grey in sides["test"]]
+    cost = (time.perf_counter() - begun) / len(alarms) * 1e3
     yield f"| own test slices (false alarms) | {len(own)} | – | {np.mean(alarms):.1%} |"
-    for name, pictures in groups(sides["test"], strangers, folders):
-        far = [familiar.distance(grey) for grey, _ in pictures]
+    for name, pictures in groups(sides["test"], strangers):
+        far = [detector.distance(grey) for grey, _ in pictures]
         area = mannwhitneyu(far, own).statistic / (len(far) * len(own))
-        said = [bool(familiar.warnings(grey, colour)) for grey, colour in pictures]
-        yield f"| {name} | {len(far)} | {area:.3f} | {np.mean(said):.1%} |"
-    yield (
-        f"\n{len(train)} train and {len(valid)} valid slices at {size}², fitted in {fitted:.1f} s; "
-        f"{on_grid:.2f} ms a slice of {size}², {native:.2f} ms as sent"
-    )
+        warned = [bool(detector.assess(grey, colour).warnings) for grey, colour in pictures]
+        yield f"| {name} | {len(far)} | {area:.3f} | {np.mean(warned):.1%} |"
+    yield f"\n{len(train)} train and {len(valid)} valid slices at {size}²; {cost:.2f} ms a slice"
 
 
 def main() -> None:
     """Prints a table for a model of the folder, and one for a model of the phantom."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=FORMATTER)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="train/, valid/, test/")
     parser.add_argument("--size", type=int, default=256, help="side of the network's grid, pixels")
-    parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of photographs")
     chosen = parser.parse_args()
     cv2.setNumThreads(1)
     try:
@@ -195,11 +170,9 @@ def main() -> None:
     )
     for title, sides, strangers in models:
         print(f"\n| {title} meets | pictures | AUROC | warned about |\n|---|--:|--:|--:|")
-        for row in rows(sides, strangers, chosen.size, chosen.photos):
+        for row in rows(sides, strangers, chosen.size):
             print(row, flush=True)
 
-
-FORMATTER = argparse.RawDescriptionHelpFormatter
 
 if __name__ == "__main__":
     main()

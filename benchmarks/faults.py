@@ -68,8 +68,7 @@ class Place:
 
     def run(self, command: list[str]) -> tuple[int, str]:
         """Runs a command: its exit status and what it printed."""
-        status = self.start(command).wait(PATIENCE_SECONDS)
-        return status, self.printed()
+        return self.start(command).wait(PATIENCE_SECONDS), self.printed()
 
     def printed(self) -> str:
         """What the last command printed."""
@@ -82,15 +81,11 @@ class Place:
             total.update(path.read_bytes())
         return total.hexdigest(), self.servers.query("mlflow", CHAMPION)
 
-    def change(self, key: str, value: object) -> None:
-        """Sets a key of params.yaml, so that there is something to run."""
+    def change(self, **common: object) -> None:
+        """Sets keys of train.common in params.yaml, so that there is something to run."""
         path = self.root / "params.yaml"
         params = yaml.safe_load(path.read_text())
-        *sections, last = key.split(".")
-        section = params
-        for name in sections:
-            section = section[name]
-        section[last] = value
+        params["train"]["common"] |= common
         path.write_text(yaml.safe_dump(params))
 
 
@@ -174,40 +169,36 @@ def outcome(here: Place, status: int | None, before: object) -> Outcome:
     )
 
 
-def server_away(
-    here: Place, server: str, command: list[str], signs: tuple[str, ...], back: bool
+def interrupt(
+    here: Place, server: str | None, command: list[str], signs: tuple[str, ...], back: bool
 ) -> Outcome:
-    """Kills a server in the middle of a stage."""
-    before, away = here.kept(), here.servers.servers[server]
+    """Kills a server in the middle of a stage; or the command itself, if `server` is None."""
+    before = here.kept()
     process = here.start(command)
     try:
         wait_for(process, here, *signs)
+        if server is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return outcome(here, None, before)
+        away = here.servers.servers[server]
         away.kill()
         if back:
             time.sleep(5)
             away.start()
         status = process.wait(PATIENCE_SECONDS)
     finally:
-        if process.poll() is None:  # or it would hold up all later cases
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     if not back:
         away.start()
     return outcome(here, status, before)
 
 
-def run_killed(here: Place) -> Outcome:
-    """Kills `tumorseg run` and all that it started, in the middle of a training."""
-    before = here.kept()
-    process = here.start(RUN)
-    wait_for(process, here, *MID_TRAINING)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return outcome(here, None, before)
-
-
 CASES: dict[str, Callable[[Place], Outcome]] = {
     f"{TITLES[server]} killed in {step}, {'back' if back else 'away'}": partial(
-        server_away, server=server, command=command, signs=signs, back=back
+        interrupt, server=server, command=command, signs=signs, back=back
     )
     for server, step, command, signs, back in (
         ("postgres", "train", TRAIN, MID_TRAINING, True),
@@ -218,12 +209,15 @@ CASES: dict[str, Callable[[Place], Outcome]] = {
         ("prefect", "train", TRAIN, MID_TRAINING, True),
         ("prefect", "train", TRAIN, MID_TRAINING, False),
     )
-} | {"tumorseg run killed in train": run_killed}
+}
+CASES["tumorseg run killed in train"] = partial(
+    interrupt, server=None, command=RUN, signs=MID_TRAINING, back=True
+)
 
 
 def provoke(here: Place, name: str, number: int) -> Outcome:
     """Runs one case on parameters that no earlier run had."""
-    here.change("train.common.learning_rate", 0.002 + number / 10_000)
+    here.change(learning_rate=0.002 + number / 10_000)
     return CASES[name](here)
 
 

@@ -25,8 +25,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common import head, row, serve
 
 from tests.support.fuzz_inputs import check, inputs

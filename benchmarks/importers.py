@@ -20,7 +20,6 @@ from pathlib import Path
 import psutil
 from common import REPOSITORY, head, row
 
-sys.path.insert(0, str(REPOSITORY))
 from tests.support.malformed import CASES, in_words, prepare
 from tests.support.samples import SAMPLES, least_iou
 from tumorseg.core.params import ValidateParams, load_params

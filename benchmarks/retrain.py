@@ -1,6 +1,6 @@
 """A schedule that fires for real: a first champion, better data, then worse data.
 
-    PYTHONPATH=. python benchmarks/retrain.py [--output FOLDER]
+    PYTHONPATH=. python benchmarks/retrain.py
 
 In a small phantom repository of few training slices, `python -m pipelines.retrain --cron
 "* * * * *"` makes a first champion; then a batch of many good slices arrives in its inbox, and once
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from common import running
 
 from tests.support.retraining import git, make_repository, phantom_batch, variables
-from tumorseg.core.prefect_server import free_port
+from tumorseg.core.prefect_server import prefect_server
 from tumorseg.data.phantom import make_phantom
 
 PATIENCE_SECONDS = 3600
@@ -52,7 +51,7 @@ def wait_for(done: Any, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not done():
         if process.poll() is not None or time.monotonic() > deadline:
-            sys.exit("the schedule ended or took too long; its words are above")
+            sys.exit("the schedule ended or took too long; its output is above")
         time.sleep(2)
 
 
@@ -60,24 +59,17 @@ def run(root: Path) -> tuple[list[str], list[str]]:
     """Three runs by schedule; returns their pages and a line a run."""
     inbox = root / "inbox"
     inbox.mkdir()
-    url = f"http://127.0.0.1:{(port := free_port(0))}/api"
-    server = [sys.executable, "-m", "prefect", "server", "start"]
-    server += ["--host", "127.0.0.1", "--port", str(port)]
     os.environ |= variables(root)
-    os.environ["PREFECT_API_URL"] = url
     os.chdir(root)
-    with running(server, url, "/health", root, {}):
+    with prefect_server() as url:
         command = [sys.executable, "-m", "pipelines.retrain", "--cron", "* * * * *"]
         process = subprocess.Popen(command)
         try:
             # Each batch arrives while a run trains, so that the next run finds it at rest.
             wait_for((root / "artifacts" / "train").exists, process)
-            versions = len(git(root, "log", "--format=%s", "data.dvc").splitlines())
+            before = git(root, "log", "data.dvc")
             phantom_batch(inbox / "good", 80, seed=7)
-            wait_for(
-                lambda: len(git(root, "log", "--format=%s", "data.dvc").splitlines()) > versions,
-                process,
-            )
+            wait_for(lambda: git(root, "log", "data.dvc") != before, process)
             phantom_batch(inbox / "bad", 160, seed=8, shift=30)
             wait_for(lambda: len(artifacts(url)) > 2, process)
             query = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED", "PENDING"]}}}}
@@ -95,10 +87,7 @@ def run(root: Path) -> tuple[list[str], list[str]]:
 
 def main() -> int:
     """Prints the pages; 0 if the runs ended as they should."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="also write the pages there")
-    chosen = parser.parse_args()
-    output = chosen.output and chosen.output.resolve()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, "phantom")
         make_phantom(data, counts={"train": 6, "valid": 6, "test": 40}, size=96)
@@ -108,9 +97,6 @@ def main() -> int:
     print("\n".join(["", *lines]))
     for number, page in enumerate(pages, start=1):
         print(f"\n---- artifact {number} ----\n{page}")
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / f"retrain-{number}.md").write_text(page)
     titles = [page.splitlines()[0] for page in pages]
     return 0 if titles == EXPECTED else 1
 

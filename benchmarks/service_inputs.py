@@ -3,8 +3,6 @@
 import base64
 import gzip
 import stat
-import struct
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,19 +19,17 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from tests.support.fuzz_inputs import inputs, whole
+from tests.support.made_volumes import dicom_bytes, series_zip
+from tests.support.samples import mr_slice
+from tests.support.spoiling import spoilt
+from tests.support.spoilt_pictures import PICTURES
 from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Mask
 from tumorseg.imaging.render import mask_png
 from tumorseg.imaging.seg import nifti_file, seg_file
 from tumorseg.imaging.study import MAX_BYTES, Rejected
 from tumorseg.inference.predictor import Predictor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.support.fuzz_inputs import inputs, whole
-from tests.support.made_volumes import dicom_bytes, series_zip
-from tests.support.samples import mr_slice
-from tests.support.spoiling import spoilt
-from tests.support.spoilt_pictures import PICTURES
 
 SLICES, SIDE = 4, 160  # of a volume
 Placed = tuple[Any, NDArray[Any]]  # whose grid a mask lies on, and its voxels
@@ -235,14 +231,11 @@ def _zip(members: dict[str, bytes]) -> bytes:
 
 def _nifti(shape: tuple[int, int, int]) -> bytes:
     """A NIfTI header that claims a shape, and 400 bytes for voxels."""
-    header = bytearray(352)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *shape, 1, 1, 1, 1)
-    struct.pack_into("<hh", header, 70, 4, 16)
-    struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
-    struct.pack_into("<f", header, 108, 352)
-    header[344:348] = b"n+1\0"
-    return bytes(header) + bytes(400)
+    header = nibabel.Nifti1Header()
+    header["dim"][:4] = (3, *shape)
+    header["datatype"], header["bitpix"], header["vox_offset"] = 4, 16, 352
+    header["magic"] = b"n+1"
+    return bytes(header.binaryblock) + bytes(4 + 400)
 
 
 def _file(data: bytes, name: str = "file") -> dict[str, Any]:

@@ -18,8 +18,6 @@ import argparse
 import copy
 import itertools
 import os
-import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -43,7 +41,6 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from tumorseg.core import environment
-from tumorseg.core.errors import InputError
 from tumorseg.core.params import (
     NETWORKS,
     AugmentParams,
@@ -175,11 +172,6 @@ class Training:
         self.loss(images, masks).backward()
         self.optimizer.step()
 
-    def warm_up(self, images: Tensor, masks: Tensor) -> None:
-        """Compiles, where this run does, without a step."""
-        self.loss(images, masks).backward()
-        self.optimizer.zero_grad()
-
 
 @dataclass(frozen=True)
 class Course:
@@ -223,7 +215,7 @@ class Course:
             decayed = get_ema_multi_avg_fn(self.average)
             scored = AveragedModel(scored, multi_avg_fn=decayed, use_buffers=True)
         drawn = self.batches()
-        training.warm_up(*next(drawn)[:2])
+        training.loss(*next(drawn)[:2]).backward()  # compiles, without a step
         steps, started = 0, time.perf_counter()
         for images, masks, _ in drawn:
             elapsed = (time.perf_counter() - started) / self.seconds
@@ -340,12 +332,14 @@ def inference(rival: Rival, side: int, setting: Setting, scratch: Path) -> dict[
     return entries
 
 
-def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratch: Path) -> None:
+def measure(
+    chosen: argparse.Namespace, course: Course, setting: Setting, side: int, scratch: Path
+) -> None:
     """Measures everything and prints the table and what it rests on."""
     networks = rivals(load_params(TrainParams, chosen.params))
     drawn = course.batches()
     images, masks, _ = next(drawn)
-    words, layer, sweep = best_convolution(chosen.size, setting)
+    words, layer, sweep = best_convolution(side, setting)
     training: dict[Key, Entry] = {
         ("convolution",): layer,
         ("drawing",): Entry(lambda: next(drawn), chosen.batch),
@@ -355,7 +349,7 @@ def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratc
         for layout in rival.layouts:
             step = partial(Training(rival.build(), layout, setting, 1e-3).step, images, masks)
             training[rival.title, layout] = Entry(step, chosen.batch)
-        for runtime, entry in inference(rival, chosen.size, setting, scratch).items():
+        for runtime, entry in inference(rival, side, setting, scratch).items():
             answering[rival.title, runtime] = entry
     trained = take_turns(training, chosen.rounds, chosen.turn, setting.wait)
     answered = take_turns(answering, chosen.rounds, chosen.turn / 6, setting.wait)
@@ -368,7 +362,7 @@ def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratc
     head(*COLUMNS, numbers=len(COLUMNS) - 2)
     for rival in networks:
         layout = best_layout(rival)
-        parameters, flop = rival.size(chosen.size)
+        parameters, flop = rival.size(side)
         rates = trained[rival.title, layout]
         eager = max(median(answered[rival.title, name]) for name in LAYOUTS)
         cells = [
@@ -381,39 +375,21 @@ def measure(chosen: argparse.Namespace, course: Course, setting: Setting, scratc
             f"{median(rates) * flop / peak:.1%}",
             f"{1000 / eager:.1f}",
             f"{1000 / median(answered[rival.title, 'onnx']):.1f}",
-            *after_equal_time(course, rival, layout, setting, chosen.rates),
         ]
-        row(*cells)
+        scores = [course.run(rival, layout, setting, rate) for rate in chosen.rates]
+        top = max(scores, key=lambda one: one["mean"])
+        cells += [f"{top['mean']:.3f}", f"{top['micro']:.3f}"]
+        row(*cells, f"{top['epochs']:.1f}", f"{top['rate']:g}")
     drawing = median(trained["drawing",])
     ours = (f"{drawing / median(trained[r.title, best_layout(r)]):.1f}" for r in networks[:2])
     print(f"\nbest convolution, {words}: {peak / 1e9:.1f} GFLOP/s forward and backward")
     print(f"drawing alone: {drawing:.1f} images/s, {' and '.join(ours)} times our two trainings'")
 
 
-def after_equal_time(
-    course: Course, rival: Rival, layout: str, setting: Setting, rates: list[float]
-) -> list[str]:
-    """The table's cells on Dice: those of the rate with the highest mean."""
-    if not course.seconds:
-        return ["–"] * 4
-    scores = [course.run(rival, layout, setting, rate) for rate in rates]
-    top = max(scores, key=lambda one: one["mean"])
-    return [f"{top['mean']:.3f}", f"{top['micro']:.3f}", f"{top['epochs']:.1f}", f"{top['rate']:g}"]
-
-
 def find_slices(chosen: argparse.Namespace, scratch: Path) -> tuple[dict[str, Slices], Policy, str]:
-    """The arrays of the last run, or of a phantom; the policy; and in words what they are.
-
-    Raises:
-        InputError: There are arrays, but on another grid.
-    """
+    """The arrays of the last run, or of a phantom; the policy; and in words what they are."""
     if ARRAYS.is_dir() and not chosen.phantom:
         slices = {split: load_slices(split) for split in SPLITS}
-        if (side := slices["train"].images.shape[-1]) != chosen.size:
-            raise InputError(
-                f"{ARRAYS}: slices are {side}², not {chosen.size}²: set augment.image_size to "
-                f"{chosen.size} and run `dvc repro augment`, or give --phantom"
-            )
         return slices, load_policy(ARRAYS.with_name("policy.json")), "the data set's"
     count = chosen.phantom or 240
     data, folder = scratch / "data", scratch / "arrays"
@@ -426,60 +402,39 @@ def find_slices(chosen: argparse.Namespace, scratch: Path) -> tuple[dict[str, Sl
     return slices, load_policy(scratch / "policy.json"), "a phantom's"
 
 
-def positive(text: str) -> int:
-    """A whole number from one on, for argparse."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1 on")
-    return int(text)
-
-
 def main() -> None:
     """Reads the options, finds the slices, measures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--size", type=int, default=256, help="side of the slices, in pixels")
-    parser.add_argument("--batch", type=positive, default=8)
-    parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--turn", type=float, default=3, help="seconds of a turn of training")
-    parser.add_argument(
-        "--seconds", type=float, default=90, help="of training before Dice; 0: none"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn", type=float, default=3, help="seconds of a turn of training")
+    parser.add_argument("--seconds", type=float, default=90, help="of training before Dice")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="best of these")
     parser.add_argument("--average", type=float, default=0, help="decay of averaged weights")
-    parser.add_argument(
-        "--phantom", type=positive, nargs="?", const=240, help="so many train slices"
-    )
+    parser.add_argument("--phantom", type=int, nargs="?", const=240, help="so many train slices")
+    parser.add_argument("--size", type=int, default=256, help="side of the phantom, in pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, help="default: as train.common.precision"
-    )
     parser.add_argument("--compile", action="store_true")
     chosen = parser.parse_args()
     os.environ |= environment.SILENT
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
-    try:
-        common = load_params(TrainParams, chosen.params).common
-        bf16 = precision(common) == "bf16-mixed" if chosen.bf16 is None else chosen.bf16
-        if chosen.compile and not (shutil.which("c++") or shutil.which("g++")):
-            raise InputError("--compile needs a C++ compiler, such as g++")
-        if chosen.size % 64:
-            raise InputError(f"--size {chosen.size}: must be a multiple of 64")
-        with tempfile.TemporaryDirectory() as temporary:
-            scratch = Path(temporary)
-            slices, policy, whose = find_slices(chosen, scratch)
-            if len(slices["train"].images) < chosen.batch or not len(slices["valid"].images):
-                raise InputError(f"--batch {chosen.batch} needs as many train slices, and a valid")
-            print(
-                f"{whose} slices, {chosen.size}², batch {chosen.batch}, {device.type}, "
-                f"{chosen.threads} threads, {'bf16' if bf16 else 'float32'}, "
-                f"{'compiled' if chosen.compile else 'eager'}, PyTorch {torch.__version__}\n"
-            )
-            course = Course(slices, policy, chosen.batch, chosen.seconds, chosen.average)
-            measure(chosen, course, Setting(device, bf16, chosen.compile), scratch)
-    except InputError as error:
-        sys.exit(str(error))
+    bf16 = precision(load_params(TrainParams, chosen.params).common) == "bf16-mixed"
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        slices, policy, whose = find_slices(chosen, scratch)
+        side = slices["train"].images.shape[-1]
+        print(
+            f"{whose} slices, {side}², batch {chosen.batch}, {device.type}, "
+            f"{chosen.threads} threads, {'bf16' if bf16 else 'float32'}, "
+            f"{'compiled' if chosen.compile else 'eager'}, PyTorch {torch.__version__}\n"
+        )
+        course = Course(slices, policy, chosen.batch, chosen.seconds, chosen.average)
+        measure(chosen, course, Setting(device, bf16, chosen.compile), side, scratch)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,13 @@ Prints a Markdown table; exit status 1 if a rerun fails or comes to other figure
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from common import head, row, small_repository
-
-from tumorseg.core import environment
-from tumorseg.core.prefect_server import prefect_server
+from common import head, row, run, small_repository, workplace
 
 RESULTS = ("reports/metrics.json", "reports/per_slice.csv", "artifacts/train/*/*.safetensors")
 REPRO = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", "evaluate"]
@@ -45,27 +38,6 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def interrupted(root: Path, seconds: float) -> str | None:
-    """Runs `dvc repro`, kills it and all its children after some time.
-
-    Returns:
-        During what stage, or None where it had ended by then.
-    """
-    with tempfile.TemporaryFile() as output:
-        with subprocess.Popen(
-            REPRO, cwd=root, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        ) as process:
-            try:
-                process.wait(seconds)
-                return None
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        output.seek(0)
-        lines = output.read().decode().splitlines()
-    stages = [line.split("'")[1] for line in lines if line.startswith("Running")]
-    return stages[-1] if stages else "dvc"
-
-
 def main() -> int:
     """Prints a row a kill and counts the equal ones."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,28 +45,18 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary, "repository")
-        root.mkdir()
-        os.chdir(root)
-        (root / environment.STATE).mkdir()
-        os.environ |= environment.defaults(root)
-        os.environ["PYTHONPATH"] = f"{root / 'src'}:{root}"
-        os.environ["PATH"] = environment.search_path()
-        small = {"train": 24, "valid": 8, "test": 8}
-        small_repository(
-            root, 64, small, epochs=chosen.epochs, early_stopping_patience=chosen.epochs
-        )
-        with prefect_server():
-            return compare(root, chosen.kills, random.Random(chosen.seed))
+    epochs = {"epochs": chosen.epochs, "early_stopping_patience": chosen.epochs}
+    with workplace() as root:
+        small_repository(root, 64, {"train": 24, "valid": 8, "test": 8}, **epochs)
+        return compare(root, chosen.kills, random.Random(chosen.seed))
 
 
 def compare(root: Path, kills: int, chance: random.Random) -> int:
     """Runs once unbroken, then `kills` times with an interruption; returns the exit status."""
     start = time.monotonic()
-    first = subprocess.run(REPRO, cwd=root, capture_output=True, text=True, check=False)
-    if first.returncode:
-        sys.exit(f"the unbroken run failed:\n{(first.stdout + first.stderr)[-4000:]}")
+    status, printed = run(REPRO)
+    if status:
+        sys.exit(f"the unbroken run failed:\n{printed[-4000:]}")
     whole, expected = time.monotonic() - start, digest(root)
     figures = json.loads((root / "reports" / "metrics.json").read_text())["test"]
     print(f"unbroken: U-Net {figures['unet']['mean_dice']}, {expected[:12]}, {whole:.0f} s\n")
@@ -103,18 +65,18 @@ def compare(root: Path, kills: int, chance: random.Random) -> int:
     while number < kills:
         forget(root)
         moment = chance.uniform(0.02, 0.98)
-        during = interrupted(root, moment * whole)
-        if during is None:  # it was faster than the first run: another moment
+        status, printed = run(REPRO, moment * whole)
+        if status is not None:  # it was faster than the first run: another moment
             continue
         number += 1
-        again = subprocess.run(REPRO, cwd=root, capture_output=True, text=True, check=False)
-        printed = again.stdout + again.stderr  # Prefect's log goes to the latter
+        stages = [line.split("'")[1] for line in printed.splitlines() if line[:7] == "Running"]
+        status, printed = run(REPRO)
         resumed = "resumed" if "going on after epoch" in printed else "from the stage's start"
-        same = again.returncode == 0 and digest(root) == expected
+        same = status == 0 and digest(root) == expected
         equal += same
-        state = "equal" if same else f"DIFFERENT (status {again.returncode})"
-        row(number, f"{moment:.0%}", during, resumed, state)
-        if again.returncode:
+        state = "equal" if same else f"DIFFERENT (status {status})"
+        row(number, f"{moment:.0%}", stages[-1] if stages else "dvc", resumed, state)
+        if status:
             print(printed[-4000:], file=sys.stderr)
     print(f"\n{equal} of {kills} equal")
     return 0 if equal == kills else 1

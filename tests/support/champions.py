@@ -28,11 +28,12 @@ def empty_store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory, empty_store) -> SimpleNamespace:
-    """An MLflow with a version of each toy network, 1 to 3; registering takes seconds."""
+    """An MLflow with a version of each toy network, of which 1 and 2 were promoted."""
     root = tmp_path_factory.mktemp("stocked")
     shutil.copy(empty_store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch, opened(root, patch) as place:
         candidates = [place.register(model) for model in (POOR, MIDDLING, GOOD)]
+        assert [place.promote(each).serving for each in candidates[:2]] == ["1", "2"]
     return SimpleNamespace(path=root / "mlflow.db", candidates=candidates)
 
 
@@ -82,7 +83,7 @@ def place(tmp_path, monkeypatch, empty_store) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch, stocked) -> Iterator[SimpleNamespace]:
-    """A repository whose MLflow has versions 1 (poor), 2 (middling) and 3 (good)."""
+    """A repository whose MLflow has versions 1 (poor), 2 (middling, the champion), 3 (good)."""
     shutil.copy(stocked.path, tmp_path / "mlflow.db")
     with opened(tmp_path, monkeypatch) as made:
         made.candidates = stocked.candidates

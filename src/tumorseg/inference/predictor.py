@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
+from joblib import cpu_count
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tumorseg.core.cores import usable_cores
 from tumorseg.core.errors import InputError
 from tumorseg.imaging.preprocess import Grey, Mask, to_grid, to_input, to_native
 from tumorseg.imaging.render import outlines
@@ -116,7 +116,7 @@ class Predictor:
         self.info, data = read_model(folder)
         self._turn = threading.Lock()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
+        options.intra_op_num_threads = threads or cpu_count()
         # Threads that wait by spinning take the cores from decoding and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -1,13 +1,12 @@
 """Drift: whether served slices are still like those that the model was trained on.
 
-If two distributions are the same, the greatest distance between their empirical distribution
-functions stays below the critical value d of the two-sample Kolmogorov-Smirnov test; in other
-words, the window's quantile at p lies between the training quantiles at p - d and p + d. The level
-of the test is divided by the number of columns.
+The two-sample Kolmogorov-Smirnov test bounds the distance of two empirical distribution functions
+of equal distributions by a critical value d. Equivalently, the quantile at p of the served slices
+lies between the training quantiles at p - d and p + d. The level of the test is divided by the
+number of statistics.
 
-Slices of one patient, volume or hour are alike, so that N of them tell less than N independent
-ones. Kish's design effect says how much less: N slices of groups of m are worth about
-N / (1 + (m - 1) × correlation within groups), which is the number that the test gets.
+Slices of one patient, volume or hour are alike. N slices of groups of m count as
+N / (1 + (m - 1) × correlation within groups) independent ones (Kish's design effect).
 """
 
 import sqlite3
@@ -37,7 +36,7 @@ AT = [round(0.05 * step, 2) for step in range(1, 20)]  # those that are compared
 SHOWN = (0.05, 0.5, 0.95)
 _READ = ["hour", "request", "confidence", "warned", *COLUMNS]
 _SLACK = 1e-3  # added to each spread; some statistics hardly vary at all
-_BLIND = 0.5  # of d: what moves by less than half of the slices would go unnoticed
+_MAX_NOTICEABLE = 0.5  # of d: above, a shift of half of the slices would go unnoticed
 
 
 def reference(
@@ -51,16 +50,18 @@ def reference(
 
     Args:
         greys: The N training and validation slices, uint8, shape (S, S) each.
-        groups: Which of them belong together, shape (N,).
+        groups: The group of each, shape (N,).
         side: Of the grid on which statistics are taken, in pixels: `inputs.side` of model.json.
-        areas: What share of each validation slice the model calls tumour, shape (M,).
-        area_groups: Which of these belong together, shape (M,).
+        areas: The share of each validation slice that is predicted as tumour, shape (M,).
+        area_groups: The group of each, shape (M,).
 
     Returns:
-        Ready for JSON; `load` says what it holds.
+        Ready for JSON; `load` documents it.
     """
-    taken = np.stack([statistics_of(grey, side) for grey in greys])
-    columns = {name: describe_column(taken[:, place], groups) for place, name in enumerate(NAMES)}
+    rows = np.stack([statistics_of(grey, side) for grey in greys])
+    columns = {
+        name: describe_column(column, groups) for name, column in zip(NAMES, rows.T, strict=True)
+    }
     columns[AREA] = describe_column(np.asarray(areas, float), area_groups)
     return {"method": METHOD, "side": side, "columns": columns}
 
@@ -71,7 +72,7 @@ def statistics_of(grey: Grey, side: int) -> NDArray[np.float64]:
 
 
 def describe_column(values: NDArray[np.float64], groups: ArrayLike) -> dict[str, Any]:
-    """Describes one statistic: values, shape (N,), and what group each slice belongs to."""
+    """Describes one statistic: its values and the group of each slice, both of shape (N,)."""
     quantiles = np.quantile(values, LEVELS)
     return {
         "slices": len(values),
@@ -82,11 +83,13 @@ def describe_column(values: NDArray[np.float64], groups: ArrayLike) -> dict[str,
 
 
 def design_effect(values: ArrayLike, groups: ArrayLike) -> float:
-    """How many slices are worth an independent one, from 1 up to their number.
+    """Kish's design effect: how many slices count as one independent slice, from 1 to N.
+
+    The correlation within groups is that of ranks, from a one-way analysis of variance.
 
     Args:
-        values: Of one statistic, shape (N,); only their ranks count, as for the comparison.
-        groups: What each slice belongs to, shape (N,).
+        values: Of one statistic, shape (N,).
+        groups: The group of each slice, shape (N,).
     """
     ranks = rankdata(values)
     _, member = np.unique(groups, return_inverse=True)
@@ -115,8 +118,7 @@ def load(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         InputError: It is of another version of the statistics.
     """
     columns: dict[str, dict[str, Any]] = found.get("columns", {})
-    complete = all(len(column.get("quantiles", [])) == len(LEVELS) for column in columns.values())
-    if found.get("method") != METHOD or tuple(columns) != COLUMNS or not complete:
+    if found.get("method") != METHOD or tuple(columns) != COLUMNS:
         raise InputError(
             f"{FILE} of the served model is not what this version knows as {METHOD}: run "
             "`dvc repro --force register`"
@@ -128,18 +130,18 @@ def read_window(path: Path, digest: str, now: datetime, hours: int) -> tuple[pd.
     """Reads the slices that were served lately, as the service recorded them.
 
     Args:
-        path: The file that the service writes, or a folder of such files, one per service; where
-            there is none yet, no row was written.
-        digest: The model's; slices that another one answered are left out.
+        path: The file that the service writes, or a folder of such files, one per service; it need
+            not exist yet.
+        digest: The model's; slices of other models are left out.
         now: The end of the window, with its time zone.
         hours: Its length.
 
     Returns:
         One row per slice: the columns of the reference, `hour`, `request`, `confidence`, `warned`;
-        and how many slices other models answered in the same hours.
+        and how many slices of other models were left out.
 
     Raises:
-        InputError: A file is no record of the service.
+        InputError: A file cannot be read.
     """
     files = sorted(path.glob("*.db")) if path.is_dir() else [path]
     query = f"SELECT digest, {', '.join(_READ)} FROM {TABLE} WHERE hour > ?"
@@ -147,10 +149,8 @@ def read_window(path: Path, digest: str, now: datetime, hours: int) -> tuple[pd.
     for file in filter(Path.exists, files):
         try:
             with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as base:
-                named = base.execute("SELECT name FROM sqlite_master WHERE name = ?", [TABLE])
-                if named.fetchone():
-                    since = hour_of(now - timedelta(hours=hours))
-                    tables.append(pd.read_sql_query(query, base, params=(since,)))
+                since = hour_of(now - timedelta(hours=hours))
+                tables.append(pd.read_sql_query(query, base, params=(since,)))
         except (sqlite3.Error, pd.errors.DatabaseError) as error:
             raise InputError(
                 f"{file}: cannot be read as the service's statistics ({error}); remove it, or set "
@@ -161,10 +161,10 @@ def read_window(path: Path, digest: str, now: datetime, hours: int) -> tuple[pd.
     return rows.loc[ours, _READ].reset_index(drop=True), int((~ours).sum())
 
 
-def judge(
+def compare(
     window: pd.DataFrame, columns: Mapping[str, Mapping[str, Any]], params: DriftParams
 ) -> dict[str, Any]:
-    """Decides whether the window shows drift.
+    """Compares the window with the reference.
 
     Args:
         window: From `read_window`.
@@ -173,10 +173,11 @@ def judge(
 
     Returns:
         Ready for JSON: `verdict` (drift, no drift shown or too few slices), `reason` where too few,
-        the counts, and under `columns` for each statistic, the most moved first, `outside` (whether
-        a quantile left its band), `moved` (by how many standard deviations of training at most),
-        `effective`, `noticeable` (d), `training` and `window` (the quantiles at `SHOWN`) and
-        `bands` (lowest and highest value, None for none, of each quantile of `AT`).
+        the counts, and `columns`, one entry per statistic, the most moved first: `outside` (whether
+        a quantile is outside its band), `moved` (the greatest shift of a quantile, in standard
+        deviations of training), `effective` (independent slices), `noticeable` (d), `training` and
+        `window` (the quantiles at `SHOWN`) and `bands` (lower and upper bound of each quantile of
+        `AT`, None where there is none).
     """
     result: dict[str, Any] = {
         "verdict": TOO_FEW,
@@ -192,13 +193,13 @@ def judge(
     groups = min(result["requests"], result["hours"])
     if len(window) < params.min_rows or groups < params.min_groups:
         return result | {
-            "reason": f"{params.min_rows} slices in {params.min_groups} requests and hours at least"
+            "reason": f"at least {params.min_rows} in {params.min_groups} of each are needed"
         }
     found = [_column(window, name, columns[name], params) for name in COLUMNS]
-    if np.median([column["noticeable"] for column in found]) > _BLIND:
-        worth = np.median([column["effective"] for column in found])
+    if np.median([column["noticeable"] for column in found]) > _MAX_NOTICEABLE:
+        effective = np.median([column["effective"] for column in found])
         return result | {
-            "reason": f"they are so alike within requests or hours that they are worth {worth:.0f}"
+            "reason": f"slices of a request or hour are so alike that they count as {effective:.0f}"
         }
     found.sort(key=lambda column: (not column["outside"], -column["moved"]))
     verdict = DRIFT if any(column["outside"] for column in found) else NONE
@@ -211,14 +212,14 @@ def _column(
     values = window[name].to_numpy(float)
     # A client may send a patient's slices one by one: they have the hour in common.
     effect = max(design_effect(values, window[group]) for group in ("request", "hour"))
-    worth = len(values) / effect
-    both = worth * known["effective"] / (worth + known["effective"])
+    effective = len(values) / effect
+    both = effective * known["effective"] / (effective + known["effective"])
     d = float(kstwo.isf(params.alpha / len(COLUMNS), max(1, round(both))))
     training, at = np.array(known["quantiles"]), np.array(AT)
     room = params.tolerance * known["spread"]
     observed = np.quantile(values, at)
     usual = np.interp(at, LEVELS, training)
-    # Of two known quantiles the outer one, so that the band is never too narrow.
+    # The outer one of two known quantiles, so that the band is never too narrow.
     last = len(LEVELS) - 1
     first = np.floor((at - d) * last + 1e-9).astype(int)
     end = np.ceil((at + d) * last - 1e-9).astype(int)
@@ -228,7 +229,7 @@ def _column(
         "name": name,
         "outside": bool(((observed < low) | (observed > high)).any()),
         "moved": _rounded(np.abs(observed - usual).max() / known["spread"]),
-        "effective": round(worth, 1),
+        "effective": round(effective, 1),
         "noticeable": round(d, 3),
         "training": [_rounded(np.interp(p, LEVELS, training)) for p in SHOWN],
         "window": [_rounded(np.quantile(values, p)) for p in SHOWN],
@@ -244,25 +245,18 @@ def sentence(result: dict[str, Any]) -> str:
     """The verdict in words.
 
     Args:
-        result: From `judge`; where known with `others`, the number of slices that other models
-            answered, None where nothing has been recorded at all.
+        result: From `compare`; `others`, where given, is how many slices other models answered.
     """
     served = f"{result['slices']} slices served since {result['since']}"
     columns, others = result["columns"], result.get("others", 0)
-    if result["verdict"] == TOO_FEW and others is None:
-        return "Too few slices: there is no record of what was served."
-    if result["verdict"] == TOO_FEW and not result["slices"]:
-        hint = (
-            f", and others {others}: a service that runs takes the packaged one when it starts anew"
-        )
-        return (
-            "Too few slices: the packaged model has answered none within drift.window_hours"
-            f"{hint if others else ''}."
-        )
     if result["verdict"] == TOO_FEW:
+        hint = (
+            f" Other models answered {others} slices: restart a running service, so that it takes "
+            "the packaged model."
+        )
         return (
             f"Too few slices: {result['slices']} slices in {result['requests']} requests and "
-            f"{result['hours']} different hours; {result['reason']}."
+            f"{result['hours']} different hours; {result['reason']}.{hint if others else ''}"
         )
     if result["verdict"] == DRIFT:
         first = columns[0]
@@ -271,8 +265,8 @@ def sentence(result: dict[str, Any]) -> str:
             f"of the {served} differ from those of the training slices, most of all "
             f"{first['name']} ({first['moved']:.1f} standard deviations)."
         )
-    coarsest = max(column["noticeable"] for column in columns)
+    noticeable = max(column["noticeable"] for column in columns)
     return (
         f"No drift shown: all {len(columns)} statistics of the {served} are as those of the "
-        f"training slices; what moves fewer than {coarsest:.0%} of them might go unnoticed."
+        f"training slices; a shift of fewer than {noticeable:.0%} of them might go unnoticed."
     )

@@ -1,8 +1,7 @@
-"""Whether a slice looks like the slices that the model was trained on.
+"""Out-of-distribution detection: whether a slice looks like the training slices.
 
-A few statistics of the slice, all cheap and each with a name, are compared with those of the
-training slices by Mahalanobis distance: by how much a slice is off, given how the statistics vary
-together. `python benchmarks/familiarity.py` prints what is noticed and how often it is wrong.
+A few statistics of the slice, each with a name, are compared with those of the training slices by
+Mahalanobis distance. `python benchmarks/familiarity.py` prints detection rates and false alarms.
 """
 
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ from numpy.typing import NDArray
 from tumorseg.core.errors import InputError
 from tumorseg.imaging.preprocess import COLOURED, Grey, to_grid
 
-METHOD = "mahalanobis-1"  # another number: the statistics are others
+METHOD = "mahalanobis-1"  # changes with the statistics
 DIGITS = 4  # decimals to which statistics are kept
-MOST_SIDE = 256  # of the grid on which statistics are taken, in pixels
+MAX_SIDE = 256  # of the grid on which statistics are taken, in pixels
+FALSE_ALARMS = 0.01  # share of validation slices that are warned about
 
 _AIR = 16  # grey values below are background
-_CELLS = 4  # of the layout, a side
+_CELLS = 4  # of the layout, per side
 _UNIFORM = 2.0  # standard deviation, in grey values
-_FAR = 2.5  # standard deviations from which a statistic is worth a word
-_UNFIT = 5.0  # the same for fine texture, given all other statistics
-_MOST_WORDS = 2
+_FAR = 2.5  # standard deviations from which a statistic is named
+_MAX_NAMED = 2
 
 NAMES = (
     *("foreground", "brightness", "contrast", "entropy"),
@@ -33,8 +32,8 @@ NAMES = (
     *(f"layout_{row}_{column}" for row in range(_CELLS) for column in range(_CELLS)),
 )
 _NO_AIR = "its corners are not the black around a head"
-# What is said of a slice that has far too little of a statistic, and of one that has too much.
-_SAID: dict[str, tuple[str, str]] = {
+# Statistic → what a slice with far too little of it is called, and one with far too much.
+_PHRASES: dict[str, tuple[str, str]] = {
     "foreground": ("far more of it is black", "hardly any of it is black"),
     "brightness": ("it is much darker", "it is much brighter"),
     "contrast": ("it has much less contrast", "it has much more contrast"),
@@ -44,12 +43,11 @@ _SAID: dict[str, tuple[str, str]] = {
     "symmetry_left_right": ("left and right are not alike", "left and right are mirror images"),
     **{f"layout_{corner}": (_NO_AIR, _NO_AIR) for corner in ("0_0", "0_3", "3_0", "3_3")},
 }
-_TEXTURE = "its fine texture does not go with its coarse structures, as in a simulated picture"
-_GENERAL = "its parts lie otherwise, as in a turned or cropped slice or another picture"
+_GENERAL = "its statistics do not go together, as in a turned, cropped or simulated picture"
 
 
 def statistics(grey: Grey, side: int) -> NDArray[np.float64]:
-    """What is compared, in the order of `NAMES`.
+    """The statistics of a slice, in the order of `NAMES`.
 
     Args:
         grey: uint8, shape (H, W), not empty.
@@ -106,9 +104,9 @@ class Assessment:
     """How one slice compares with the training slices.
 
     Attributes:
-        warnings: A sentence each: what about the slice is unlike the training data.
-        statistics: From `statistics`; None of a uniform picture, which has none worth comparing,
-            and where the model does not know its training slices.
+        warnings: One sentence per difference from the training data.
+        statistics: From `statistics`; None for a uniform picture, and where the model has no
+            reference.
     """
 
     warnings: list[str]
@@ -119,8 +117,8 @@ class OodDetector:
     """Out-of-distribution detector: compares slices with the model's training slices.
 
     Args:
-        known: The key `inputs` of model.json, from `ood_reference.describe`; None or empty for a
-            model that was registered without, of which no slice is said to be unlike its own.
+        known: The key `inputs` of model.json, from `describe`; None or empty for a
+            model without it, for which only the modality is checked.
 
     Raises:
         InputError: `known` is of another method or damaged.
@@ -135,34 +133,21 @@ class OodDetector:
                 raise ValueError
             self._side, self._threshold = int(known["side"]), float(known["threshold"])
             self._mean, self._scale = (np.array(known[k], float) for k in ("mean", "scale"))
-            if not (self._mean.shape == self._scale.shape == (len(NAMES),) and self._side >= 16):
-                raise ValueError
-            self._whiten = np.zeros((len(NAMES),) * 2)
-            for place, row in enumerate(self._whiten):  # up to the diagonal; the rest is 0
-                row[: place + 1] = np.reshape(known["whiten"][place], place + 1)
-        except (IndexError, KeyError, TypeError, ValueError):
+            self._whiten = np.zeros((len(NAMES),) * 2)  # lower triangular
+            self._whiten[np.tril_indices(len(NAMES))] = np.concatenate(known["whiten"])
+        except (KeyError, TypeError, ValueError):
             raise InputError(
-                f"model.json: inputs is not what this version knows as {METHOD}: run "
+                f"model.json: inputs is not of the method {METHOD}: run "
                 "`dvc repro --force register`, or serve with the version that registered it."
             ) from None
 
     def distance(self, grey: Grey) -> float:
-        """How far a slice is from the training slices; beyond `known["threshold"]` is unlike.
-
-        Args:
-            grey: uint8, shape (H, W), not empty.
-        """
-        return float(np.linalg.norm(self._whiten @ self._scores(statistics(grey, self._side))))
-
-    def _scores(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (found - self._mean) / self._scale
-
-    def warnings(self, grey: Grey, colour: float, modality: str | None = None) -> list[str]:
-        """The warnings of `assess` alone."""
-        return self.assess(grey, colour, modality).warnings
+        """Mahalanobis distance from the training slices of a slice, uint8, shape (H, W)."""
+        scores = (statistics(grey, self._side) - self._mean) / self._scale
+        return float(np.linalg.norm(self._whiten @ scores))
 
     def assess(self, grey: Grey, colour: float, modality: str | None = None) -> Assessment:
-        """Takes a slice's statistics, and says what about it is unlike the training data.
+        """Compares a slice with the training data.
 
         Args:
             grey: uint8, shape (H, W).
@@ -170,7 +155,6 @@ class OodDetector:
             modality: `Study.modality`.
         """
         found = []
-        # Whatever the model knows of its training slices, all of them are MR.
         if modality not in (None, "MR"):
             found.append(f"The DICOM header says {modality}, and the model was trained on MR.")
         if not self.known:
@@ -185,24 +169,68 @@ class OodDetector:
                 "MR slices are grey."
             )
         taken = statistics(grey, self._side)
-        scores = self._scores(taken)
-        off = self._whiten @ scores
-        if float(np.linalg.norm(off)) > self._threshold:
-            found.append(f"The slice is unlike the training slices: {self._in_words(scores, off)}.")
+        scores = (taken - self._mean) / self._scale
+        if float(np.linalg.norm(self._whiten @ scores)) > self._threshold:
+            found.append(f"The slice is unlike the training slices: {_in_words(scores)}.")
         return Assessment(found, taken)
 
-    def _in_words(self, scores: NDArray[np.float64], off: NDArray[np.float64]) -> str:
-        """Names the statistics that are furthest off, or says that only their combination is."""
-        words: list[str] = []
-        for place in np.argsort(-np.abs(scores)):
-            if abs(scores[place]) < _FAR or len(words) == _MOST_WORDS:
-                break
-            said = _SAID.get(NAMES[place])
-            if said is not None and said[int(scores[place] > 0)] not in words:
-                words.append(said[int(scores[place] > 0)])
-        if words:
-            return " and ".join(words)
-        # A row of the precision matrix over the root of its diagonal: how far one statistic is
-        # from what all others let expect, in standard deviations.
-        column = self._whiten[:, NAMES.index("detail")]
-        return _TEXTURE if abs(column @ off) > _UNFIT * np.linalg.norm(column) else _GENERAL
+
+def _in_words(scores: NDArray[np.float64]) -> str:
+    """Names the statistics that differ most, or says that only their combination does."""
+    far = [place for place in np.argsort(-np.abs(scores)) if abs(scores[place]) >= _FAR]
+    phrases = [_PHRASES.get(NAMES[place], ("", ""))[int(scores[place] > 0)] for place in far]
+    return " and ".join(list(dict.fromkeys(filter(None, phrases)))[:_MAX_NAMED]) or _GENERAL
+
+
+def describe(train: NDArray[np.uint8], valid: NDArray[np.uint8], seed: int = 0) -> dict[str, Any]:
+    """Fits the key `inputs` of model.json.
+
+    Each training slice is used twice: as it is, and slightly moved, turned, scaled and with another
+    exposure, since another scanner or window alone must not cause a warning.
+
+    Args:
+        train: Training slices, uint8, shape (N, S, S), N ≥ 2.
+        valid: Validation slices, uint8, shape (M, S, S), M ≥ 1; the threshold is such that about
+            `FALSE_ALARMS` of them are warned about.
+        seed: Of the slight changes.
+
+    Returns:
+        The argument of `OodDetector`, ready for JSON.
+    """
+    from sklearn.covariance import LedoitWolf  # which the service does not need
+
+    side = min(train.shape[-1], MAX_SIDE)
+    rng = np.random.default_rng(seed)
+    rows = [statistics(changed, side) for grey in train for changed in (grey, _slightly(grey, rng))]
+    seen = np.stack(rows)
+    mean, scale = seen.mean(axis=0), seen.std(axis=0) + 1e-3
+    precision = LedoitWolf(assume_centered=True).fit((seen - mean) / scale).precision_
+    # P = W'W with W lower triangular: the Cholesky factor of P turned about, upside down.
+    whiten = np.linalg.cholesky(precision[::-1, ::-1])[::-1, ::-1].T
+    known = {
+        "method": METHOD,
+        "side": side,
+        "statistics": list(NAMES),
+        "mean": _short(mean),
+        "scale": _short(scale),
+        "whiten": [_short(row[: place + 1]) for place, row in enumerate(whiten)],
+        "threshold": 0.0,
+    }
+    detector = OodDetector(known)
+    distances = [detector.distance(grey) for grey in valid]
+    return known | {"threshold": round(float(np.quantile(distances, 1 - FALSE_ALARMS)), 3)}
+
+
+def _slightly(grey: Grey, rng: np.random.Generator) -> Grey:
+    """Moves by up to 8% of the side, turns by 10°, scales by 10%, and changes the exposure."""
+    side = len(grey)
+    centre, degrees, scale = (side / 2, side / 2), rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
+    turn = cv2.getRotationMatrix2D(centre, degrees, scale)
+    turn[:, 2] += rng.uniform(-0.08, 0.08, 2) * side
+    moved = cv2.warpAffine(np.ascontiguousarray(grey), turn, (side, side)) / 255
+    exposed = rng.uniform(0.8, 1.2) * moved ** rng.uniform(0.75, 1.33)
+    return (255 * np.clip(exposed, 0, 1)).round().astype(np.uint8)
+
+
+def _short(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]

@@ -1,7 +1,7 @@
 """Decisions about the champion, and their history in MLflow.
 
-A decision is one tag of the model version that it is about: it is recorded by one call, whole or
-not at all. The version's description shows the latest one to people.
+A decision is one tag of the model version that it is about, so that it is recorded by one call. The
+version's description shows the latest one.
 """
 
 import getpass
@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+import mlflow
+
 from tumorseg.registry.runs import connect, lineage
 from tumorseg.reporting.wording import fill
 
@@ -23,15 +25,11 @@ _LONGEST_DESCRIPTION = 5000  # characters, in MLflow's database
 
 
 def who() -> str:
-    """Who acts: TUMORSEG_USER, else the name of this process's user."""
+    """TUMORSEG_USER, or the name of this process's user."""
     try:
         return os.environ.get("TUMORSEG_USER") or getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return f"uid {os.getuid()}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,19 @@ class Decision:
     """What was decided about a model version.
 
     Attributes:
-        decision: first, promoted, refused, same (the champion's own network, described anew) or
+        decision: first, promoted, refused, same (the champion's own network, registered again) or
             rollback.
-        why: In a sentence, the caveats included.
-        challenger: Version, run_id, digest and architecture of the challenger; on a rollback, of
-            what is put back.
-        champion: Version, digest and architecture of the champion before; None where there was
-            none.
-        serving: The champion's version afterwards; None where there is none.
+        why: In a sentence, with the caveats.
+        challenger: Version, run_id, digest and architecture; on a rollback, of the version that
+            becomes champion again.
+        champion: The same of the champion before; None if there was none.
+        serving: The champion's version afterwards; None if there is none.
         figures: From `gate.figures`; on a rollback, the test Dice of both when registered.
         caveats: From `gate.caveats`.
         test_set: From `data.splits.fingerprint`.
-        who: Decided, or ran the stage that did.
+        who: Who decided, or ran the stage.
         when: ISO 8601, UTC.
-        lineage: Code, data and dependencies, from `runs.lineage`.
+        lineage: From `runs.lineage`.
     """
 
     decision: Kind
@@ -64,12 +61,12 @@ class Decision:
     caveats: list[str] = field(default_factory=list)
     test_set: dict[str, Any] = field(default_factory=dict)
     who: str = field(default_factory=who)
-    when: str = field(default_factory=_now)
+    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     lineage: dict[str, str] = field(default_factory=lineage)
 
     @property
     def version(self) -> str:
-        """The version that it is about."""
+        """The version that the decision is about."""
         return str(self.challenger["version"])
 
     @property
@@ -79,18 +76,17 @@ class Decision:
 
     @property
     def moves(self) -> bool:
-        """Whether it gives the alias to another version."""
+        """Whether the alias moves to another version."""
         return self.serving != self.before
 
     def equals(self, other: "Decision") -> bool:
-        """Whether both decide the same for the same reasons, no matter who ran them when."""
+        """Whether both are equal but for who, when and lineage."""
         both = [asdict(one) | {"who": "", "when": "", "lineage": {}} for one in (self, other)]
-        # As JSON, in which a p-value that is not a number equals itself.
+        # As JSON, where NaN equals itself.
         return json.dumps(both[0], sort_keys=True) == json.dumps(both[1], sort_keys=True)
 
     def page(self) -> str:
-        """The decision on a challenger as Markdown: what was compared, by which margins, why."""
-        # The caveats have a list of their own there.
+        """The decision on a challenger as a Markdown page, which lists the caveats apart."""
         verdict = self.why.removesuffix("; ".join(["", *self.caveats]))
         return fill("promotion.md", asdict(self) | {"verdict": verdict})
 
@@ -105,23 +101,20 @@ def record(name: str, made: Decision, description: str) -> None:
 
 def history(name: str) -> list[Decision]:
     """All decisions about a model's versions, the oldest first."""
-    found: dict[int, str] = {}
-    store, token = connect(), None
-    while True:
-        page = store.search_model_versions(f"name = '{name}'", page_token=token)
-        for version in page:
-            for tag, value in version.tags.items():
-                if tag.startswith(_TAG):
-                    found[int(tag.removeprefix(_TAG))] = value
-        if not (token := page.token):
-            return [Decision(**json.loads(found[moment])) for moment in sorted(found)]
+    connect()
+    found = {
+        int(tag.removeprefix(_TAG)): value
+        for version in mlflow.search_model_versions(filter_string=f"name = '{name}'")
+        for tag, value in version.tags.items()
+        if tag.startswith(_TAG)
+    }
+    return [Decision(**json.loads(value)) for _, value in sorted(found.items())]
 
 
 def previous(decisions: Sequence[Decision], current: str) -> str | None:
-    """The champion before the present one, None where there is none on record.
+    """The champion before the current one; None if none is on record.
 
-    A rollback undoes what came after the version that it puts back: of 1, 2, 3, then a rollback
-    to 2, the next one leads to 1.
+    A rollback undoes what came after its version: after 1, 2, 3 and a rollback to 2, it is 1.
 
     Args:
         decisions: From `history`.
@@ -131,8 +124,7 @@ def previous(decisions: Sequence[Decision], current: str) -> str | None:
     for made in decisions:
         if not made.moves or made.serving is None:
             continue
-        if made.before is not None and made.before not in line[-1:]:
-            # The alias was moved by hand, or the decision before this one was never carried out.
+        if made.before is not None:  # other than the last where the alias was moved by hand
             line = _cut(line, made.before)
         if made.decision == "same":  # the same network: going back to it would change nothing
             line = line[:-1]
@@ -147,7 +139,7 @@ def _cut(line: list[str], version: str) -> list[str]:
 
 
 def rejected(decisions: Sequence[Decision]) -> dict[str, Decision]:
-    """Digests that a person rolled back from, and did not put back since, with that rollback."""
+    """The digests that somebody rolled back from, and not to since, each with that rollback."""
     found: dict[str, Decision] = {}
     for made in decisions:
         if made.decision == ROLLBACK:

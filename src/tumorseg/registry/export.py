@@ -14,8 +14,7 @@ from tumorseg.core.files import atomic_path
 from tumorseg.imaging.preprocess import to_input
 from tumorseg.training.networks import Probabilities
 
-# It warns of torchvision's operators, which nothing here uses.
-logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision's operators
 
 
 def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
@@ -24,8 +23,8 @@ def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
     Args:
         network: In evaluation mode, on the CPU.
         image_size: The side S of its grid, in pixels.
-        path: The file. It holds nothing of the machine or of the lines of code that wrote it, so
-            that equal networks have equal digests.
+        path: The file. It holds no paths or lines of code, so that equal networks have equal
+            digests.
     """
     program = torch.onnx.export(
         network.eval(),
@@ -40,7 +39,7 @@ def export_onnx(network: nn.Module, image_size: int, path: Path) -> None:
     with atomic_path(path) as temporary:
         model = program.model_proto
         for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
-            del part.metadata_props[:]  # paths and lines of the code that each node came from
+            del part.metadata_props[:]  # paths and lines of code
         onnx.save(model, temporary)
         onnx.checker.check_model(temporary, full_check=True)
 

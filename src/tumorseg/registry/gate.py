@@ -18,8 +18,8 @@ CHALLENGER, CHAMPION = "challenger", "champion"
 def served_scores(model: Path, rows: pd.DataFrame, data: Path) -> pd.DataFrame:
     """Counts and Dice of a model folder, from image files through the service's own code.
 
-    The champion is evaluated anew each time, since it may have been trained on another grid or
-    other data, so that the figures it was registered with would not compare.
+    The champion is evaluated again each time: it may have been trained on another grid or other
+    data, so that its registered figures would not compare.
 
     Args:
         model: Holds model.onnx and model.json.
@@ -53,40 +53,36 @@ def figures(
         groups), None without a champion; strata, one row per size: stratum, slices, challenger,
         champion, difference, counts (whether it has enough slices to count); margins.
     """
-    both, found = [challenger.assign(method=CHALLENGER)], None
+    both, gap = [challenger.assign(method=CHALLENGER)], None
     if champion is not None:
         both.append(champion.assign(method=CHAMPION))
     scored = pd.concat(both, ignore_index=True)
     if champion is not None:
         found = difference(scored, CHALLENGER, CHAMPION, params.bootstrap_samples, params.seed)
-    names = ("mean", "low", "high", "p_value", "slices", "groups")
+        names = ("mean", "low", "high", "p_value", "slices", "groups")
+        gap = {name: getattr(found, name) for name in names}
+    strata = []
+    for name, part in by_size(scored).items():
+        means = part.groupby("method")["dice"].mean().to_dict()
+        slices = int(part["path"].nunique())
+        row = {"stratum": name, "slices": slices, "counts": slices >= params.min_stratum_slices}
+        row |= {CHALLENGER: means[CHALLENGER], CHAMPION: means.get(CHAMPION), "difference": None}
+        if champion is not None:
+            row["difference"] = means[CHALLENGER] - means[CHAMPION]
+        strata.append(row)
     return {
         "challenger_mean_dice": float(challenger["dice"].mean()),
         "champion_mean_dice": None if champion is None else float(champion["dice"].mean()),
-        "difference": None if found is None else {name: getattr(found, name) for name in names},
-        "strata": [_stratum(name, part, params) for name, part in by_size(scored).items()],
+        "difference": gap,
+        "strata": strata,
         "margins": params.model_dump(
             include={"min_gain", "max_loss", "max_stratum_loss", "min_stratum_slices"}
         ),
     }
 
 
-def _stratum(name: str, part: pd.DataFrame, params: PromoteParams) -> dict[str, Any]:
-    means = part.groupby("method")["dice"].mean()
-    slices = int(part["path"].nunique())
-    ours, theirs = float(means[CHALLENGER]), means.get(CHAMPION)
-    return {
-        "stratum": name,
-        "slices": slices,
-        "challenger": ours,
-        "champion": None if theirs is None else float(theirs),
-        "difference": None if theirs is None else ours - float(theirs),
-        "counts": slices >= params.min_stratum_slices,
-    }
-
-
 def objections(found: dict[str, Any]) -> list[str]:
-    """The margins that the challenger violates, one clause each; none if it may be promoted.
+    """The margins that the challenger violates, one clause each; empty if it may be promoted.
 
     Args:
         found: From `figures`, with a champion.
@@ -99,8 +95,8 @@ def objections(found: dict[str, Any]) -> list[str]:
         )
     if not gap["low"] >= -margins["max_loss"]:
         against.append(
-            f"the 95% interval of the gain begins at {gap['low']:+.4f}, so that a loss of more "
-            f"than promote.max_loss {margins['max_loss']:g} is not ruled out"
+            f"the 95% interval of the gain begins at {gap['low']:+.4f}, below minus "
+            f"promote.max_loss {margins['max_loss']:g}"
         )
     for row in found["strata"]:
         if row["counts"] and not row["difference"] >= -margins["max_stratum_loss"]:
@@ -118,7 +114,7 @@ def caveats(
     champion: dict[str, Any] | None,
     test_set: dict[str, Any],
 ) -> list[str]:
-    """What a reader must know before believing the figures, one sentence each.
+    """What limits the figures, one sentence each.
 
     Args:
         found: From `figures`.
@@ -126,37 +122,26 @@ def caveats(
         champion: That of the champion, if there is one.
         test_set: The test set now, from `data.splits.fingerprint`.
     """
-    models = {CHALLENGER: challenger} | ({} if champion is None else {CHAMPION: champion})
-    sentences = [
-        f"the {title}, version {info['version']}, {suspicion}"
-        for title, info in models.items()
-        if (suspicion := _may_have_seen(info, test_set))
-    ]
+    sentences = []
+    for title, info in ((CHALLENGER, challenger), (CHAMPION, champion)):
+        known = (info or {}).get("test_set") or {}
+        if info is None or known.get("labels") == test_set["labels"]:
+            continue
+        about = f"the {title}, version {info['version']}, was registered with "
+        if known.get("images") == test_set["images"]:
+            sentences.append(f"{about}other labels of the same test slices")
+        else:
+            sentences.append(
+                f"{about}another test set: it may have been trained on some of these slices, "
+                "which would flatter it"
+            )
     if test_set["groups"] < FEWEST_GROUPS:
         sentences.append(
             f"the test slices form only {test_set['groups']} groups: the interval says little"
         )
     if champion is not None and not any(row["counts"] for row in found["strata"]):
         sentences.append(
-            "no size stratum holds promote.min_stratum_slices "
+            "no size stratum has promote.min_stratum_slices "
             f"{found['margins']['min_stratum_slices']} slices, so none counted"
         )
     return sentences
-
-
-def _may_have_seen(info: dict[str, Any], test_set: dict[str, Any]) -> str | None:
-    """In what a model's own data and split differ from those that it is evaluated on."""
-    known = info.get("test_set") or {}
-    if known.get("images") == test_set["images"]:
-        # Its own split excluded these very slices from its training, whatever was added since.
-        if known["labels"] == test_set["labels"]:
-            return None
-        return (
-            "was registered with other labels of the same test slices; it is judged by the "
-            "present ones"
-        )
-    size = f"had {known['slices']} slices" if "slices" in known else "is not known"
-    return (
-        f"was registered with another split or other data (its test set {size}): it may have been "
-        "trained on some of the slices that it is judged on here, which would flatter it"
-    )

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import mlflow
 import requests
 import yaml
-from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from tumorseg.core.environment import STATE, without_password
 from tumorseg.core.errors import InputError
 
-if TYPE_CHECKING:  # it brings torch, which takes seconds that only a training has to spend
+if TYPE_CHECKING:  # it imports torch, which takes seconds
     from lightning.pytorch.loggers import MLFlowLogger
 
 T = TypeVar("T")
@@ -35,11 +33,11 @@ def lookup(call: Callable[..., T], *args: str) -> T | None:
 
 
 def lineage() -> dict[str, str]:
-    """What identifies code, data and dependencies: the tags of every run.
+    """The tags of every run that identify code, data and dependencies.
 
     Returns:
-        git_sha (with `-dirty` where tracked files differ; `none` outside git), data_md5 of
-        data.dvc, lock_digest (sha256 of requirements.lock).
+        git_sha (with `-dirty` where tracked files differ), data_md5 of data.dvc, lock_digest
+        (sha256 of requirements.lock); `none` where there is no such thing.
     """
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -56,11 +54,7 @@ def lineage() -> dict[str, str]:
 
 
 def recipe(params: Path = Path("params.yaml")) -> str:
-    """A digest of what a network's figures depend on besides data, split and seed.
-
-    Args:
-        params: With the sections augment, train and evaluate.
-    """
+    """A digest of sections augment, train (without seeds) and evaluate of params.yaml."""
     sections = yaml.safe_load(params.read_text())
     named = {name: sections[name] for name in ("augment", "train", "evaluate")}
     named["train"] = {key: value for key, value in named["train"].items() if key != "seeds"}
@@ -79,35 +73,29 @@ def experiment_id(experiment: str) -> str:
     found = store.get_experiment_by_name(experiment)
     if found is not None:
         return str(found.experiment_id)
-    # A server chooses its own place for artifacts; without one, MLflow would take ./mlruns.
+    # Without a server, MLflow would put artifacts into ./mlruns.
     server = os.environ["MLFLOW_TRACKING_URI"].startswith("http")
     location = None if server else (STATE / "mlflow-artifacts").resolve().as_uri()
-    # Without the kind, MLflow shows an experiment as one of language models, without metrics.
+    # Otherwise MLflow shows it as an experiment with language models, without metrics.
     kind = {"mlflow.experimentKind": "custom_model_development"}
     return str(store.create_experiment(experiment, artifact_location=location, tags=kind))
 
 
 def unreachable() -> str | None:
-    """Why MLflow cannot answer, where that is quick to find out; None if it may.
-
-    Called all the same, MLflow would create a database, or retry for minutes.
-    """
+    """Why MLflow cannot answer, without its retries of minutes; None if it may."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return "its database does not exist"
     if uri.startswith("http"):
         try:
-            requests.get(f"{uri}/health", timeout=5)  # as MLflow's client does, accounts included
+            requests.get(f"{uri}/health", timeout=5)  # as MLflow's client does, with its account
         except requests.RequestException as error:
             return type(error).__name__
     return None
 
 
 def page(experiment: str) -> str:
-    """The part of the MLflow UI's address that shows the experiment's runs as charts.
-
-    Without it the UI opens on its pages for language models, which show no metric.
-    """
+    """The part of the MLflow UI's address that shows the experiment's runs as charts."""
     number = experiment_id(experiment)
     return f"/#/experiments/{number}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
@@ -120,10 +108,9 @@ def start_run(
     Args:
         experiment: The experiment's name.
         network: `unet` or `attention_unet`.
-        seed: With the network, it names the run.
+        seed: The training's.
         params: Nested parameters; they are logged flat, as `augment.zoom`.
-        run_id: Of a training that was interrupted; ignored where the run was deleted, or is in
-            another MLflow.
+        run_id: Of an interrupted training; ignored if the run was deleted or is in another MLflow.
     """
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -156,10 +143,7 @@ def latest_figures(experiment: str, tags: dict[str, str]) -> dict[str, dict[str,
 
 
 def complete_run(
-    run_id: str,
-    metrics: dict[str, float | None],
-    tags: dict[str, str],
-    artifacts: list[Path],
+    run_id: str, metrics: dict[str, float | None], tags: dict[str, str], artifacts: list[Path]
 ) -> None:
     """Adds metrics (those that are defined), tags and files to the run of a training.
 
@@ -169,15 +153,13 @@ def complete_run(
     store = connect()
     if lookup(store.get_run, run_id) is None:
         raise InputError(
-            f"MLflow at {_address()} has no run {run_id}, in which the network was trained: set "
-            "MLFLOW_TRACKING_URI to where it is, or train again with `dvc repro --force train`"
+            f"MLflow at {_address()} has no run {run_id} of the training: set MLFLOW_TRACKING_URI "
+            "to where it is, or train again with `dvc repro --force train`"
         )
-    now = int(time.time() * 1000)
-    store.log_batch(
-        run_id,
-        [Metric(name, figure, now, 0) for name, figure in metrics.items() if figure is not None],
-        tags=[RunTag(name, tag) for name, tag in tags.items()],
-    )
+    defined = {name: figure for name, figure in metrics.items() if figure is not None}
+    mlflow.log_metrics(defined, run_id=run_id)
+    for name, tag in tags.items():
+        store.set_tag(run_id, name, tag)
     for path in artifacts:
         store.log_artifact(run_id, str(path))
 
@@ -192,8 +174,7 @@ def read_artifact(run_id: str, name: str) -> Any:
     if name not in [file.path for file in files]:
         raise InputError(
             f"MLflow at {_address()} has no {name} in run {run_id}: set MLFLOW_TRACKING_URI to "
-            "where the model was registered; if it was by an earlier version, run `dvc repro "
-            "--force register`, then `dvc repro`"
+            "where the model was registered, or run `dvc repro --force register`, then `dvc repro`"
         )
     return mlflow.artifacts.load_dict(f"runs:/{run_id}/{name}")
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,27 +17,26 @@ from tumorseg.core.files import write_json
 from tumorseg.registry.runs import connect, lookup
 
 CHAMPION = "champion"
-# A model folder is model.onnx with model.json; the registry holds the latter as this tag, which is
+# A model folder is model.onnx with model.json. The registry holds the latter as this tag, which is
 # set last: a version without it is incomplete.
 INFO_TAG = "tumorseg.info"
 
 
 @contextmanager
 def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
-    """Holds a lock file, which is free again when its process ends, however it ends.
+    """Holds a lock file, which the end of the process frees too.
 
     Raises:
         InputError: Another process held it for `timeout_seconds`.
     """
     try:
-        held = FileLock(path).acquire(timeout_seconds)
+        with FileLock(path, timeout=timeout_seconds):
+            yield
     except Timeout:
         raise InputError(
             f"{path}: is held by another tumorseg process on this machine; wait until it has "
             "ended, or end it, and try again"
         ) from None
-    with held:
-        yield
 
 
 def digest_of(path: Path) -> str:
@@ -60,8 +57,8 @@ def set_champion(name: str, version: str) -> None:
 def register(folder: Path, name: str) -> str:
     """Registers a model folder under its run as a new version.
 
-    The ONNX file goes in as an MLflow model of the onnx flavour, so that
-    `mlflow.onnx.load_model("models:/tumorseg@champion")` works for others too.
+    It is an MLflow model of the onnx flavour, so that
+    `mlflow.onnx.load_model("models:/tumorseg@champion")` works too.
 
     Args:
         folder: Holds model.onnx and model.json with `run_id` and `digest`.
@@ -81,8 +78,8 @@ def register(folder: Path, name: str) -> str:
             pip_requirements=["onnx", "onnxruntime"],
         )
     info["version"] = str(logged.registered_model_version)
-    # MLflow serialises the model anew: the registered file is the one that must be served.
-    download(name, info["version"], folder / "model.onnx")
+    # MLflow serialises the model again, so that the registered file may have another digest.
+    _download(name, info["version"], folder)
     info["digest"] = digest_of(folder / "model.onnx")
     store.set_model_version_tag(name, info["version"], "digest", info["digest"])
     store.set_model_version_tag(name, info["version"], INFO_TAG, json.dumps(info))
@@ -101,8 +98,8 @@ def info_of(name: str, version: str) -> dict[str, Any]:
         raise InputError(f"{name} has no version {version!r}: {complete_versions(name)}")
     if INFO_TAG not in found.tags:
         raise InputError(
-            f"{name} version {version} is incomplete: the register stage was stopped before its "
-            f"end, or did not make it; {complete_versions(name)}"
+            f"{name} version {version} is incomplete: the register stage was stopped, or did not "
+            f"make it; {complete_versions(name)}"
         )
     info: dict[str, Any] = json.loads(found.tags[INFO_TAG])
     return info
@@ -126,20 +123,17 @@ def fetch(name: str, version: str, folder: Path) -> dict[str, Any]:
     """
     info = info_of(name, version)
     folder.mkdir(parents=True, exist_ok=True)
-    download(name, version, folder / "model.onnx")
+    _download(name, version, folder)
     found = digest_of(folder / "model.onnx")
     if found != info["digest"]:
         raise InputError(
             f"{name} version {version}: model.onnx has sha256 {found}, but {info['digest']} was "
-            "registered; the artifact store was tampered with or damaged: restore the file; where "
-            "it is the champion's, `tumorseg rollback` puts the champion before it back"
+            "registered; it was tampered with or damaged: restore the file, or return to the "
+            "champion before by `tumorseg rollback`"
         )
     write_json(folder / "model.json", info)
     return info
 
 
-def download(name: str, version: str, path: Path) -> None:
-    """Copies the ONNX file of a version to `path`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=scratch)
-        shutil.copyfile(Path(folder) / "model.onnx", path)
+def _download(name: str, version: str, folder: Path) -> None:
+    mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/model.onnx", dst_path=folder)
