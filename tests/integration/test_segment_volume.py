@@ -25,8 +25,8 @@ from tests.support.serving_model import disc, encode, write_model
 from tests.support.serving_process import in_process
 from tests.support.web import blob, dicom_series
 from tumorseg.imaging.decode import decode
-from tumorseg.inference.answers import summed_up
 from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import summed_up
 
 COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
 ORIGIN, STEP = np.array([-10.0, -12.0, 3.0]), 4 * np.array([0.48, -0.64, 0.6])
