@@ -443,7 +443,7 @@ def steps(predictor: Predictor, model: Path, data: bytes) -> dict[str, Callable[
     ready = predictor.prepare(grey)[None]
     grid = predictor.probabilities(ready)[0]
     found = predictor.finish(grid, grey.shape)
-    familiar = OodDetector(predictor.info.inputs)
+    detector = OodDetector(predictor.info.inputs)
     # With ONNX Runtime's default options its threads spin while they wait.
     plain = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
     return {
@@ -451,7 +451,7 @@ def steps(predictor: Predictor, model: Path, data: bytes) -> dict[str, Callable[
         "resize and normalise": lambda: predictor.prepare(grey),
         BARE: lambda: predictor.probabilities(ready),
         "mask and contours": lambda: predictor.finish(grid, grey.shape),
-        "familiarity": lambda: familiar.warnings(grey, study.colour),
+        "familiarity": lambda: detector.assess(grey, study.colour),
         "PNG and JSON": lambda: slice_answer(grey, study, found, []).model_dump_json(),
         # Last, since those threads spin on for a moment and slow down whatever comes next.
         PLAIN: lambda: plain.run(["probability"], {"image": ready}),
