@@ -43,12 +43,6 @@ def test_image_and_mask_move_together(tmp_path, pair) -> None:
     assert moved == 30
 
 
-def test_intensity_changes_leave_the_mask(tmp_path, pair) -> None:
-    policy = policy_of(tmp_path, **(STILL | {"intensity_probability": 1.0}))
-    image, mask = policy(*pair, 1)
-    assert np.array_equal(mask, pair[1]) and not np.array_equal(image, pair[0])
-
-
 def test_the_seed_decides(tmp_path, pair) -> None:
     policy = policy_of(tmp_path)
     first, again, other = (policy(*pair, seed)[0] for seed in (5, 5, 6))
