@@ -60,19 +60,27 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     address = f"tcp://127.0.0.1:{free_port(0)}"
     said = told(address)
-    assert f"no Dask scheduler answers at {address}" in said and "\n" not in said
+    assert f"{address}: needs a running `dask scheduler`" in said and "\n" not in said
 
 
-def test_workers_elsewhere_need_a_prefect_server(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("count", "threads", "prefect"), [(0, 1, "http://h/api"), (1, 2, "http://h/api"), (1, 1, None)]
+)
+def test_a_scheduler_needs_fit_workers_and_a_prefect_server(
+    monkeypatch, count, threads, prefect
+) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert "set PREFECT_API_URL" in told("tcp://127.0.0.1:8786")
-
-
-def test_a_scheduler_needs_workers_of_one_thread(monkeypatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    here = {"processes": False, "protocol": "tcp://", "host": "127.0.0.1"}
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, **here) as cluster:
-        assert "--nthreads 1" in told(cluster.scheduler_address)
+    if prefect:
+        monkeypatch.setenv("PREFECT_API_URL", prefect)
+    with LocalCluster(
+        n_workers=count,
+        threads_per_worker=threads,
+        processes=False,
+        protocol="tcp://",
+        host="127.0.0.1",
+        dashboard_address=None,
+    ) as cluster:
+        assert "--nthreads 1`, and PREFECT_API_URL set" in told(cluster.scheduler_address)
 
 
 @pytest.fixture
