@@ -19,8 +19,8 @@ from typing import NamedTuple
 import psutil
 import yaml
 from common import REPOSITORY, head, row, workplace
+from joblib import cpu_count
 
-from tumorseg.core.cores import usable_cores
 from tumorseg.inference.predict import plan
 
 
@@ -72,14 +72,13 @@ def run(data: Path, model: Path, output: Path, kill_at: int | None = None) -> Ru
 
 
 def kill_a_worker(process: subprocess.Popen[bytes], output: Path, at: int) -> None:
-    """Sends SIGKILL to a worker that is at work, once there are so many masks."""
+    """Sends SIGKILL to the busiest worker, once there are so many masks."""
     while process.poll() is None:
         if len(masks(output)) >= at:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                if any(file.path.endswith(".jsonl") for file in child.open_files()):
-                    child.kill()
-                    print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
-                    return
+            children = psutil.Process(process.pid).children(recursive=True)
+            max(children, key=lambda child: child.cpu_times().user).kill()
+            print(f"killed a worker at {len(masks(output))} masks", file=sys.stderr)
+            return
         time.sleep(0.2)
     sys.exit(f"the command ended before a worker could be killed:\n{Path('log').read_text()}")
 
@@ -103,7 +102,7 @@ def main() -> int:
 
 def compare(data: Path, model: Path, root: Path, count: int) -> int:
     """Makes all runs."""
-    cores = usable_cores()
+    cores = cpu_count()
     runs: dict[str, Run] = {}
     names = {
         "one": ("1 worker, 1 thread", 1, 1),

@@ -24,10 +24,11 @@ from tests.support.made_volumes import dicom_bytes, series_zip
 from tests.support.samples import mr_slice
 from tests.support.spoiling import spoilt
 from tests.support.spoilt_pictures import PICTURES
-from tumorseg.imaging.decode import MAX_BYTES, Rejected, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Mask
 from tumorseg.imaging.render import mask_png
 from tumorseg.imaging.seg import nifti_file, seg_file
+from tumorseg.imaging.study import MAX_BYTES, Rejected
 from tumorseg.inference.predictor import Predictor
 
 SLICES, SIDE = 4, 160  # of a volume

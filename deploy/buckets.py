@@ -5,9 +5,13 @@ import boto3
 BUCKETS = ("mlflow", "dvc")
 
 
-def create() -> None:
-    """Creates them on the server that the AWS_ variables name."""
-    s3 = boto3.client("s3")
+def create(**options: str) -> None:
+    """Creates them, by default on the server that the AWS_ variables name.
+
+    Args:
+        **options: Of `boto3.client`.
+    """
+    s3 = boto3.client("s3", **options)
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for name in BUCKETS:
         if name not in there:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from deploy.buckets import BUCKETS
 from deploy.services import Profile, profile
-from tumorseg.cli import Clock
 from tumorseg.core import environment
 from tumorseg.core.errors import InputError
 
@@ -103,7 +102,6 @@ def sqlite_written(root: Path, since: float) -> list[str]:
 def report(servers: Profile, pulled: int, sqlite: list[str]) -> bool:
     """Prints what the servers hold, as a Markdown table; whether everything is where it belongs."""
     theirs = [name for name in sqlite if "mlflow" in name or name.startswith("prefect")]
-    caches = [name for name in sqlite if name not in theirs and not name.startswith("dvc-site")]
     good = pulled > 0 and not theirs
     print("\n| where | what | |\n|---|---|--:|")
     for database, what, rest in FIGURES:
@@ -116,7 +114,6 @@ def report(servers: Profile, pulled: int, sqlite: list[str]) -> bool:
         good &= count > 0
     print(f"| DVC | files pulled into an empty repository, equal | {pulled} |")
     print(f"| SQLite | databases of Prefect or MLflow written | {', '.join(theirs) or 'none'} |")
-    print(f"| SQLite | what this machine remembers | {', '.join(caches) or 'nothing'} |")
     return good
 
 
@@ -135,22 +132,6 @@ def check_place(root: Path) -> None:
         )
 
 
-def run(changes: list[str]) -> bool:
-    """Runs the chain on the profile in this repository; whether all is where it belongs."""
-    root, began, clock = Path.cwd(), time.time(), Clock()
-    with scratch() as folder, profile(folder) as servers:
-        clock.lap("start of the servers")
-        for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_ENDPOINT_URL_S3"):
-            print(f"{name}={servers.environment[name]}", flush=True)
-        call([*TUMORSEG, "run", *changes], servers, root)
-        clock.lap("tumorseg run")
-        pulled = push_and_pull(servers, root, folder / "elsewhere")
-        clock.lap("dvc push and pull")
-        good = report(servers, pulled, sqlite_written(root, began))
-    print(f"\ntime: {clock}")
-    return good
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description=__doc__)
@@ -159,10 +140,17 @@ def main() -> None:
     chosen = parser.parse_args()
     changes = ["--experiment", chosen.experiment] if chosen.experiment else []
     changes += [word for change in chosen.set for word in ("--set", change)]
+    root, began = Path.cwd(), time.time()
     try:
-        check_place(Path.cwd())
-        if not run(changes):
-            raise InputError("something is not where it belongs; see the table")
+        check_place(root)
+        with scratch() as folder, profile(folder) as servers:
+            for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_ENDPOINT_URL_S3"):
+                print(f"{name}={servers.environment[name]}", flush=True)
+            call([*TUMORSEG, "run", *changes], servers, root)
+            pulled = push_and_pull(servers, root, folder / "elsewhere")
+            if not report(servers, pulled, sqlite_written(root, began)):
+                raise InputError("something is not where it belongs; see the table")
+        print(f"\ntime: {time.time() - began:.0f} s")
     except InputError as error:
         sys.exit(f"deploy.local: {error}")
 

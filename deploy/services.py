@@ -12,25 +12,99 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
+import psutil
 import psycopg2
 
-from deploy.buckets import BUCKETS
-from deploy.process import PATIENCE_SECONDS, Server
-from tumorseg.core.environment import SILENT
+from deploy import buckets
+from tumorseg.core.environment import SILENT, answers
 from tumorseg.core.errors import InputError
 from tumorseg.core.prefect_server import free_port
 
+PATIENCE_SECONDS = 120
+STOP_SECONDS = 20
 DATABASES = ("prefect", "mlflow")
 # moto takes any; those of a deployment come from its secrets.
 DUMMY_KEYS = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback-only"}
+
+
+@dataclass
+class Server:
+    """One server process, with the processes that it starts.
+
+    Attributes:
+        name: For messages and the log's name.
+        command: What to run.
+        log: Receives its output.
+        ready: Whether it answers.
+        environment: Its whole environment.
+        user: The user to run it as; None for this process's user.
+        gentle: The signal that ends it in order.
+    """
+
+    name: str
+    command: list[str]
+    log: Path
+    ready: Callable[[], bool]
+    environment: dict[str, str]
+    user: str | None = None
+    gentle: signal.Signals = signal.SIGTERM
+    process: psutil.Popen | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Starts it and waits until it answers.
+
+        Raises:
+            InputError: It ended, or did not answer in time.
+        """
+        with self.log.open("ab") as output:
+            self.process = psutil.Popen(
+                self.command,
+                cwd=self.log.parent,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                user=self.user,
+                group=None if self.user is None else pwd.getpwnam(self.user).pw_gid,
+                extra_groups=None if self.user is None else [],
+                start_new_session=True,  # out of reach of the terminal's Ctrl-C
+            )
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                last = self.log.read_text(errors="replace")[-1000:].strip()
+                raise InputError(f"{self.name} did not start: {last}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kills it and all that it started, as a crash would."""
+        self._end(signal.SIGKILL, 0)
+
+    def stop(self) -> None:
+        """Ends it in order; kills what has not ended in time."""
+        self._end(self.gentle, STOP_SECONDS)
+
+    def _end(self, how: signal.Signals, patience: float) -> None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            family = [self.process, *self.process.children(recursive=True)]
+            self.process.send_signal(how)
+            _, alive = psutil.wait_procs(family, patience)
+            for one in alive:
+                one.kill()
+            psutil.wait_procs(alive)
+        self.process = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +140,11 @@ def programs() -> Path:
     Raises:
         InputError: There is none.
     """
-    found = shutil.which("initdb")
-    if found and shutil.which("postgres"):
+    debian = Path("/usr/lib/postgresql").glob("*/bin")
+    newest_first = sorted(debian, key=lambda path: int(path.parent.name), reverse=True)
+    places = os.pathsep.join([os.environ["PATH"], *map(str, newest_first)])
+    if found := shutil.which("initdb", path=places):
         return Path(found).resolve().parent
-    folders = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    for path in sorted(folders, key=lambda p: int(p.parts[-3]), reverse=True):
-        if path.with_name("postgres").exists():
-            return path.parent
     raise InputError(
         "PostgreSQL's programs initdb and postgres are not here: `apt-get install postgresql` "
         "brings them (Debian, Ubuntu), or put their folder on PATH"
@@ -80,7 +152,7 @@ def programs() -> Path:
 
 
 def postgres(folder: Path) -> tuple[Server, str]:
-    """A PostgreSQL on a free loopback port, its data in a new folder, with a password made up.
+    """A PostgreSQL on a free loopback port, with new data and a random password.
 
     Args:
         folder: Holds data and log; readable for others, since root may not run PostgreSQL.
@@ -92,10 +164,7 @@ def postgres(folder: Path) -> tuple[Server, str]:
         InputError: PostgreSQL is not installed, or the data folder cannot be made.
     """
     home, port, password = programs(), free_port(0), secrets.token_urlsafe(16)
-    user = None
-    if os.geteuid() == 0:
-        known = {entry.pw_name for entry in pwd.getpwall()}
-        user = "postgres" if "postgres" in known else "nobody"
+    user = "postgres" if os.geteuid() == 0 else None
     place = folder / "postgres"
     place.mkdir()
     secret, log = place / "password", place / "postgres.log"
@@ -138,7 +207,7 @@ class MotoServer(Server):
     """moto keeps its objects in memory; its recording brings them back after a kill."""
 
     def start(self) -> None:
-        """Starts it, and repeats what an earlier one was asked to keep."""
+        """Starts it, with the objects that it held before."""
         recording = Path(self.environment["MOTO_RECORDER_FILEPATH"])
         known = recording.exists()
         if known:
@@ -146,30 +215,19 @@ class MotoServer(Server):
         super().start()
         url = f"http://127.0.0.1:{self.environment['MOTO_PORT']}"
         if known:
-            request = urllib.request.Request(f"{url}/moto-api/recorder/replay-recording", b"")
-            urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
+            replay = f"{url}/moto-api/recorder/replay-recording"
+            httpx.post(replay, timeout=PATIENCE_SECONDS).raise_for_status()
         else:
-            s3 = boto3.client("s3", **s3_options(url))
-            for bucket in BUCKETS:
-                s3.create_bucket(Bucket=bucket)
+            buckets.create(**s3_options(url))
 
 
 def _drop_torn(recording: Path) -> None:
-    """Leaves out a request that a kill cut off in moto's recording: it was never answered."""
+    """Removes the request at the end of moto's recording that a kill cut off."""
     lines = recording.read_text().splitlines(keepends=True)
     with suppress(ValueError):
         json.loads(lines[-1] if lines else "null")
         return
     recording.write_text("".join(lines[:-1]))
-
-
-def answers(url: str) -> bool:
-    """Whether an address answers with status 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager
@@ -194,52 +252,32 @@ def profile(folder: Path) -> Iterator[Profile]:
         "PREFECT_API_URL": f"{urls['prefect']}/api",
         "TUMORSEG_DVC_REMOTE": "server",
     }
-    # Nobody else's servers or accounts: only what is named here.
+    # Without the servers and accounts that surround this process.
     base = {k: v for k, v in os.environ.items() if k not in environment} | SILENT
     base |= {k: v for k, v in environment.items() if k.startswith("AWS_")}
 
-    def server(name: str, command: str, probe: str, own: dict[str, str]) -> Server:
-        kind = MotoServer if name == "s3" else Server
-        return kind(
-            name,
-            [sys.executable, "-m", *command.split()],
-            folder / f"{name}.log",
-            lambda: answers(urls[name] + probe),
-            base | own,
-        )
-
-    servers = {
-        "postgres": database,
-        "s3": server(
-            "s3",
-            f"moto.server -H 127.0.0.1 -p {ports['s3']}",
-            "/moto-api/data.json",
-            {
-                "MOTO_ENABLE_RECORDING": "1",
-                "MOTO_PORT": str(ports["s3"]),
-                "MOTO_RECORDER_FILEPATH": str(folder / "s3-recording"),
-            },
-        ),
-        "mlflow": server(
-            "mlflow",
-            f"mlflow server --host 127.0.0.1 --port {ports['mlflow']} --workers 1 "
-            "--artifacts-destination s3://mlflow",
-            "/health",
-            {
-                "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://{account}/mlflow",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            },
-        ),
-        "prefect": server(
-            "prefect",
-            f"prefect server start --host 127.0.0.1 --port {ports['prefect']}",
-            "/api/health",
-            {
-                "PREFECT_HOME": str(folder / "prefect"),
-                "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{account}/prefect",
-            },
-        ),
+    commands = {
+        "s3": f"moto.server -H 127.0.0.1 -p {ports['s3']}",
+        "mlflow": f"mlflow server --host 127.0.0.1 --port {ports['mlflow']} --workers 1 "
+        "--artifacts-destination s3://mlflow",
+        "prefect": f"prefect server start --host 127.0.0.1 --port {ports['prefect']}",
     }
+    probes = {"s3": "/moto-api/data.json", "mlflow": "/health", "prefect": "/api/health"}
+    base |= {
+        "MOTO_ENABLE_RECORDING": "1",
+        "MOTO_PORT": str(ports["s3"]),
+        "MOTO_RECORDER_FILEPATH": str(folder / "s3-recording"),
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg2://{account}/mlflow",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{account}/prefect",
+    }
+    servers = {"postgres": database}
+    for name, command in commands.items():
+        kind = MotoServer if name == "s3" else Server
+        ready = partial(answers, urls[name] + probes[name])
+        words = [sys.executable, "-m", *command.split()]
+        servers[name] = kind(name, words, folder / f"{name}.log", ready, base)
     databases = {name: f"postgresql://{account}/{name}" for name in DATABASES}
     with ExitStack() as stack:
         for name, one in servers.items():

@@ -1,9 +1,9 @@
-"""Work that is dealt out over the workers of a Dask scheduler, by Prefect's Dask task runner."""
+"""Calls of one function, divided among Dask workers by Prefect's Dask task runner."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,64 +29,55 @@ def workers(params: FannedOutParams) -> Iterator[DaskTaskRunner]:
     Without a scheduler, the runner starts `params.workers` processes here and ends them.
 
     Raises:
-        InputError: Nothing answers at the scheduler's address, it has no fit workers, or no
-            Prefect API.
+        InputError: No scheduler answers at its address, it has no workers of one thread each, or
+            PREFECT_API_URL is not set.
     """
-    if params.scheduler is not None:
-        _check(params.section, params.scheduler)
-    with prefect_api():
-        if params.scheduler is not None:
-            yield DaskTaskRunner(address=params.scheduler)
-            return
-        here = {
-            "n_workers": params.workers,
-            "threads_per_worker": 1,  # one task at a time; its libraries have their own threads
-            "memory_limit": 0,  # Dask holds nothing; it would end a training that needs more
-            "host": "127.0.0.1",
-            "dashboard_address": None,
-            # At the end they would complain that the scheduler has gone; deaths are told elsewhere.
-            "env": {"DASK_LOGGING__DISTRIBUTED": "critical"},
-            "local_directory": str(Path(STATE / "dask").resolve()),
-        }
-        yield DaskTaskRunner(cluster_kwargs=here)
-
-
-def _check(section: str, address: str) -> None:
-    if "PREFECT_API_URL" not in os.environ:
-        raise InputError(
-            f"{section}.scheduler is {address}, whose workers need a Prefect server to report to: "
-            "set PREFECT_API_URL, here and for them, to one that both reach"
+    if params.scheduler is None:
+        runner = DaskTaskRunner(
+            cluster_kwargs={
+                "n_workers": params.workers,
+                "threads_per_worker": 1,  # one task at a time; its libraries have own threads
+                "memory_limit": 0,  # Dask holds nothing; it would end a training that needs more
+                "host": "127.0.0.1",
+                "dashboard_address": None,
+                # At the end they would complain that the scheduler has gone.
+                "env": {"DASK_LOGGING__DISTRIBUTED": "critical"},
+                "local_directory": str(Path(STATE / "dask").resolve()),
+            }
         )
-    try:
-        # Dask would wait half a minute, and print a traceback for each try.
-        with (
-            config.set({"distributed.comm.timeouts.connect": f"{PATIENCE_SECONDS}s"}),
-            Client(address, timeout=PATIENCE_SECONDS, set_as_default=False) as client,
-        ):
-            found = client.scheduler_info(n_workers=-1)["workers"].values()
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    else:
+        _check(params.scheduler)
+        runner = DaskTaskRunner(address=params.scheduler)
+    with prefect_api():
+        yield runner
+
+
+def _check(address: str) -> None:
+    workers: list[dict[str, Any]] = []
+    # Dask would wait half a minute, and print a traceback for each try.
+    with (
+        suppress(OSError, ValueError, RuntimeError, TypeError),
+        config.set({"distributed.comm.timeouts.connect": f"{PATIENCE_SECONDS}s"}),
+        Client(address, timeout=PATIENCE_SECONDS, set_as_default=False) as client,
+    ):
+        workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+    if {worker["nthreads"] for worker in workers} != {1} or "PREFECT_API_URL" not in os.environ:
         raise InputError(
-            f"{section}.scheduler: no Dask scheduler answers at {address} "
-            f"({type(error).__name__}); start one with `dask scheduler`, or set it to null"
-        ) from None
-    if not found or any(worker["nthreads"] != 1 for worker in found):
-        raise InputError(
-            f"{section}.scheduler: {address} needs workers that do one task at a time; start them "
-            f"with `dask worker {address} --nthreads 1`"
+            f"{address}: needs a running `dask scheduler`, workers started by `dask worker "
+            f"{address} --nthreads 1`, and PREFECT_API_URL set, here and for them"
         )
 
 
 def outcomes(
     function: Callable[..., R], calls: Mapping[str, tuple[Any, ...]], retries: int
 ) -> Iterator[R | Exception]:
-    """Has the workers make each call, as a task of the flow that is running.
+    """Makes each call on a worker, as a task of the flow that is running.
 
-    A call whose worker dies goes to another one. Nothing may depend on `__main__`, of which every
-    worker would have its own copy: the function is one of a module.
+    A call whose worker dies goes to another one.
 
     Args:
-        function: What to call.
-        calls: What Prefect calls each call, and its arguments.
+        function: What to call; of a module, not of `__main__`.
+        calls: Name of the task → arguments.
         retries: Of a call that raises an exception other than InputError.
 
     Yields:
@@ -100,5 +91,5 @@ def outcomes(
     for future in futures:
         try:
             yield future.result()
-        except Exception as error:  # a task's own, or Dask's about its workers
+        except Exception as error:  # the task's, or Dask's about its workers
             yield error

@@ -1,4 +1,4 @@
-"""What all flows share: a task that tries again, and an end without a traceback for bad input."""
+"""What all flows share: tasks with retries, and an end without a traceback for a user's mistake."""
 
 import argparse
 import logging
@@ -15,6 +15,7 @@ from prefect import Flow, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.tasks import exponential_backoff
 from pydantic import ValidationError
 
 from tumorseg.core.environment import without_password
@@ -26,7 +27,7 @@ AGAIN = "type the same again: what has finished stays"
 
 
 def is_prefect_away(error: BaseException | None) -> bool:
-    """Whether Prefect's server failed; its client wraps what it met in other errors."""
+    """Whether Prefect's server failed: its client raises other errors from those of HTTP."""
     while error and not isinstance(error, httpx.HTTPError):
         if isinstance(error, InputError | StageError):
             return False
@@ -35,11 +36,11 @@ def is_prefect_away(error: BaseException | None) -> bool:
 
 
 def explained(error: BaseException) -> str | None:
-    """One sentence for a failure that needs no traceback, of the user or of what runs around us."""
+    """One sentence for a failure that needs no traceback; None for a mistake in the code."""
     if isinstance(error, InputError | StageError):
         return str(error)
     words = " ".join(str(error).split())
-    if isinstance(error, OSError) and not isinstance(error, httpx.HTTPError):
+    if isinstance(error, OSError):
         return f"{words}; once that is mended (a full disk: make room), {AGAIN}"
     if is_prefect_away(error):
         place = os.environ.get("PREFECT_API_URL", "its own address")
@@ -53,34 +54,26 @@ def explained(error: BaseException) -> str | None:
 
 
 def is_worth_retrying(task: Any, run: Any, state: Any) -> bool:
-    """Whether a failure may pass by itself: a mistake in the input will not."""
+    """Whether a failed task may succeed if it is tried again."""
     failure = state.result(raise_on_failure=False)
     return not isinstance(failure, InputError) and getattr(failure, "again", True)
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """Drops a traceback that would tell nothing from Prefect's log; the message stays."""
+    """Removes the traceback of an `explained` failure from Prefect's log; the message stays."""
     if record.exc_info and record.exc_info[1] and explained(record.exc_info[1]):
         record.exc_info = None
     return True
 
 
-def without_own(record: logging.LogRecord) -> bool:
-    """Drops the two lines with which Prefect frames the hook below, unless it failed."""
-    return record.levelno > logging.INFO or "ook 'own'" not in record.getMessage()
-
-
 for name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(name).addFilter(without_traceback)
-logging.getLogger("prefect.engine").addFilter(without_own)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# DVC knows what is up to date; a second cache could only disagree with it.
 
-
-def own(flow: Any, flow_run: Any, state: Any) -> None:
+def tag_with_process(flow: Any, flow_run: Any, state: Any) -> None:
     """Tags a flow run with its flow and process, for `prefect_server.mark_crashed`."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, tags=[*flow_run.tags, flow.name, tag()])
@@ -88,7 +81,8 @@ def own(flow: Any, flow_run: Any, state: Any) -> None:
 
 def stage(name: str, **options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Decorates a function as the flow of that name; what it prints becomes the flow's log."""
-    return flow(name=name, log_prints=True, persist_result=False, on_running=[own], **options)
+    options |= {"log_prints": True, "persist_result": False, "on_running": [tag_with_process]}
+    return flow(name=name, **options)
 
 
 def step(
@@ -112,7 +106,7 @@ def step(
         persist_result=False,
         cache_policy=NO_CACHE,
         retries=retries,
-        retry_delay_seconds=[delay_seconds * 2**n for n in range(retries)] or None,
+        retry_delay_seconds=exponential_backoff(delay_seconds),
         retry_condition_fn=is_worth_retrying,
     )(function)
     return cast(Callable[P, R], made)
@@ -129,29 +123,62 @@ def prefect_api() -> Iterator[None]:
             APILogHandler().flush()  # or the last lines find no server any more
 
 
-def on_schedule(made: Flow[..., Any], cron: str, parameters: dict[str, Any] | None = None) -> None:
-    """Runs a flow at the times of a cron line until it is stopped, one run at a time.
+def command_name() -> str:
+    """The name of the module that runs as a command, such as `train`."""
+    return Path(getattr(sys.modules["__main__"], "__file__", None) or "").stem
 
-    Raises:
-        InputError: It is no cron line.
-    """
-    try:
-        # An earlier process paused the schedule when it stopped; this one takes it up again.
-        made.serve("scheduled", cron=cron, global_limit=1, paused=False, parameters=parameters)
-    except ValidationError:
-        raise InputError(f"--cron {cron!r}: is no cron line, such as '0 3 * * *'") from None
+
+def parser() -> argparse.ArgumentParser:
+    """A parser for the options of the module that runs as a command, described by its docstring."""
+    usage = f"python -m pipelines.{command_name()}"
+    return argparse.ArgumentParser(usage, description=sys.modules["__main__"].__doc__)
 
 
 def command(entry: Callable[[], Any]) -> None:
-    """Runs a flow that is configured by params.yaml alone; on `--help` only says what it is."""
-    module = sys.modules["__main__"]
-    name = Path(module.__file__ or "").stem
-    argparse.ArgumentParser(f"python -m pipelines.{name}", description=module.__doc__).parse_args()
+    """Runs a flow that is configured by params.yaml alone; on `--help` only describes it."""
+    parser().parse_args()
     main(entry)
 
 
+def scheduled(
+    made: Flow[..., Any],
+    parameters: dict[str, Any] | None = None,
+    rehearse: Callable[[], str] | None = None,
+) -> None:
+    """The command of a flow that runs once (`--now`) or on a schedule until it is stopped.
+
+    Args:
+        made: The flow.
+        parameters: Of the runs on the schedule.
+        rehearse: What `--dry-run` prints; None for a flow without this option.
+
+    Raises:
+        InputError: The cron line is wrong.
+    """
+    options = parser()
+    when = options.add_mutually_exclusive_group(required=True)
+    when.add_argument("--now", action="store_true", help="run once, and end")
+    when.add_argument("--cron", help="stay, and run at these times, such as '0 3 * * *'")
+    if rehearse:
+        when.add_argument("--dry-run", action="store_true", help="only say what --now would do")
+    chosen = options.parse_args()
+    if rehearse and not (chosen.now or chosen.cron):
+        print(rehearse())
+        return
+    with prefect_api():
+        if chosen.now:
+            made()
+            return
+        # An earlier process paused the schedule when it stopped.
+        how: dict[str, Any] = {"paused": False, "global_limit": 1, "parameters": parameters}
+        try:
+            made.serve("scheduled", cron=chosen.cron, **how)
+        except ValidationError as error:
+            raise InputError(f"--cron {chosen.cron!r}: must be such as '0 3 * * *'") from error
+
+
 def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Runs a flow as a command; failures that are `explained` end it with one sentence.
+    """Runs a flow as a command; `explained` failures end it with one sentence.
 
     Its exit status is then 1, or `MISTAKE` where trying again will not help.
     """
@@ -160,15 +187,9 @@ def main(entry: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
     except Exception as error:
         if (sentence := explained(error)) is None:
             raise
-        # A flow has its stage's name; a command has its module's, as it was typed.
-        name = (
-            getattr(entry, "name", None) or Path(sys.modules[entry.__module__].__file__ or "").stem
-        )
-        sentence = f"{name}: {sentence}"
+        print(f"{command_name()}: {sentence}", file=sys.stderr, flush=True)
         if is_prefect_away(error):
             # Prefect would try for minutes to deliver its log to the server that does not answer.
-            print(sentence, file=sys.stderr, flush=True)
             sys.stdout.flush()
             os._exit(1)
-        print(sentence, file=sys.stderr)
         sys.exit(MISTAKE if isinstance(error, InputError) else 1)

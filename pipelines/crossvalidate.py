@@ -12,11 +12,11 @@ from pipelines.augment import POLICY
 from pipelines.train import unfinished
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.files import atomic_path
+from tumorseg.core.files import atomic_path, write_text
 from tumorseg.core.params import CrossvalidateParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.training.crossvalidation import Fold, Place, divide, page, pool, tabulate, train_fold
+from tumorseg.training.crossvalidation import Fold, divide, page, pool, tabulate, train_fold
 
 REPORT = Path("reports/crossvalidation")
 
@@ -35,32 +35,31 @@ def crossvalidate() -> None:
     training = whole.model_copy(update={"common": alone})
     manifest = load_manifest()
     check_made_of(manifest)
-    table = pool(manifest)
-    folds = divide(table, params.folds, params.seed)
+    folds = divide(pool(manifest), params.folds, params.seed)
     tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
-    # The name of that folder is a digest of arrays, policy, parameters and code.
+    # Digests of data, policy, parameters and code.
     made_of: dict[str, str] = {
         name: unfinished(name, params.seed, training).name for name in params.networks
     }
-
+    calls = {
+        f"fold {fold.number}, {network}": (
+            fold,
+            network,
+            params.seed,
+            training,
+            ARRAYS.resolve(),
+            POLICY.resolve(),
+            place(fold, network, params.seed, made_of[network]),
+            params,
+        )
+        for fold, network in tasks
+    }
     with workers(params) as runner:
 
         @stage(name="crossvalidate", task_runner=runner)
         def trainings() -> None:
-            calls = {
-                f"fold {fold.number}, {network}": (
-                    fold,
-                    network,
-                    params.seed,
-                    training,
-                    place(fold, network, params.seed, made_of[network]),
-                    params,
-                )
-                for fold, network in tasks
-            }
+            summaries, failed = {}, []
             results = outcomes(train_fold, calls, params.retries)
-            summaries = {}
-            failed = []
             for (fold, network), found in zip(tasks, results, strict=True):
                 if isinstance(found, Exception):
                     failed.append(found)
@@ -76,22 +75,20 @@ def crossvalidate() -> None:
                     "others are kept: type the same again"
                 )
             figures = tabulate(folds, summaries)
-            side = load_slices("train").images.shape[-1]
             with atomic_path(REPORT.with_suffix(".csv")) as temporary:
                 figures.to_csv(temporary, index=False)
-            with atomic_path(REPORT.with_suffix(".md")) as temporary:
-                temporary.write_text(page(figures, side))
-            print(REPORT.with_suffix(".md").read_text())
+            text = page(figures, load_slices("train").images.shape[-1])
+            write_text(REPORT.with_suffix(".md"), text)
+            print(text)
 
         trainings()
 
 
-def place(fold: Fold, network: str, seed: int, made_of: str) -> Place:
-    """Where this very training works; its name tells data, code, parameters and slices."""
-    told = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
-    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
-    folder = STATE / "crossvalidate" / f"{network}-{fold.number}" / digest
-    return Place(ARRAYS.resolve(), POLICY.resolve(), folder.resolve())
+def place(fold: Fold, network: str, seed: int, made_of: str) -> Path:
+    """The folder of this training; its name is a digest of data, code, parameters and slices."""
+    inputs = f"{made_of} {seed} {fold.train.tolist()} {fold.valid.tolist()}"
+    digest = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    return (STATE / "crossvalidate" / f"{network}-{fold.number}" / digest).resolve()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 With `drift.retrain: true` drift starts the flow `retrain`, once within `drift.cooldown_hours`.
 """
 
-import argparse
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
-from pipelines._flow import main, on_schedule, prefect_api, stage, step
+from pipelines._flow import main, scheduled, stage, step
 from pipelines.retrain import retrain
 from tumorseg.core.environment import PACKAGED, STATE, STATISTICS
 from tumorseg.core.errors import InputError
@@ -39,10 +38,7 @@ def drift() -> str:
     record = Path(os.environ.get(VARIABLE) or STATISTICS)
     window, others = step(read_window)(record, model["digest"], now, params.window_hours)
     if not record.exists():
-        print(
-            f"{record}: does not exist yet; `tumorseg serve` writes it once it has answered. "
-            f"{VARIABLE} names that of another service."
-        )
+        print(f"{record}: does not exist yet; `tumorseg serve` writes it, or set {VARIABLE}")
     result = step(compare)(window, load(reference), params)
     result |= {
         "time": now.isoformat(timespec="seconds"),
@@ -73,19 +69,5 @@ def retrain_once(now: datetime, cooldown: timedelta, because: str) -> None:
     retrain(because=because)
 
 
-def command() -> None:
-    """Runs the flow once, or serves it on a schedule until it is stopped."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.drift", description=__doc__)
-    when = parser.add_mutually_exclusive_group(required=True)
-    when.add_argument("--now", action="store_true", help="look once, and end")
-    when.add_argument("--cron", help="stay, and look at these times, such as '0 6 * * *'")
-    chosen = parser.parse_args()
-    with prefect_api():
-        if chosen.now:
-            drift()
-            return
-        on_schedule(drift, chosen.cron)
-
-
 if __name__ == "__main__":
-    main(command)
+    main(scheduled, drift)

@@ -14,22 +14,13 @@ from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
-from tumorseg.data.manifest import SPLIT_MANIFEST, THUMBNAILS, load_manifest
-from tumorseg.evaluation.results import (
-    TITLES,
-    Comparison,
-    Run,
-    reduce,
-    split_optimism,
-    table,
-    verdicts,
-)
+from tumorseg.data.manifest import THUMBNAILS, load_manifest
+from tumorseg.evaluation.results import TITLES, reduce, split_optimism, table, verdicts
 from tumorseg.evaluation.strata import strata
 from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
 from tumorseg.reporting.report import write_cards, write_report
-from tumorseg.reporting.report_data import ReportData, Training, seed_means
-from tumorseg.training.networks import Probabilities
+from tumorseg.reporting.report_data import ReportData, seed_means
 from tumorseg.training.predict_split import compare, load_network
 
 REPORTS = Path("reports")
@@ -49,7 +40,8 @@ def evaluate() -> None:
     }
     slices = {split: load_slices(split) for split in SPLITS}
     thumbnails = np.load(THUMBNAILS, mmap_mode="r")
-    comparison = step(compare)(networks, slices, load_manifest(), thumbnails, params)
+    manifest = load_manifest()
+    comparison = step(compare)(networks, slices, manifest, thumbnails, params)
     split = json.loads((REPORTS / "split.json").read_text())
     result = step(reduce)(comparison, split, params)
     write_json(REPORTS / "metrics.json", result)
@@ -67,8 +59,30 @@ def evaluate() -> None:
             frame.to_csv(temporary, index=False)
     with atomic_path(MASKS) as temporary:
         scored.to_parquet(temporary, index=False)
-    step(draw)(scored, training.seeds)
-    step(report)(result, comparison, parts, calibration, networks, training.seeds)
+    folders = [TRAINED / f"{name}-{seed}" for name, seed in networks]
+    histories = pd.concat(
+        pd.read_csv(folder / "history.csv").assign(network=name, seed=seed)
+        for folder, (name, seed) in zip(folders, networks, strict=True)
+    )
+    step(draw)(scored, histories)
+    gated = networks["attention_unet", result["winner_seed"]].network
+    data = ReportData(
+        figures=result,
+        slices=scored,
+        strata=parts,
+        calibration=calibration,
+        runs=[json.loads((folder / "run.json").read_text()) for folder in folders],
+        histories=histories,
+        manifest=manifest,
+        audit=json.loads((REPORTS / "audit.json").read_text()),
+        split=split,
+        params=yaml.safe_load(Path("params.yaml").read_text()),
+        lineage=lineage(),
+        data=Path("data"),
+        gated=gated,
+    )
+    step(write_report)(data, REPORTS / "report.html")
+    step(write_cards)(data, REPORTS / "model_card.md", REPORTS / "data_card.md")
     print("\n" + table(result))
     print("\n".join(["", *verdicts(result)]))
     report_split_optimism(result)
@@ -90,51 +104,8 @@ def report_split_optimism(figures: dict[str, Any]) -> None:
         )
 
 
-def report(
-    result: dict[str, Any],
-    comparison: Comparison,
-    parts: pd.DataFrame,
-    calibration: pd.DataFrame,
-    networks: dict[Run, Probabilities],
-    seeds: list[int],
-) -> None:
-    """Writes the report and the cards of model and data."""
-    gated_seed = result["winner_seed"]
-    inputs = ReportData(
-        figures=result,
-        slices=comparison.scored,
-        strata=parts,
-        calibration=calibration,
-        trainings=[
-            Training(
-                json.loads((TRAINED / f"{name}-{seed}" / "run.json").read_text()),
-                pd.read_csv(TRAINED / f"{name}-{seed}" / "history.csv"),
-            )
-            for name in NETWORKS
-            for seed in seeds
-        ],
-        manifest=pd.read_parquet(SPLIT_MANIFEST),
-        audit=json.loads((REPORTS / "audit.json").read_text()),
-        split=json.loads((REPORTS / "split.json").read_text()),
-        params=yaml.safe_load(Path("params.yaml").read_text()),
-        lineage=lineage(),
-        data=Path("data"),
-        gated=networks["attention_unet", gated_seed].network,
-        gated_seed=gated_seed,
-    )
-    write_report(inputs, REPORTS / "report.html")
-    write_cards(inputs, REPORTS / "model_card.md", REPORTS / "data_card.md")
-
-
-def draw(scored: pd.DataFrame, seeds: list[int]) -> None:
+def draw(scored: pd.DataFrame, histories: pd.DataFrame) -> None:
     """Draws the training curves, the comparison chart and the gallery of predictions."""
-    histories = pd.concat(
-        [
-            pd.read_csv(TRAINED / f"{name}-{seed}" / "history.csv").assign(network=name, seed=seed)
-            for name in NETWORKS
-            for seed in seeds
-        ]
-    )
     with atomic_path(REPORTS / "history.csv") as temporary:
         means = {
             f"{name}_": seed_means(history).drop(columns="seed")

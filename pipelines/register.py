@@ -43,20 +43,22 @@ def register() -> None:
     """Completes the runs in MLflow and registers the winner on the validation split."""
     params, training = load_params(RegisterParams), load_params(TrainParams)
     figures = json.loads((REPORTS / "metrics.json").read_text())
+    trained = {
+        name: json.loads((TRAINED / name / "run.json").read_text())["run_id"]
+        for name in figures["runs"]
+    }
     for name, found in figures["runs"].items():
         network = name.rpartition("-")[0]
-        step(runs.complete_run, retries=2)(
-            run_of(name)["run_id"],
-            {f"{s}_{key}": value for s in ("valid", "test") for key, value in found[s].items()}
-            | {f"over_seeds_test_{key}": v for key, v in figures["test"][network].items()}
-            | {f"test_copy_{key}": value for key, value in figures["test"]["copy"].items()},
-            {
-                "winner": str(network == figures["winner"]),
-                "split": figures["split"]["method"],
-                "recipe": runs.recipe(),
-            },
-            [TRAINED / name / "weights.safetensors", *(REPORTS / f for f in ATTACHED)],
-        )
+        metrics = {f"{s}_{key}": v for s in ("valid", "test") for key, v in found[s].items()}
+        metrics |= {f"over_seeds_test_{key}": v for key, v in figures["test"][network].items()}
+        metrics |= {f"test_copy_{key}": v for key, v in figures["test"]["copy"].items()}
+        tags = {
+            "winner": str(network == figures["winner"]),
+            "split": figures["split"]["method"],
+            "recipe": runs.recipe(),
+        }
+        files = [TRAINED / name / "weights.safetensors", *(REPORTS / file for file in ATTACHED)]
+        step(runs.complete_run, retries=2)(trained[name], metrics, tags, files)
 
     winner, chosen = figures["winner"], f"{figures['winner']}-{figures['winner_seed']}"
     network = load_network(
@@ -74,14 +76,15 @@ def register() -> None:
                 "nothing was registered"
             )
         print(f"ONNX Runtime and PyTorch agree within {difference:.1e} in probability")
-        lineage = runs.lineage()
         inputs = step(describe)(load_slices("train").images, images)
+        lineage = runs.lineage()
+        copy = {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]}
         write_json(
             folder / "model.json",
             {
                 "name": params.model_name,
                 "version": "candidate",
-                "run_id": run_of(chosen)["run_id"],
+                "run_id": trained[chosen],
                 "digest": versions.digest_of(folder / "model.onnx"),
                 "architecture": winner,
                 "image_size": images.shape[-1],
@@ -90,38 +93,32 @@ def register() -> None:
                 "git_sha": lineage["git_sha"],
                 "split": figures["split"],
                 "validation": figures["runs"][chosen]["valid"],
-                "test": figures["runs"][chosen]["test"]
-                | {"copy_mean_dice": figures["test"]["copy"]["mean_dice"]},
-                # By which promote recognises whether a later test set is still this one.
+                "test": figures["runs"][chosen]["test"] | copy,
+                # Tells promote whether a later test set is the same.
                 "test_set": fingerprint(load_manifest().query("split == 'test'")),
                 "inputs": inputs,
             },
         )
-        write_json(Path(scratch, FILE), step(looks)(winner, figures["winner_seed"], inputs["side"]))
-        step(runs.complete_run, retries=2)(run_of(chosen)["run_id"], {}, {}, [Path(scratch, FILE)])
+        write_json(folder / FILE, step(looks)(winner, figures["winner_seed"], inputs["side"]))
+        step(runs.complete_run, retries=2)(trained[chosen], {}, {}, [folder / FILE])
         version = step(versions.register, retries=2)(folder, params.model_name)
         info = json.loads((folder / "model.json").read_text())
-    write_json(
-        CANDIDATE, {key: info[key] for key in ("version", "run_id", "digest", "architecture")}
-    )
+    keys = ("version", "run_id", "digest", "architecture")
+    write_json(CANDIDATE, {key: info[key] for key in keys})
     print(f"{chosen} is version {version}, sha256 {info['digest']}")
 
 
 def looks(network: str, seed: int, side: int) -> dict[str, Any]:
     """The reference that the drift flow will compare served slices with."""
-    splits, manifest = ("train", "valid"), load_manifest()
-    images = chain.from_iterable(load_slices(split).images for split in splits)
-    groups = pd.concat([manifest.loc[manifest["split"] == s, "split_group"] for s in splits])
+    manifest = load_manifest()
+    images = chain.from_iterable(load_slices(split).images for split in ("train", "valid"))
+    groups = pd.concat(
+        [manifest.loc[manifest["split"] == s, "split_group"] for s in ("train", "valid")]
+    )
     scored = pd.read_csv(REPORTS / "per_slice.csv")
     scored = scored.query("split == 'valid' and method == @network and seed == @seed")
     found = (scored["tp"] + scored["fp"]) / scored[["tp", "fp", "fn", "tn"]].sum(axis=1)
     return reference(images, groups, side, found, scored["group"])
-
-
-def run_of(name: str) -> dict[str, Any]:
-    """What the train stage noted about a training, such as `unet-0`."""
-    found: dict[str, Any] = json.loads((TRAINED / name / "run.json").read_text())
-    return found
 
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@
 below FOLDER; typed again, it goes on where it was interrupted.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
-from pipelines._flow import main, stage
+from pipelines._flow import main, parser, stage
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference.archive import (
-    Row,
     Work,
     chunks,
     opened,
@@ -31,11 +29,11 @@ def segment() -> None:
     Raises:
         InputError: It cannot begin, or some files have no mask at the end.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipelines.segment", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the archive")
-    parser.add_argument("--output", type=Path, required=True, help="folder for masks and table")
-    parser.add_argument("--model", type=Path, help="a model folder, in place of the champion")
-    chosen = parser.parse_args()
+    options = parser()
+    options.add_argument("folder", type=Path, help="the archive")
+    options.add_argument("--output", type=Path, required=True, help="folder for masks and table")
+    options.add_argument("--model", type=Path, help="a model folder, in place of the champion")
+    chosen = options.parse_args()
     params = load_params(SegmentParams)
     model = chosen.model or packaged_model(ensure_current_bento(", or give --model FOLDER")["tag"])
     work = Work.of(chosen.folder, chosen.output, model, params)
@@ -48,7 +46,7 @@ def segment() -> None:
         def archive() -> None:
             print(f"{len(jobs)} files, {len(known)} of them done already; {len(todo)} tasks")
             start = time.monotonic()
-            calls = {f"part {n} of {len(todo)}": (work, part, n) for n, part in enumerate(todo, 1)}
+            calls = {f"part {n} of {len(todo)}": (work, part) for n, part in enumerate(todo, 1)}
             found = outcomes(segment_chunk, calls, params.retries)
             for call, outcome in zip(calls.values(), found, strict=True):
                 if isinstance(outcome, InputError):
@@ -57,7 +55,8 @@ def segment() -> None:
                     outcome = rows_of_failed(*call, outcome)
                 rows.update((row.path, row) for row in outcome)
                 print(f"{len(rows)} of {len(jobs)} files")
-            slices, seconds = _slices(rows) - _slices(known), time.monotonic() - start
+            seconds = time.monotonic() - start
+            slices = sum(row.slices or 0 for name, row in rows.items() if name not in known)
             print(f"{slices} slices in {seconds:.1f} s, {slices / seconds:.1f} a second")
 
         archive()
@@ -65,10 +64,6 @@ def segment() -> None:
     failed = sum(row.error is not None for row in rows.values())
     if failed:
         raise InputError(f"{failed} of {len(rows)} files have no mask: {table} says why")
-
-
-def _slices(rows: dict[str, Row]) -> int:
-    return sum(row.slices or 0 for row in rows.values())
 
 
 if __name__ == "__main__":

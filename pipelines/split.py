@@ -33,11 +33,11 @@ def split() -> None:
         result = step(grouped)(table, pairs, *blocks, params.seed)
     else:
         result = step(official)(table, pairs, *blocks)
-    empty = [name for name in SPLITS if not (result["split"] == name).any()]
+    empty = [name for name in SPLITS if name not in set(result["split"])]
     if empty:
         raise InputError(
             f"split: no slice would be in {' and '.join(empty)}: {result['split_group'].nunique()} "
-            f"groups do not divide; set split.method: official in params.yaml, or add data"
+            "groups do not divide; set split.method: official in params.yaml, or add data"
         )
     result = mark_leaks(result, pairs, SPLITS)
     write_json(Path("reports/split.json"), describe(result, params.method))
@@ -49,19 +49,19 @@ def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
     used = table[table["split"] != EXCLUDED]
     counts = used["split"].value_counts()
     assignment = "\n".join(sorted(table["path"] + " " + table["split"]))
-    torn = used.groupby("split_group")["split"].nunique() > 1
+    divided = used.groupby("split_group")["split"].nunique() > 1
     figures: dict[str, object] = {
         "method": method,
         "digest": hashlib.sha256(assignment.encode()).hexdigest(),
         "slices": {name: int(counts.get(name, 0)) for name in SPLITS},
         "shares": {name: round(float(counts.get(name, 0) / len(used)), 4) for name in SPLITS},
-        "set_aside": int((table["split"] == EXCLUDED).sum()),
-        "groups": len(torn),
-        "groups_torn_apart": int(torn.sum()),
+        "excluded": int((table["split"] == EXCLUDED).sum()),
+        "groups": len(divided),
+        "groups_divided": int(divided.sum()),
         "slices_with_neighbour_elsewhere": int(used["neighbour_elsewhere"].sum()),
         "slices_with_near_duplicate_elsewhere": int(used["near_duplicate_elsewhere"].sum()),
         "slices_with_duplicate_elsewhere": int(used["duplicate_elsewhere"].sum()),
-        "controls": baseline_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
+        "baselines": baseline_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
     }
     for name, value in figures.items():
         print(f"{name}: {value}")

@@ -1,6 +1,5 @@
 """train: arrays → weights, for one network and seed a call: `python -m pipelines.train unet 0`."""
 
-import argparse
 import hashlib
 import shutil
 import sys
@@ -10,11 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger
 
-from pipelines._flow import main, stage, step
+from pipelines._flow import main, parser, stage, step
 from pipelines.augment import POLICY
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import atomic_path, write_json
+from tumorseg.core.files import write_json, write_text
 from tumorseg.core.params import NETWORKS, AugmentParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, load_slices
 from tumorseg.registry import runs as tracking
@@ -46,8 +45,7 @@ def train(network: str, seed: int) -> None:
         },
         known.read_text() if known.exists() else None,
     )
-    with atomic_path(known) as temporary:
-        temporary.write_text(str(logger.run_id))
+    write_text(known, str(logger.run_id))
     summary = step(train_here, name="train")(network, seed, logger)
     write_json(TRAINED / f"{network}-{seed}" / "run.json", summary | {"run_id": logger.run_id})
     shutil.rmtree(checkpoints)
@@ -71,10 +69,9 @@ def train_here(network: str, seed: int, logger: Logger | None = None) -> dict[st
 
 
 def unfinished(network: str, seed: int, params: TrainParams) -> Path:
-    """The folder of this very training's checkpoints.
+    """The folder of a training's checkpoints, named by a digest of its data, parameters and code.
 
-    Its name is a digest of data, parameters and code, so that nothing is resumed that would come
-    to other weights.
+    So only a training that would come to the same weights is resumed.
     """
     if not POLICY.exists():
         raise InputError(f"{POLICY}: is not there; run `dvc repro augment`")
@@ -96,8 +93,8 @@ def run(network: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__)
-    parser.add_argument("network", choices=NETWORKS)
-    parser.add_argument("seed", type=int)
-    chosen = parser.parse_args()
+    options = parser()
+    options.add_argument("network", choices=NETWORKS)
+    options.add_argument("seed", type=int)
+    chosen = options.parse_args()
     main(run, chosen.network, chosen.seed)

@@ -71,14 +71,15 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def prefect_url(tmp_path_factory: pytest.TempPathFactory):
     """The address of a Prefect server for all tests that run flows."""
-    from tumorseg.core.prefect_server import background, free_port
+    from tumorseg.core.prefect_server import free_port
+    from tumorseg.core.processes import background
 
     url = f"http://127.0.0.1:{(port := free_port(0))}/api"
     log = tmp_path_factory.mktemp("prefect") / "server.log"
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with background(command, log):
         deadline = time.monotonic() + 120
-        while not environment.answers(url):
+        while not environment.answers(f"{url}/health"):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield url

@@ -1,4 +1,4 @@
-"""The `tumorseg` command: runs, looks and serves."""
+"""The `tumorseg` command: import data, run the pipeline, compare, serve and predict."""
 
 import json
 import os
@@ -18,6 +18,8 @@ import typer
 from tumorseg.core import environment, experiments
 from tumorseg.core.environment import PACKAGED
 from tumorseg.core.errors import InputError
+from tumorseg.core.params import PackageParams, RegisterParams, load_params
+from tumorseg.core.prefect_server import mlflow_ui, prefect_server
 from tumorseg.data import dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
@@ -25,9 +27,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Put a data set under data/, t
 app.add_typer(data_app, name="data")
 
 if TYPE_CHECKING:  # MLflow and the readers of NIfTI and DICOM take seconds to import
-    from tumorseg.core.params import RegisterParams
     from tumorseg.importers import Summary
-    from tumorseg.registry.decisions import Decision
 
 METRICS = Path("reports/metrics.json")
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 @app.callback()
 def _begin(context: typer.Context) -> None:
-    if context.invoked_subcommand != "predict":  # which has its model from elsewhere, if told to
+    if context.invoked_subcommand != "predict":  # which works anywhere if its model is named
         _check_in_repository()
     environment.set_up()
 
@@ -68,31 +68,26 @@ def run(
     ] = None,
 ) -> None:
     """Pull the data, run what is out of date, and end with the comparison table."""
-    from tumorseg.core.prefect_server import prefect_server
-
     command = experiments.command(experiment, changes or [])
-    clock = Clock()
     with prefect_server() as url:
-        clock.lap("start Prefect")
         print(f"Prefect: {url.removesuffix('/api')}", flush=True)
         if not Path("data").exists():
             dataset.pull()
-            clock.lap("dvc pull")
-        code = reproduce(clock, command)
+        code, times = reproduce(command)
     if code:
         sys.exit("tumorseg run: a stage failed; its message is above, and nothing after it ran")
     table()
     bento = json.loads(PACKAGED.read_text())
     print(f"\nserved model: {bento['tag']} (version {bento['version']})")
-    print(f"time: {clock}")
-    print("reports: reports/report.html (the comparison), reports/audit.html (what the data can")
-    print("         show), reports/*_card.md, reports/*.png, reports/metrics.json")
+    print(f"time: {times}")
+    print("reports: reports/report.html (comparison), reports/audit.html (data), reports/*.png")
     print("next: `make serve` (http://localhost:3000), `make ui` (MLflow and Prefect),")
     print("      `.venv/bin/tumorseg data use FOLDER` for your own images, then `make run` again")
 
 
-def reproduce(clock: "Clock", command: list[str]) -> int:
-    """Runs a `dvc` command, a lap a stage, and returns its exit status."""
+def reproduce(command: list[str]) -> tuple[int, str]:
+    """Runs a `dvc` command; returns its exit status, and the wall time of each stage as a text."""
+    begins = {"dvc": time.monotonic()}
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", *command],
         stdout=subprocess.PIPE,  # standard error stays a terminal, for the progress bar
@@ -100,32 +95,13 @@ def reproduce(clock: "Clock", command: list[str]) -> int:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
-        current = "dvc"
         for line in process.stdout:
             print(line, end="", flush=True)
             if match := re.match(r"Running stage '(.+)'", line):
-                clock.lap(current)
-                current = match[1]
-        clock.lap(current)
-    return process.returncode
-
-
-class Clock:
-    """Wall time since the last lap, by name."""
-
-    def __init__(self) -> None:
-        self.laps: list[str] = []
-        self.last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Ends a lap."""
-        now = time.monotonic()
-        self.laps.append(f"{name} {now - self.last:.0f} s")
-        self.last = now
-
-    def __str__(self) -> str:
-        """All laps, comma-separated."""
-        return ", ".join(self.laps)
+                begins[match[1]] = time.monotonic()
+    ends = [*list(begins.values())[1:], time.monotonic()]
+    laps = [f"{name} {end - begins[name]:.0f} s" for name, end in zip(begins, ends, strict=True)]
+    return process.returncode, ", ".join(laps)
 
 
 @app.command()
@@ -144,15 +120,12 @@ def table() -> None:
 @app.command()
 def ui() -> None:
     """Show the MLflow and Prefect pages until Ctrl-C."""
-    from tumorseg.core.params import RegisterParams, load_params
-    from tumorseg.core.prefect_server import mlflow_ui, prefect_server
     from tumorseg.registry.runs import page
 
     runs = page(load_params(RegisterParams).experiment)
     with prefect_server() as prefect, mlflow_ui() as mlflow:
-        print(
-            f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}\nCtrl-C ends both."
-        )
+        print(f"MLflow   {mlflow}{runs}\nPrefect  {prefect.removesuffix('/api')}")
+        print("Ctrl-C ends both.")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # or both would live on
         try:
             while True:
@@ -174,9 +147,8 @@ def serve(
 
     check_reach(host)
     packaged = ensure_current_bento()
-    for name, value in environment.SERVING.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("TUMORSEG_STATISTICS", str(environment.STATISTICS.resolve()))
+    defaults = environment.SERVING | {"TUMORSEG_STATISTICS": str(environment.STATISTICS.resolve())}
+    os.environ |= defaults | os.environ
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     os.execv(sys.executable, [*command, "--port", str(port)])
 
@@ -225,16 +197,13 @@ def rollback(
     reason: Annotated[str | None, typer.Option(help="Why, for the history.")] = None,
 ) -> None:
     """Put an earlier champion back and package it."""
-    from tumorseg.core.params import PackageParams, load_params
     from tumorseg.registry.promotion import roll_back
 
     start = time.monotonic()
     made, packaged = roll_back(_registry(), load_params(PackageParams), to, reason)
     left = made.champion or {}
-    print(
-        f"champion: version {made.before} (sha256 {left.get('digest')}) → "
-        f"version {made.version} (sha256 {made.challenger['digest']})"
-    )
+    print(f"champion: version {made.before} (sha256 {left.get('digest')}) →", end=" ")
+    print(f"version {made.version} (sha256 {made.challenger['digest']})")
     print(f"packaged: {packaged['tag']}, sha256 {packaged['digest']}")
     print(f"took {time.monotonic() - start:.1f} s; a service that runs serves it once restarted")
 
@@ -255,14 +224,14 @@ def history() -> None:
     name = _registry().model_name
     made = decisions.history(name)
     if not made:
-        print("nothing has been decided yet: `make run` registers a first model")
-        return
+        raise InputError("nothing has been decided yet: `make run` registers a first model")
     champion = versions.champion(name)
-    print("| when (UTC) | who | what | champion | why | figures |")
-    print("|---|---|---|---|---|---|")
+    print("| when (UTC) | who | what | champion | why |")
+    print("|---|---|---|---|---|")
     for one in made:
-        cells = [f"{datetime.fromisoformat(one.when):%Y-%m-%d %H:%M:%S}", one.who]
-        cells += [f"{one.decision} {one.version}", _alias_move(one), one.why, _figures(one)]
+        move = f"{one.before or 'none'} → {one.serving}" if one.moves else f"{one.before} stays"
+        when = f"{datetime.fromisoformat(one.when):%Y-%m-%d %H:%M:%S}"
+        cells = [when, one.who, f"{one.decision} {one.version}", move, one.why]
         plain = [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
         print(f"| {' | '.join(plain)} |")
     now = None if champion is None else str(champion.version)
@@ -270,38 +239,14 @@ def history() -> None:
         print(f"the champion is {now or 'none'}: the last decision was not carried out, or undone")
 
 
-def _registry() -> "RegisterParams":
+def _registry() -> RegisterParams:
     """The register section, once MLflow is known to answer."""
-    from tumorseg.core.params import RegisterParams, load_params
     from tumorseg.registry.runs import unreachable
 
     target = load_params(RegisterParams)
     if reason := unreachable():
-        raise InputError(
-            f"MLflow cannot be reached ({reason}): type `make run` first, or set "
-            "MLFLOW_TRACKING_URI to where it is"
-        )
+        raise InputError(f"no MLflow ({reason}): type `make run`, or set MLFLOW_TRACKING_URI")
     return target
-
-
-def _alias_move(made: "Decision") -> str:
-    before = made.before or "none"
-    return f"{before} → {made.serving}" if made.moves else f"{before} stays"
-
-
-def _figures(made: "Decision") -> str:
-    found = made.figures
-    if gap := found.get("difference"):
-        return (
-            f"Dice {found['challenger_mean_dice']:.4f}, champion "
-            f"{found['champion_mean_dice']:.4f}, gain {gap['mean']:+.4f} "
-            f"({gap['low']:+.4f} to {gap['high']:+.4f})"
-        )
-    if "challenger_mean_dice" in found:
-        return f"Dice {found['challenger_mean_dice']:.4f}"
-    dice = [found.get(name) for name in ("before_test_dice", "after_test_dice")]
-    shown = ["–" if value is None else f"{value:.4f}" for value in dice]
-    return f"Dice when registered {shown[0]} → {shown[1]}"
 
 
 @app.command()
@@ -352,9 +297,9 @@ def data_labels(
     """Put the COCO labels in FOLDER's train/, valid/ and test/ on the same images."""
     from tumorseg.data import labels
 
-    print("the present labels, judged by those of", folder)
+    print("the present labels, compared with those of", folder)
     print(labels.table(labels.compare_labels(folder, Path("data"))))
-    print("A perfect model of the present labels would reach these figures, judged by the others.")
+    print("A perfect model of the present labels would reach these figures on the others.")
     if not dry_run:
         labels.use_labels(folder)
         print("data/ now has the other labels, recorded in data.dvc.")

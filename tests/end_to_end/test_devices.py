@@ -1,4 +1,4 @@
-"""Several processes train as one does, and the Trainer's options follow from params."""
+"""Several processes train as one does."""
 
 import json
 import os
@@ -37,7 +37,6 @@ def test_the_effective_batch_stays(given: dict, expected: tuple[int, int]) -> No
     at_once, passes = trainer.micro_batches(params)
     assert (at_once, passes) == expected
     assert at_once * passes * params.devices * params.nodes == 16
-    assert trainer.trainer_options(params)["accumulate_grad_batches"] == passes
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -49,6 +48,10 @@ def test_slices_are_dealt_out_without_loss(processes: int) -> None:
     alone = [i for _, i in EpochSampler(50, 3)]
     batch = [i for hand in dealt for i in hand[: 12 // processes]]
     assert sorted(batch) == sorted(alone[:12])
+    second = EpochSampler(50, 3)
+    second.set_epoch(1)
+    assert sorted(i for _, i in second) == list(range(50)) != [i for _, i in second]
+    assert [i for _, i in second] != alone and {epoch for epoch, _ in second} == {1}
 
 
 def test_a_last_step_of_several_passes_is_the_mean_of_its_slices_too(workplace, tmp_path) -> None:
@@ -65,14 +68,6 @@ def test_a_last_step_of_several_passes_is_the_mean_of_its_slices_too(workplace, 
     # Gradients further down are so small that Adam makes much of their rounding.
     upper = [name for name in first if name.startswith(("decoders", "upsamplers", "head"))]
     assert upper and all(torch.allclose(first[n], second[n], atol=1e-5) for n in upper)
-
-
-def test_more_gpus_than_there_are_is_named(workplace, train_params, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    several = train_params.model_copy(update={"common": common(devices=2)})
-    with pytest.raises(InputError, match=r"devices is 2, but there are 1 GPUs"):
-        fit(workplace, "unet", several, tmp_path)
 
 
 def test_nodes_without_an_address_are_named(workplace, train_params, tmp_path, monkeypatch) -> None:
@@ -129,7 +124,7 @@ def free_port() -> str:
 
 
 def start(workplace, out: Path, devices: int, nodes: int, **variables: str) -> subprocess.Popen:
-    """Starts a training in a process of its own."""
+    """Starts a training in another process."""
     (out / "worker.py").write_text(WORKER)
     # Batch normalisation and the Dice of a batch see each process's share only; without them
     # the sum of two gradients is the gradient.

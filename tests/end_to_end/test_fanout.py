@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -32,24 +31,21 @@ SECRET = "SMITH-JOHN"
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8786", "http://a:8786", "tcp://a", "tcp://a:b", "tcp://a b:1", ""]
+    ("address", "valid"),
+    [
+        *((wrong, False) for wrong in ("localhost:8786", "http://a:8786", "tcp://a", "tcp://a:b")),
+        *((right, True) for right in ("tcp://10.0.0.1:8786", "tls://host.name:1", "tcp://[::1]:1")),
+    ],
 )
-def test_what_is_no_address_of_a_scheduler_is_named(tmp_path, address) -> None:
+def test_addresses_of_schedulers_are_checked(tmp_path, address, valid) -> None:
     document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     document["segment"]["scheduler"] = address
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError, match=r"segment\.scheduler"):
-        load_params(SegmentParams, tmp_path / "params.yaml")
-
-
-@pytest.mark.parametrize(
-    "address", ["tcp://10.0.0.1:8786", "tls://host.name:1", "tcp://[::1]:8786"]
-)
-def test_an_address_of_a_scheduler_is_taken(tmp_path, address) -> None:
-    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    document["segment"]["scheduler"] = address
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
-    assert load_params(SegmentParams, tmp_path / "params.yaml").scheduler == address
+    if valid:
+        assert load_params(SegmentParams, tmp_path / "params.yaml").scheduler == address
+    else:
+        with pytest.raises(InputError, match=r"segment\.scheduler"):
+            load_params(SegmentParams, tmp_path / "params.yaml")
 
 
 def told(scheduler: str) -> str:
@@ -136,26 +132,19 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Those that have a line to write, so that they are in the midst of a chunk."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            files = [Path(file.path) for file in child.open_files()]
-        except psutil.Error:
-            continue
-        if any(file.suffix == ".jsonl" for file in files):
-            found.append(child)
-    return found
-
-
 @pytest.mark.long
-def test_one_and_two_workers_write_the_same_masks(place) -> None:
+def test_one_worker_and_two_of_which_one_is_killed_write_the_same_masks(place) -> None:
     place.configure(workers=1, threads=2)
     one = segmented(place, "one")
     place.configure(workers=2)
-    two = segmented(place, "two")
-    assert one == two
+    process = place.start("two")
+    wait_for(lambda: len(masks(place.root / "two")) > 30, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    max(children, key=lambda child: child.cpu_times().user).kill()  # a busy worker
+    assert len(masks(place.root / "two")) < 90  # midway
+    assert process.wait(300) == MISTAKE, (place.root / "log").read_text()
+    assert masks(place.root / "two") == one
+    assert not list((place.root / "two").rglob(".[0-9]*_mask.png"))
     tables = [(place.root / name / "summary.csv").read_text() for name in ("one", "two")]
     assert tables[0] == tables[1] and "bad.png" in tables[0]
     # Neither what is printed nor what Prefect keeps names a file or a folder below the archive.
@@ -168,28 +157,9 @@ def test_one_and_two_workers_write_the_same_masks(place) -> None:
 
 
 @pytest.mark.long
-def test_a_killed_worker_loses_nothing(place) -> None:
-    whole = segmented(place, "undisturbed")
-    process = place.start("disturbed")
-    wait_for(lambda: len(masks(place.root / "disturbed")) > 30 and workers_of(process), process)
-    victim = workers_of(process)[0]
-    os.kill(victim.pid, signal.SIGKILL)
-    at = len(masks(place.root / "disturbed"))
-    assert at < 90  # midway
-    assert process.wait(300) == MISTAKE, (place.root / "log").read_text()
-    assert not psutil.pid_exists(victim.pid)
-    assert masks(place.root / "disturbed") == whole
-    tables = [
-        (place.root / name / "summary.csv").read_text() for name in ("undisturbed", "disturbed")
-    ]
-    assert tables[0] == tables[1]
-    assert not list((place.root / "disturbed").rglob(".[0-9]*_mask.png"))
-
-
-@pytest.mark.long
 def test_a_killed_flow_goes_on_where_it_was(place) -> None:
     process = place.start("out")
-    wait_for(lambda: len(masks(place.root / "out")) > 30 and workers_of(process), process)
+    wait_for(lambda: len(masks(place.root / "out")) > 30, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
@@ -208,11 +178,8 @@ def test_a_scheduler_that_is_there_already_is_used(place) -> None:
         n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
     ) as cluster:
         place.configure(scheduler=cluster.scheduler_address)
-        found = segmented(place, "there")
+        segmented(place, "there")
         assert len(cluster.workers) == 2  # and left as it was
-    shutil.rmtree(place.root / "there")
-    place.configure()
-    assert segmented(place, "there") == found
 
 
 @pytest.mark.long
@@ -228,40 +195,25 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
     document["crossvalidate"] |= {"folds": 2, "workers": 2, "threads": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(document))
 
-    def run() -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.crossvalidate"],
-            cwd=root,
-            env=place.env,
-            capture_output=True,
-            text=True,
-        )
+    def run() -> None:
+        command = [sys.executable, "-m", "pipelines.crossvalidate"]
+        done = subprocess.run(command, cwd=root, env=place.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
 
     run()
     before = workplace["manifest"].iloc[::-1]  # arrays of another order, as after a new split
     with pytest.raises(InputError, match="dvc repro augment"):
         check_made_of(before, root / "artifacts" / "augment" / "arrays")
     table = pd.read_csv(root / "reports" / "crossvalidation.csv")
-    assert list(zip(table["fold"], table["network"], strict=True)) == [
-        (1, "unet"),
-        (1, "attention_unet"),
-        (2, "unet"),
-        (2, "attention_unet"),
-    ]
+    assert table["fold"].tolist() == [1, 1, 2, 2]
+    assert table["network"].tolist() == 2 * ["unet", "attention_unet"]
     assert table.drop_duplicates("fold")["valid_slices"].sum() == 17
     for row in table.itertuples():
         (folder,) = (root / ".state" / "crossvalidate" / f"{row.network}-{row.fold}").iterdir()
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "history.csv",
-            "lock",
-            "run.json",
-            "weights.safetensors",
-        ]
+        assert {p.name for p in folder.iterdir()} >= {"run.json", "weights.safetensors"}
         assert json.loads((folder / "run.json").read_text())["val_dice"] == row.val_dice
     page = (root / "reports" / "crossvalidation.md").read_text()
-    assert "| attention_unet − unet |" in page and page.count("\n| ") == 5
+    assert "attention_unet − unet |" in page and page.count("\n| ") == 8
     weights = sorted((root / ".state" / "crossvalidate").rglob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in weights]
     weights[0].with_name("run.json").unlink()  # as if it had been killed at its very end

@@ -36,8 +36,7 @@ def script(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engines", "chosen"),
-    [(["docker"], "docker"), (["podman"], "podman"), (["podman", "docker"], "docker")],
+    ("engines", "chosen"), [(["podman"], "podman"), (["podman", "docker"], "docker")]
 )
 def test_the_engine_that_is_there_makes_it(tmp_path, engines, chosen) -> None:
     done = make_image(tmp_path, engines)
@@ -46,13 +45,11 @@ def test_the_engine_that_is_there_makes_it(tmp_path, engines, chosen) -> None:
     assert f"run it: {chosen} run" in done.stdout
 
 
-def test_without_an_engine_it_says_so(tmp_path) -> None:
-    done = make_image(tmp_path, [])
+@pytest.mark.parametrize(
+    ("engines", "answer", "message"),
+    [([], TAG, "neither docker nor podman is on PATH"), (["podman"], NONE, "no bento")],
+)
+def test_without_an_engine_or_a_package_it_says_so(tmp_path, engines, answer, message) -> None:
+    done = make_image(tmp_path, engines, answer)
     assert done.returncode != 0 and "bentoml" not in done.stdout
-    assert "neither docker nor podman is on PATH" in done.stderr
-
-
-def test_without_a_package_it_says_so(tmp_path) -> None:
-    done = make_image(tmp_path, ["podman"], NONE)
-    assert done.returncode != 0 and "bentoml" not in done.stdout
-    assert "no bento" in done.stderr
+    assert message in done.stderr

@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,12 +18,12 @@ import yaml
 from filelock import FileLock
 
 from tests.conftest import REPOSITORY
-from tests.integration.test_alerts import Receiver
-from tests.support.inboxes import contents
 from tests.support.retraining import DECISION, git, make_repository, phantom_batch, variables
+from tests.support.samples import contents
+from tests.support.webhook import webhook
 from tumorseg.core.alerts import VARIABLE
-from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.processes import find
+from tumorseg.core.errors import StageError
+from tumorseg.core.processes import marked
 from tumorseg.data import dataset
 
 pytestmark = pytest.mark.long
@@ -49,11 +48,9 @@ def repository(template, tmp_path, monkeypatch, prefect_url) -> Path:
 
 @pytest.fixture
 def alerts(monkeypatch):
-    found = Receiver()
-    monkeypatch.setenv(VARIABLE, found.url)
-    yield found.bodies
-    found.server.shutdown()
-    found.server.server_close()
+    with webhook() as receiver:
+        monkeypatch.setenv(VARIABLE, receiver.url)
+        yield receiver.bodies
 
 
 @contextmanager
@@ -138,16 +135,6 @@ def test_a_failure_is_told_and_its_data_are_in_the_next_page(
     assert "| coco | 6 |" in last_artifact() and len(alerts) == 1
 
 
-def test_what_may_name_a_patient_is_not_told(repository, monkeypatch, alerts) -> None:
-    with (
-        faked(monkeypatch, InputError("inbox/Jane_Doe/1.png: is broken")) as (retrain, _),
-        pytest.raises(InputError),
-    ):
-        retrain()
-    assert alerts[0]["sentence"] == "InputError; the run's log says more"
-    assert "Jane" not in json.dumps(alerts) + last_artifact()
-
-
 def test_retries_wait_longer_each_time(repository, monkeypatch, alerts) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["retrain"] |= {"retries": 2, "retry_delay_seconds": 0.2}
@@ -156,27 +143,6 @@ def test_retries_wait_longer_each_time(repository, monkeypatch, alerts) -> None:
     with faked(monkeypatch, blinked) as (retrain, ran), pytest.raises(OSError, match="blinked"):
         retrain()
     assert ran.count("train") == 3 and len(alerts) == 1
-
-
-def test_what_was_taken_back_is_tried_again(repository, monkeypatch, alerts) -> None:
-    from tumorseg.importers import intake
-
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params["retrain"]["retries"] = 1
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-    real, tries = intake.dvc, []
-
-    def once_failing(*words: str) -> str:
-        tries.append(words)
-        if len(tries) == 1:
-            raise InputError("dvc add: the lock is held")
-        return real(*words)
-
-    monkeypatch.setattr(intake, "dvc", once_failing)
-    with faked(monkeypatch) as (retrain, _):
-        retrain()
-    assert len(tries) == 2 and not alerts
-    assert "| coco | 6 |" in last_artifact() and not any(Path("inbox").iterdir())
 
 
 def test_a_full_disk_leaves_all_as_it_was_and_names_nobody(repository, monkeypatch, alerts) -> None:
@@ -191,6 +157,7 @@ def test_a_full_disk_leaves_all_as_it_was_and_names_nobody(repository, monkeypat
         retrain()
     assert not ran and {name: contents(Path(name)) for name in before} == before
     assert alerts[0]["sentence"] == "OSError; the run's log says more"
+    assert "Jane" not in json.dumps(alerts) + last_artifact()
     assert alerts[0]["stage"].startswith("take in ")
 
 
@@ -243,9 +210,8 @@ def test_a_dry_run_changes_nothing(repository) -> None:
     shutil.copy(copied, repository / "inbox" / "second" / "t.jpg")
 
     def everything() -> dict:
-        state = {k: v for k, v in contents(repository).items() if not k.startswith(".state/")}
-        state = {k: v for k, v in state.items() if not k.startswith((".dvc/tmp", ".git/index"))}
-        return state
+        logs = (".state/", ".dvc/tmp", ".git/index")
+        return {k: v for k, v in contents(repository).items() if not k.startswith(logs)}
 
     before = everything()
     done = subprocess.run(
@@ -253,40 +219,12 @@ def test_a_dry_run_changes_nothing(repository) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert everything() == before
-    said = done.stdout
-    assert "inbox/Jane_Doe (coco, 6 slices): " in said and "would go to train" in said
-    assert "t.jpg: is a test slice, byte for byte" in said and "1 to quarantine/" in said
-    assert "out of date by `dvc status`: validate, split" in said
+    for words in (
+        "inbox/Jane_Doe (coco, 6 slices): ", "would go to train", "1 to quarantine/",
+        "t.jpg: is a test slice, byte for byte", "out of date by `dvc status`: validate, split",
+    ):  # fmt: skip
+        assert words in done.stdout
     assert not Path(".state/retrain").exists()
-
-
-KILLED = """
-import os, signal
-import pipelines.retrain as module
-def reproduce(name):
-    print("at", name, flush=True)
-    if name == "train":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return [name]
-module.reproduce = reproduce
-module.retrain()
-"""
-
-
-def test_a_killed_run_is_found_marked_and_told(repository, monkeypatch, alerts) -> None:
-    named = {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_DESC"}
-    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    killed = ask("flow_runs", named)[0]
-    assert killed["state_name"] == "Running" and not alerts
-    with faked(monkeypatch) as (retrain, _):
-        retrain()
-    after, before = ask("flow_runs", named)[:2]
-    assert before["id"] == killed["id"] and before["state_name"] == "Crashed"
-    assert after["state_name"] == "Completed"
-    (body,) = alerts
-    assert body["sentence"] == "its process was killed" and killed["id"] in body["run_url"]
-    assert "| coco | 6 |" in last_artifact()  # what the killed one took in
 
 
 REAL = """
@@ -296,65 +234,90 @@ module.retrain()
 """
 
 
-def test_killed_in_a_real_stage_the_next_run_ends_what_is_left_and_goes_on(repository) -> None:
+def test_killed_in_a_stage_the_next_run_ends_the_stage_and_goes_on(repository, alerts) -> None:
     decided = Path("artifacts/promote/decision.json")
     decided.parent.mkdir(parents=True)
     decided.write_text(json.dumps(DECISION))
     first = subprocess.Popen([sys.executable, "-c", REAL], stdout=subprocess.DEVNULL)
-    note = Path(".state/retrain/child")
     deadline = time.monotonic() + 240
-    while not note.exists() or not (child := find(note.read_text())) or not child.children():
+    while len(left := marked(str(Path(".state/retrain.lock").resolve()))) < 2:  # dvc and a stage
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    stage = child.children()[0]
     first.kill()
     first.wait()
-    assert child.is_running() and stage.is_running()  # both outlive the flow
+    assert all(process.is_running() for process in left) and not alerts
     again = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert not any(process.is_running() for process in (child, stage))
+    assert not any(process.is_running() for process in left)
+    named = {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_DESC"}
+    after, before = ask("flow_runs", named)[:2]
+    assert (after["state_name"], before["state_name"]) == ("Completed", "Crashed")
+    (body,) = alerts
+    assert body["sentence"] == "its process was killed" and before["id"] in body["run_url"]
     table = pd.read_parquet("artifacts/split/manifest.parquet")
     assert table["split"].value_counts()["test"] == 5 and len(table) == 22 + 6
     assert "Ran: validate, split." in last_artifact() and "| coco | 6 |" in last_artifact()
     changed = git(repository, "show", "--format=", "--name-only", "HEAD").split()
     assert changed == ["dvc.lock", "reports/audit.json", "reports/split.json"]
     assert not git(repository, "status", "--porcelain")
-    assert subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "validate"], capture_output=True, text=True
-    ).stdout.strip().endswith("up to date.")  # fmt: skip
 
 
-def test_a_stage_s_children_end_with_it(tmp_path, monkeypatch) -> None:
+DVC = """
+import os, signal, subprocess, sys, time
+print("Running stage 'train@unet-0':", flush=True)
+if sys.argv[-1] == "fine":
+    sys.exit()
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+subprocess.Popen(sleep, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+if sys.argv[-1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+print("waits", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_stage_s_children_end_with_it_or_before_the_next(tmp_path, monkeypatch) -> None:
     import pipelines.retrain as module
 
-    (tmp_path / "dvc.py").write_text(
-        "import subprocess, sys, time\n"
-        "print(\"Running stage 'train@unet-0':\", flush=True)\n"
-        "if sys.argv[-1] == 'wrong':\n"
-        "    sys.exit(1)\n"
-        "if sys.argv[-1] == 'fine':\n"
-        "    sys.exit(0)\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "print('waits', flush=True)\n"
-        "time.sleep(600)\n"
-    )
+    (tmp_path / "dvc.py").write_text(DVC)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert module.reproduce("fine") == ["train@unet-0"]
-    with pytest.raises(StageError, match="stage wrong failed; later stages did not run"):
-        module.reproduce("wrong")
+    mark = str(module.LOCK.resolve())
+    with pytest.raises(StageError, match="stage killed failed; later stages did not run"):
+        module.reproduce("killed")
+    (left,) = marked(mark)
+    assert module.reproduce("fine") == ["train@unet-0"] and not left.is_running()
     family = []
 
     def interrupt(*words: str) -> None:
         if words == ("waits",):
-            child = find(module.CHILD.read_text())
-            family.extend([child, *child.children()])
+            family.extend(marked(mark))
             raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.print", interrupt)
     with pytest.raises(KeyboardInterrupt):
         module.reproduce("long")
     assert len(family) == 2 and not any(process.is_running() for process in family)
+
+
+def test_a_schedule_plans_runs_also_after_it_was_stopped_once(repository) -> None:
+    named = {"deployments": {"name": {"any_": ["scheduled"]}}}
+    query = named | {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def state() -> tuple[bool, list[bool]]:
+        """Whether runs are planned, and whether the deployment is paused."""
+        return bool(ask("flow_runs", query)), [each["paused"] for each in ask("deployments", named)]
+
+    for _ in range(2):
+        command = [sys.executable, "-m", "pipelines.retrain", "--cron", "0 3 * * *"]
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 90
+        while state() != (True, [False]):
+            assert process.poll() is None and time.monotonic() < deadline, state()
+            time.sleep(0.5)
+        process.terminate()
+        process.wait(60)
+        assert state() == (False, [True])
 
 
 def test_prefect_yaml_has_flows_that_are_there() -> None:

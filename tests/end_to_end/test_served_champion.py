@@ -73,7 +73,7 @@ def test_rollback_packages_the_champion_before_and_is_in_the_history(place) -> N
     told = tumorseg("history").stdout.splitlines()
     assert len(told) == 6 and "jane" in told[-1]
     assert "| rollback 2 | 3 → 2 | misses \\| small ones |" in told[-1]
-    assert "| first 1 | none → 1 |" in told[2] and "gain +" in told[3]
+    assert "| first 1 | none → 1 |" in told[2] and "(+" in told[3]
 
 
 def test_what_is_served_is_what_the_registry_says(place) -> None:

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
 from tumorseg.core import prefect_server as server
 from tumorseg.core.environment import PREFECT_URL_FILE, answers
 from tumorseg.core.errors import InputError
-from tumorseg.core.processes import tag
+from tumorseg.core.processes import VARIABLE, marked
 
 USER = """
 import sys
@@ -42,11 +41,11 @@ def test_two_commands_at_once_share_a_server_and_the_last_one_ends_it(tmp_path) 
     ]
     try:
         first, second = (user.stdout.readline().strip() for user in users)
-        assert first == second and answers(first)
+        assert first == second and answers(f"{first}/health")
         users[0].communicate("\n", timeout=60)
-        assert users[0].returncode == 0 and answers(first)
+        assert users[0].returncode == 0 and answers(f"{first}/health")
         users[1].communicate("\n", timeout=60)
-        assert users[1].returncode == 0 and not answers(first)
+        assert users[1].returncode == 0 and not answers(f"{first}/health")
     finally:
         for user in users:
             user.kill()
@@ -55,12 +54,14 @@ def test_two_commands_at_once_share_a_server_and_the_last_one_ends_it(tmp_path) 
 
 @pytest.fixture
 def noted(tmp_path, monkeypatch) -> Iterator[subprocess.Popen]:
-    """A process that an earlier command noted as this checkout's server."""
+    """A process that an earlier command started as this checkout's server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    mark = {VARIABLE: str(server.LOG.resolve())}
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ | mark
+    )
     server.FOLDER.mkdir(parents=True)
-    (server.FOLDER / "process").write_text(tag(psutil.Process(child.pid)))
     PREFECT_URL_FILE.write_text("http://127.0.0.1:1/api")
     yield child
     child.kill()
@@ -68,36 +69,26 @@ def noted(tmp_path, monkeypatch) -> Iterator[subprocess.Popen]:
 
 
 def test_a_server_that_is_slow_to_answer_is_waited_for(noted, monkeypatch) -> None:
-    said = iter([False, False, True])
-    monkeypatch.setattr(server, "answers", lambda url: next(said))
+    replies = iter([False, False, True])
+    monkeypatch.setattr(server, "answers", lambda url: next(replies))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")  # as `set_up` leaves it
     with server.prefect_server() as url:
         assert url == "http://127.0.0.1:1/api" and noted.poll() is None
     assert noted.wait(20) is not None and not PREFECT_URL_FILE.exists()  # its last user ended it
 
 
-def test_one_that_has_died_or_hangs_is_replaced(noted, monkeypatch) -> None:
-    monkeypatch.setattr(server, "answers", lambda url: False)
+@pytest.mark.parametrize(("reply", "error"), [(False, InputError), (None, KeyboardInterrupt)])
+def test_a_start_that_fails_or_is_broken_off_leaves_no_server(
+    noted, monkeypatch, reply, error
+) -> None:
+    def answers(url: str) -> bool:
+        if reply is None:
+            raise KeyboardInterrupt
+        return reply
+
+    monkeypatch.setattr(server, "answers", answers)
     monkeypatch.setattr(server, "PATIENCE_SECONDS", 1)
-    with pytest.raises(InputError, match="did not start"), server.prefect_server():
+    with pytest.raises(error), server.prefect_server():
         pass
     assert noted.wait(20) is not None and not PREFECT_URL_FILE.exists()
-
-
-def test_a_start_that_is_broken_off_leaves_no_server(tmp_path, monkeypatch) -> None:
-    def interrupted(url: str) -> bool:
-        raise KeyboardInterrupt
-
-    begun = []
-
-    def started(command, log):
-        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
-        return begun[0]
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(server, "answers", interrupted)
-    monkeypatch.setattr(server, "started", started)
-    with pytest.raises(KeyboardInterrupt), server.prefect_server():
-        pass
-    assert begun[0].wait(20) is not None and not PREFECT_URL_FILE.exists()
+    assert not marked(str(server.LOG.resolve()))

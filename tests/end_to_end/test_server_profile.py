@@ -50,14 +50,6 @@ def test_everything_is_where_a_deployment_keeps_it(here, tmp_path, capsys) -> No
     assert places and all(place.startswith("mlflow-artifacts:/") for (place,) in places)
 
 
-def test_what_is_not_there_is_told(here, monkeypatch) -> None:
-    assert local.report(here.servers, 1, ["scan.db", "dvc-site/x.db"])
-    assert not local.report(here.servers, 0, [])
-    assert not local.report(here.servers, 1, ["prefect/prefect.db"])
-    monkeypatch.setattr(type(here.servers), "objects", lambda *_: (0, 0))
-    assert not local.report(here.servers, 1, [])
-
-
 def test_two_workers_of_a_pool_train_at_once(here) -> None:
     here.change(epochs=40)
     root, environment = here.root, local.client_environment(here.servers, here.root)

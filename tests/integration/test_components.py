@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -13,9 +12,10 @@ import yaml
 from packaging.requirements import Requirement
 
 from tests.conftest import REPOSITORY
-from tumorseg.core.environment import SILENT
+from tumorseg.core.environment import SILENT, answers
 from tumorseg.core.errors import MISTAKE
-from tumorseg.core.prefect_server import background, free_port
+from tumorseg.core.prefect_server import free_port
+from tumorseg.core.processes import background
 
 
 def test_retraining_runs_every_stage_in_order() -> None:
@@ -42,28 +42,31 @@ def test_the_lock_pins_every_dependency_as_installed() -> None:
     assert "torchvision" not in pinned
 
 
+FLOW = """
+from pipelines._flow import main, stage, step
+from tumorseg.core.errors import InputError
+tries = []
+def flaky():
+    tries.append(1)
+    if len(tries) < 2: raise OSError("the disk blinked")
+    return len(tries)
+def wrong():
+    tries.append(1)
+    raise InputError("a.jpg: is broken; remove it")
+@stage(name="probe")
+def probe():
+    print("tries", step(flaky, retries=2, delay_seconds=0.1)())
+    tries.clear()
+    try: step(wrong, retries=2, delay_seconds=0.1)()
+    finally: print("wrong tries", len(tries))
+main(probe)
+"""
+
+
 @pytest.mark.slow
 def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
-    """The step's retry and the end without a traceback are Prefect's doing: seen in its log."""
-    (tmp_path / "flows.py").write_text(
-        "from pipelines._flow import main, stage, step\n"
-        "from tumorseg.core.errors import InputError\n"
-        "tries = []\n"
-        "def flaky():\n"
-        "    tries.append(1)\n"
-        "    if len(tries) < 2: raise OSError('the disk blinked')\n"
-        "    return len(tries)\n"
-        "def wrong():\n"
-        "    tries.append(1)\n"
-        "    raise InputError('a.jpg: is broken; remove it')\n"
-        "@stage(name='probe')\n"
-        "def probe():\n"
-        "    print('tries', step(flaky, retries=2, delay_seconds=0.1)())\n"
-        "    tries.clear()\n"
-        "    try: step(wrong, retries=2, delay_seconds=0.1)()\n"
-        "    finally: print('wrong tries', len(tries))\n"
-        "main(probe)\n"
-    )
+    """A step's retry and the end without a traceback are Prefect's doing: seen in its log."""
+    (tmp_path / "flows.py").write_text(FLOW)
     done = subprocess.run(
         [sys.executable, "flows.py"],
         cwd=tmp_path,
@@ -72,13 +75,10 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
         text=True,
     )
     log = done.stdout + done.stderr
-    assert "tries 2" in log and "wrong tries 1" in log
-    assert (
-        done.returncode == MISTAKE and "probe: a.jpg: is broken; remove it" in log.splitlines()[-1]
-    )
-    assert (
-        "InputError" in log and "Traceback" not in log.split("wrong tries")[0].split("tries 2")[1]
-    )
+    assert "tries 2" in log and "wrong tries 1" in log and done.returncode == MISTAKE
+    assert "flows: a.jpg: is broken; remove it" in log.splitlines()[-1]
+    second = log.split("wrong tries")[0].split("tries 2")[1]
+    assert "InputError" in second and "Traceback" not in second
 
 
 @pytest.mark.slow
@@ -88,20 +88,35 @@ def test_the_mlflow_server_answers(tmp_path: Path) -> None:
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'm.db'}"]
     with background(command, tmp_path / "mlflow.log"):
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as page:
-                    assert page.read() == b"OK"
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
-                time.sleep(0.5)
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
+            time.sleep(0.5)
 
 
 @pytest.mark.parametrize("command", [["dvc", "--version"], ["bentoml", "--version"]])
 def test_commands_start(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0 and lock()[command[0]] in done.stdout
+
+
+def test_monai_asks_no_server_and_leaves_no_file(tmp_path) -> None:
+    code = (
+        "import sys\n"
+        "def watch(event, args):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'urllib.Request'):\n"
+        "        print(event, args)\n"
+        "sys.addaudithook(watch)\n"
+        "import numpy as np\n"
+        "from tumorseg.evaluation.metrics import distances\n"
+        "distances(np.eye(9) > 0, np.ones((9, 9)) > 0, None, 1)\n"
+        "assert 'monai' in sys.modules\n"
+    )
+    environment = os.environ | SILENT | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_onnx_runtime_has_no_way_to_report_home() -> None:

@@ -1,6 +1,5 @@
 """What of a new batch joins the data set, and what does not."""
 
-import json
 import os
 import shutil
 import time
@@ -12,29 +11,24 @@ import pytest
 from PIL import Image
 
 from tests.conftest import CocoFolder
-from tests.support.retraining import small_params
-from tests.support.samples import SAMPLES, least_iou
+from tests.support.inboxes import Batch, picture
+from tests.support.retraining import masks, small_params
+from tests.support.samples import SAMPLES
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data import coco
-from tumorseg.importers import inbox, intake
-from tumorseg.importers.intake import append, merge
+from tumorseg.importers import detect, inbox, read, write
+from tumorseg.importers.intake import merge
 
 
 def sections(**changes):
-    """The sections that `intake.examine` takes, some keys of retrain and split changed."""
+    """The sections that `inbox.examine` takes, some keys of retrain and split changed."""
     params = small_params()
     for name, value in changes.items():
         section = next(part for part in ("retrain", "split") if name in params[part])
         params[section][name] = value
     kinds = {"validate": ValidateParams, "split": SplitParams, "retrain": RetrainParams}
     return tuple(kind.model_validate(params[name]) for name, kind in kinds.items())
-
-
-def picture(seed: int, size=(80, 64)) -> np.ndarray:
-    """Smooth noise that no other seed's resembles; uint8 of (height, width)."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
@@ -52,46 +46,20 @@ def data(tmp_path) -> Path:
     return folder.write()
 
 
-class Batch:
-    """A batch as one COCO folder, built slice by slice."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.document = {"categories": [{"id": 5, "name": "tumour"}], "images": []}
-        self.document["annotations"] = []
-        folder.mkdir(parents=True)
-
-    def add(self, name: str, pixels: np.ndarray, box=(10, 10, 20, 20), **entry) -> None:
-        Image.fromarray(pixels).save(self.folder / name)
-        number = len(self.document["images"])
-        height, width = pixels.shape[:2]
-        size = {"height": height, "width": width}
-        self.document["images"].append({"id": number, "file_name": name} | size | entry)
-        if box:
-            x, y, w, h = box
-            ring = [x, y, x + w, y, x + w, y + h, x, y + h]
-            shape = {"segmentation": [ring], "bbox": list(box), "category_id": 5}
-            self.document["annotations"].append({"id": number, "image_id": number} | shape)
-
-    def write(self) -> Path:
-        (self.folder / "labels.json").write_text(json.dumps(self.document))
-        return self.folder
-
-
 @pytest.fixture
 def batch(tmp_path) -> Batch:
     return Batch(tmp_path / "inbox" / "monday")
 
 
 def examine(folder: Path, data: Path, tmp_path: Path, monkeypatch, **changes):
-    """Name → (reason, side), and what was unpacked."""
+    """Name → (reason, side), and the verdicts."""
     monkeypatch.chdir(tmp_path)
     scratch = tmp_path / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    unpacked, verdicts = intake.examine(folder, scratch, *sections(**changes), data)
+    _, verdicts = inbox.examine(folder, scratch, *sections(**changes), data)
     rows = verdicts.where(verdicts.notna(), None).to_dict("records")
-    return {row["name"]: (row["reason"], row["side"]) for row in rows}, unpacked, verdicts
+    return {row["name"]: (row["reason"], row["side"]) for row in rows}, verdicts
 
 
 def test_each_tie_to_the_test_split_keeps_a_slice_out(data, batch, tmp_path, monkeypatch) -> None:
@@ -103,8 +71,7 @@ def test_each_tie_to_the_test_split_keeps_a_slice_out(data, batch, tmp_path, mon
     batch.add("beside.png", picture(102), group="p3", slice_number=3)
     batch.add("of-train.png", picture(103), group="p1", slice_number=9)
     batch.add("of-valid.png", picture(104), group="p2", slice_number=9)
-    found, unpacked, _ = examine(batch.write(), data, tmp_path, monkeypatch, valid_share=0.0)
-    assert unpacked.slices == 7
+    found, _ = examine(batch.write(), data, tmp_path, monkeypatch, valid_share=0.0)
     assert found == {
         "good.png": (None, "train"),
         "same.png": ("test_duplicate", None),
@@ -122,7 +89,7 @@ def test_numbers_in_names_are_neighbours_too(batch, tmp_path, monkeypatch) -> No
         folder.add(split, f"{number}_x.png", [(9, 9, 20, 20)], pixels=picture(number))
     for number in (19, 22, 2):
         batch.add(f"{number}_y.png", picture(number + 200))
-    found, *_ = examine(batch.write(), folder.write(), tmp_path, monkeypatch, valid_share=1.0)
+    found, _ = examine(batch.write(), folder.write(), tmp_path, monkeypatch, valid_share=1.0)
     assert found == {
         "19_y.png": ("test_neighbour", None),
         "22_y.png": (None, "valid"),
@@ -144,11 +111,12 @@ def test_what_fails_a_check_or_is_there_already_stays_out(data, batch, tmp_path,
     batch.add("broken.png", picture(117))
     batch.add("wrong-size.png", picture(118))
     batch.add("bad-label.png", picture(119))
-    (batch.folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    batch.document["images"][11]["width"] += 1
-    batch.document["annotations"][-1]["segmentation"] = [[1, 2, 3]]
-    Image.fromarray(picture(120)).save(batch.folder / "unlisted.png")
-    found, unpacked, verdicts = examine(batch.write(), data, tmp_path, monkeypatch)
+    folder, document = batch.root / "train", batch.documents["train"]
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    document["images"][11]["width"] += 1
+    document["annotations"][-1]["segmentation"] = [[1, 2, 3]]
+    Image.fromarray(picture(120)).save(folder / "unlisted.png")
+    found, verdicts = examine(batch.write(), data, tmp_path, monkeypatch)
     joined = {name for name, (reason, side) in found.items() if reason is None and side}
     assert joined == {"twin1.png", "healthy.png"}
     refused = {name: reason for name, (reason, _) in found.items() if reason}
@@ -164,26 +132,24 @@ def test_what_fails_a_check_or_is_there_already_stays_out(data, batch, tmp_path,
         "broken.png": "unusable",
         "wrong-size.png": "unusable",
         "bad-label.png": "unusable",
-        "unlisted.png": "unreadable",
+        "train/unlisted.png": "unreadable",
     }
-    assert unpacked.slices == 14 and [each.name for each in unpacked.refused] == ["unlisted.png"]
     why = verdicts.set_index("name")["why"]
     assert "out_of_frame" in why["outside.png"] and "tumour_fraction" in why["all.png"]
     assert "annotation 12" in why["bad-label.png"] or "three points" in why["bad-label.png"]
 
 
-def test_a_picture_without_labels_is_seen_beside_a_namesake_with(data, tmp_path, monkeypatch):
-    """In another folder; and a JSON file that is none of COCO's says nothing about labels."""
-    labelled = Batch(tmp_path / "inbox" / "two" / "train")
-    labelled.add("a001.png", picture(130))
-    (labelled.folder / coco.ANNOTATIONS).write_text(json.dumps(labelled.document))
-    (labelled.folder / "dataset_description.json").write_text('{"Name": "of BIDS"}')
-    other = tmp_path / "inbox" / "two" / "valid" / "a001.png"
-    other.parent.mkdir()
-    Image.fromarray(picture(131)).save(other)
-    found, unpacked, _ = examine(tmp_path / "inbox" / "two", data, tmp_path, monkeypatch)
+def test_a_picture_without_labels_is_seen_beside_a_namesake_with(
+    batch, data, tmp_path, monkeypatch
+):
+    """In another folder, and where another JSON file says nothing about labels."""
+    batch.add("a001.png", picture(130))
+    Image.fromarray(picture(131)).save(batch.write() / "valid" / "a001.png")
+    for split in ("valid", "test"):
+        (batch.root / split / coco.ANNOTATIONS).unlink()
+    (batch.root / "train" / "dataset_description.json").write_text('{"Name": "of BIDS"}')
+    found, _ = examine(batch.root, data, tmp_path, monkeypatch)
     assert found["a001.png"][0] is None and found["valid/a001.png"] == ("unreadable", None)
-    assert unpacked.slices == 2
 
 
 def test_a_pair_that_does_not_fit_leaves_the_others_alone(data, tmp_path, monkeypatch) -> None:
@@ -195,50 +161,35 @@ def test_a_pair_that_does_not_fit_leaves_the_others_alone(data, tmp_path, monkey
     (folder / "case1_mask.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "case2_mask.png")
     (folder / "case3_mask.png").unlink()
-    found, unpacked, _ = examine(folder, data, tmp_path, monkeypatch)
-    assert {name for name, (reason, _) in found.items() if reason is None} == {"case0.png"}
-    assert {each.name: each.reason for each in unpacked.refused} == dict.fromkeys(
-        ("case1.png", "case2.png", "case3.png"), "unreadable"
-    )
+    found, _ = examine(folder, data, tmp_path, monkeypatch)
+    reasons = {"case1.png": "unreadable", "case2.png": "unreadable", "case3.png": "unreadable"}
+    assert {name: reason for name, (reason, _) in found.items()} == {"case0.png": None} | reasons
 
 
 def test_a_folder_that_cannot_be_imported_is_refused_whole(data, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "inbox" / "letters"
     folder.mkdir(parents=True)
     (folder / "letter.txt").write_text("Dear colleague")
-    found, _, verdicts = examine(folder, data, tmp_path, monkeypatch)
+    found, verdicts = examine(folder, data, tmp_path, monkeypatch)
     assert found == {".": ("folder", None)}
     assert "holds nothing that can be imported" in verdicts["why"][0]
-    empty = Batch(tmp_path / "inbox" / "empty")
-    found, _, verdicts = examine(empty.write(), data, tmp_path, monkeypatch)
-    assert found == {".": ("folder", None)} and verdicts["why"][0] == "it holds no slice"
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLES if not n.endswith(("coronal", "sagittal"))])
-def test_masks_of_every_format_survive_the_way_in(name, data, tmp_path) -> None:
-    folder = tmp_path / "inbox" / "sample"
-    sample = SAMPLES[name][1](folder)
+@pytest.mark.parametrize("name", ["COCO splits, polygons", "NIfTI pairs, axial", "DICOM SEG"])
+def test_masks_survive_the_way_in(name, data, tmp_path) -> None:
+    sample = SAMPLES[name][1](tmp_path / "sample")
     place = tmp_path / "place"
     place.mkdir()
-    unpacked = inbox.unpack(folder, place / "unpacked")
-    assert unpacked.slices - len(unpacked.refused) == len(sample.truth)
-    names = sorted(sample.truth)  # all of them: some samples hold a picture twice
-    joins = pd.DataFrame({"name": names, "side": (["train", "valid"] * len(names))[: len(names)]})
-    merge(data, place, joins)
-    merged = place / "data"
-    for split in coco.SPLITS:  # what was there before is not the sample's
-        for file in os.listdir(data / split):
-            if file != coco.ANNOTATIONS:
-                (merged / split / file).unlink()
-        path = merged / split / coco.ANNOTATIONS
-        document = json.loads(path.read_text())
-        old = len(json.loads((data / split / coco.ANNOTATIONS).read_text())["images"])
-        gone = {image["id"] for image in document["images"][:old]}
-        document["images"] = document["images"][old:]
-        document["annotations"] = [a for a in document["annotations"] if a["image_id"] not in gone]
-        path.write_text(json.dumps(document))
-    # Circles as polygons are not the circles drawn, to begin with.
-    assert least_iou(sample, merged) >= (0.99 if "polygons" in name else 1)
+    source = read(tmp_path / "sample", detect(tmp_path / "sample"))
+    write(source, ["train"] * len(source.records), place / "unpacked")
+    before = {split: masks(data / split) for split in coco.SPLITS}
+    new = masks(place / "unpacked" / "train")
+    assert new.keys() == sample.truth.keys()
+    sides = (["train", "valid"] * len(new))[: len(new)]
+    merge(data, place, pd.DataFrame({"name": sorted(new), "side": sides}))
+    after = {split: masks(place / "data" / split) for split in coco.SPLITS}
+    assert all(before[split].items() <= after[split].items() for split in coco.SPLITS)
+    assert {k: v for side in after.values() for k, v in side.items() if k in new} == new
 
 
 def test_the_share_for_valid_goes_by_groups_and_comes_out(data, batch, tmp_path, monkeypatch):
@@ -246,7 +197,7 @@ def test_the_share_for_valid_goes_by_groups_and_comes_out(data, batch, tmp_path,
         for number in range(2):
             own = {"group": f"q{patient}", "slice_number": 5 * number}
             batch.add(f"q{patient}-{number}.png", picture(1000 + 2 * patient + number), **own)
-    found, *_ = examine(batch.write(), data, tmp_path, monkeypatch, valid_share=0.3)
+    found, _ = examine(batch.write(), data, tmp_path, monkeypatch, valid_share=0.3)
     assert {reason for reason, _ in found.values()} == {None}
     sides = {}
     for name, (_, side) in found.items():
@@ -259,36 +210,6 @@ def test_a_split_that_is_dealt_anew_takes_nothing_in(data, batch, tmp_path, monk
     batch.add("good.png", picture(100))
     with pytest.raises(InputError, match=r"split\.method is grouped.*set split\.method: official"):
         examine(batch.write(), data, tmp_path, monkeypatch, method="grouped")
-
-
-def test_ids_stay_unique_and_categories_go_by_name() -> None:
-    present = {
-        "info": {"kept": True},
-        "categories": [{"id": 4, "name": "glioma"}, {"id": 9, "name": "meningioma"}],
-        "images": [{"id": "text", "file_name": "a"}, {"id": 3, "file_name": "b"}],
-        "annotations": [{"id": 70, "image_id": 3, "category_id": 9}],
-    }
-    new = {
-        "categories": [
-            {"id": 1, "name": "meningioma"},
-            {"id": 2, "name": "metastasis"},
-            {"id": 3, "name": "unused"},
-        ],
-        "images": [{"id": 1, "file_name": "c"}, {"id": 2, "file_name": "d"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "note": "mine"},
-            {"id": 2, "image_id": 2, "category_id": 2},
-            {"id": 3, "image_id": 1, "category_id": 2},
-        ],
-    }
-    append(present, new, {"c"})
-    assert present["images"][2:] == [{"id": 4, "file_name": "c"}]
-    assert present["annotations"][1:] == [
-        {"id": 71, "image_id": 4, "category_id": 9, "note": "mine"},
-        {"id": 72, "image_id": 4, "category_id": 10},
-    ]
-    assert present["categories"][2:] == [{"id": 10, "name": "metastasis"}]
-    assert present["info"] == {"kept": True}
 
 
 def test_only_batches_at_rest_are_taken(tmp_path) -> None:

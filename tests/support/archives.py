@@ -1,4 +1,4 @@
-"""An archive for tests, and what becomes of it in this process."""
+"""An archive for tests, segmented in this process."""
 
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from tests.support.serving_model import disc, encode, write_model
 from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.inference import archive
 from tumorseg.inference.archive import Work, chunks, opened, segment_chunk, summarise
-from tumorseg.inference.predict import Job
 
 PARAMS = load_params(SegmentParams, REPOSITORY / "params.yaml")
 
@@ -42,8 +41,8 @@ def masks(folder: Path) -> dict[str, bytes]:
 def do_all(work: Work) -> dict:
     with opened(work) as (jobs, known):
         left = [job for job in jobs if work.name(job) not in known]
-        for number, some in enumerate(chunks(left, 2)):
-            known |= {row.path: row for row in segment_chunk(work, some, number)}
+        for some in chunks(left, 2):
+            known |= {row.path: row for row in segment_chunk(work, some)}
         summarise(work.output, [known[work.name(job)] for job in jobs])
     return known
 
@@ -59,9 +58,3 @@ def counted(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(archive, "predict", predict)
     return seen
-
-
-def opened_job(work: Work, name: str) -> Job:
-    with opened(work) as (jobs, _):
-        (job,) = (job for job in jobs if work.name(job) == name)
-    return job

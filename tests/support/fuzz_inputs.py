@@ -27,7 +27,8 @@ from tests.support.made_volumes import (
 from tests.support.serving_model import disc, encode
 from tests.support.spoilt_volumes import as_syntax
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Rejected, decode
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.study import Rejected
 from tumorseg.inference.predictor import ModelInfo
 
 SECONDS = 20.0  # that one small file may take; a hang takes longer
@@ -156,7 +157,7 @@ def check(data: bytes, info: ModelInfo) -> str:
         if study.kind == "dicom":
             if study.source.affine is not None:
                 seg.nifti_file(study, masks)
-            seg.check(study, "seg", info)
+            seg.check(study, "seg")
             seg.seg_file(study, masks, info)
         elif study.kind == "nifti":
             seg.nifti_file(study, masks)

@@ -5,11 +5,30 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from tests.conftest import CocoFolder
 from tests.support.retraining import git, make_repository, masks, phantom_batch, sections, variables
+from tests.support.samples import contents
 from tumorseg.importers import inbox, intake
+
+
+def picture(seed: int, size=(80, 64)) -> np.ndarray:
+    """Smooth noise that no other seed's resembles; uint8 of (height, width)."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+
+
+class Batch(CocoFolder):
+    """A batch with all its slices in train/."""
+
+    def add(self, name: str, pixels: np.ndarray, box=(10, 10, 20, 20), **entry) -> None:
+        boxes = [box] if box else []
+        number = super().add("train", name, boxes, pixels.shape[::-1], pixels)
+        self.documents["train"]["images"][number] |= entry
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +65,6 @@ def take_all(root: Path) -> list[intake.Taken]:
     for batch in inbox.batches(Path("inbox"), 0)[0]:
         intake.take_in(batch, *parts)
     return intake.taken_in()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def check_taken(root: Path, template: Path) -> None:

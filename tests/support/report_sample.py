@@ -16,7 +16,7 @@ from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.evaluation.metrics import count, score
 from tumorseg.evaluation.paired import comparisons
-from tumorseg.reporting.report_data import ReportData, Training
+from tumorseg.reporting.report_data import ReportData
 from tumorseg.training.networks import build_network
 
 # Pixels by which each method's masks are off, for each seed.
@@ -25,7 +25,7 @@ METHODS = (*SHIFTS, "background")
 
 
 def per_slice(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The table of the data contract: the true masks, moved aside."""
+    """The table of the data contract: the true masks, shifted."""
     rows = []
     for row in manifest[manifest["split"].isin(["valid", "test"])].itertuples():
         truth = coco.decode(row.mask_rle, row.height, row.width)
@@ -87,7 +87,7 @@ def made_up(slices: pd.DataFrame) -> dict:
 
 
 def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
-    """The whole: two networks with two seeds each, and the three controls.
+    """The whole: two networks with two seeds each, and the three baselines.
 
     Args:
         workplace: The fixture.
@@ -113,18 +113,20 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         for region in ("all", "near")
         for low, high in pairwise(edges)
     )
-    trainings = [
-        Training(
-            {"network": name, "seed": seed, "parameters": 1234 + seed, "epochs": 3}
-            | {"best_epoch": 2, "val_loss": 0.5, "val_dice": 0.6, "images_per_second": 7.5}
-            | {"seconds": 240.0, "device": "cpu", "hardware": "a <b>CPU</b>", "precision": "32"}
-            | {"deterministic": True, "weights_digest": f"{seed}abc" * 16, "run_id": None},
-            pd.DataFrame({"epoch": range(1, 4 + seed), "train_loss": 0.6, "val_loss": 0.7})
-            .assign(val_dice=0.5, learning_rate=0.01),
-        )
+    runs = [
+        {"network": name, "seed": seed, "parameters": 1234 + seed, "epochs": 3 + seed}
+        | {"best_epoch": 2, "val_loss": 0.5, "val_dice": 0.6, "images_per_second": 7.5}
+        | {"seconds": 240.0, "device": "cpu", "hardware": "a <b>CPU</b>", "precision": "32"}
+        | {"deterministic": True, "weights_digest": f"{seed}abc" * 16, "run_id": None}
         for name in METHODS[:2]
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
+    histories = pd.DataFrame(
+        {"network": run["network"], "seed": run["seed"], "epoch": epoch, "train_loss": 0.6}
+        | {"val_loss": 0.7, "val_dice": 0.5, "learning_rate": 0.01}
+        for run in runs
+        for epoch in range(1, run["epochs"] + 1)
+    )
     torch.manual_seed(0)
     gated = build_network(
         "attention_unet", NetworkParams(channels=[4, 8, 16], norm="batch", space_to_depth=1)
@@ -134,14 +136,14 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         slices=slices,
         strata=strata,
         calibration=calibration,
-        trainings=trainings,
+        runs=runs,
+        histories=histories,
         manifest=manifest,
         audit=audit(manifest, pairs, workplace["thumbnails"], []),
-        split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "set_aside": 0}
-        | {"groups_torn_apart": 0, "slices": {"train": 12, "valid": 5, "test": 5}},
+        split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "excluded": 0}
+        | {"groups_divided": 0, "slices": {"train": 12, "valid": 5, "test": 5}},
         params=yaml.safe_load((REPOSITORY / "params.yaml").read_text()),
         lineage={"git_sha": "c0de" * 10, "data_md5": "da7a.dir", "lock_digest": "10cc" * 16},
         data=data,
         gated=gated.eval(),
-        gated_seed=1,
     )

@@ -64,6 +64,20 @@ def variables(root: Path) -> dict[str, str]:
     return kept
 
 
+def copy_repository(root: Path, *, whole: bool = True) -> None:
+    """Copies what DVC and git need, and with `whole` sources and stages; runs `git init`."""
+    names = [".dvcignore", ".gitignore", ".dvc/config"]
+    names += ["dvc.yaml", "requirements.lock", "src", "pipelines"] * whole
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / name).is_dir():
+            skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(REPOSITORY / name, root / name, ignore=skip)
+        else:
+            shutil.copy(REPOSITORY / name, root / name)
+    git(root, "init", "-q")
+
+
 def make_repository(root: Path, data: Path, *, whole: bool = False, epochs: int = 12) -> Path:
     """A git repository with DVC, params.yaml and a committed data version.
 
@@ -73,19 +87,10 @@ def make_repository(root: Path, data: Path, *, whole: bool = False, epochs: int 
         whole: With sources and stages, for a real run.
         epochs: Of each training.
     """
-    root.mkdir(parents=True)
-    names = [".dvcignore", ".gitignore"] + ["dvc.yaml", "requirements.lock"] * whole
-    for name in names:
-        shutil.copy(REPOSITORY / name, root)
-    for name in ("src", "pipelines") if whole else ():
-        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(REPOSITORY / name, root / name, ignore=skip)
-    (root / ".dvc").mkdir()
-    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    copy_repository(root, whole=whole)
     (root / environment.STATE).mkdir()
     (root / "params.yaml").write_text(yaml.safe_dump(small_params(epochs)))
     shutil.copytree(data, root / "data")
-    git(root, "init", "-q")
     git(root, "config", "user.name", "Somebody")
     git(root, "config", "user.email", "somebody@example.org")
     subprocess.run(

@@ -29,6 +29,12 @@ class Sample:
     options: Options = field(default_factory=Options)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files under a folder by their relative paths."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
 def disc(shape, row: float, column: float, radius: float) -> np.ndarray:
     """Pixels of which at least half lies in a disc; coordinates from the image's outer corner."""
     fine = 8

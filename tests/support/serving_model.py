@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.parser
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from PIL import Image
 
 SIZE = 64
@@ -18,18 +17,14 @@ SIZE = 64
 def write_model(folder: Path, gain: float = 4.0, **changes: Any) -> Path:
     """Writes `model.onnx`, the sigmoid of `gain` times the input, and a matching `model.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = ["batch", 1, SIZE, SIZE]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Mul", ["image", "gain"], ["scaled"]),
-            helper.make_node("Sigmoid", ["scaled"], ["probability"]),
-        ],
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, shape)],
-        [helper.make_tensor("gain", TensorProto.FLOAT, [], [gain])],
+    shape = f"float[batch,1,{SIZE},{SIZE}]"
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 17]>
+        tiny ({shape} image) => ({shape} probability) <float gain = {{{gain}}}> {{
+          scaled = Mul(image, gain)
+          probability = Sigmoid(scaled)
+        }}"""
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
     info = {
         "name": "tumorseg",

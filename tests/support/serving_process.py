@@ -14,6 +14,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from tumorseg.core.service_settings import Settings
+
 SOURCE = "tumorseg.serving.service:TumorSegmentation"
 
 
@@ -60,13 +62,13 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def in_process(model: Path) -> Iterator[TestClient]:
+def in_process(model: Path, settings: Settings | None = None) -> Iterator[TestClient]:
     """An application of its own without a server, whose model is loaded."""
-    from tumorseg.serving.service import create_service
+    from tumorseg.serving.service import Application, create_service
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUMORSEG_MODEL", str(model))
-        app = create_service().to_asgi()
+        app = create_service(Application(settings or Settings())).to_asgi()
         with TestClient(app, base_url="http://localhost") as client:
             while client.get("/readyz").status_code != 200:
                 assert client.get("/livez").status_code == 200, "the model could not be loaded"

@@ -65,7 +65,7 @@ def broken(*splits: str):
 
 def all_empty(*splits: str) -> Outcome:
     chosen = [path for path in HEALTHY if path.split("/")[0] in splits]
-    return Outcome({path: ("unreadable", "is empty") for path in chosen})
+    return Outcome({path: ("unreadable", "neither JPEG nor PNG") for path in chosen})
 
 
 def split_is_a_file(data: Path) -> None:
@@ -91,18 +91,15 @@ def refused(name: str, spoil: Callable[[Path], Any], phrase: str, **options: Any
 OUTSIDE = Outcome({path: ("outside", "leads out") for path in HEALTHY[:3]})
 MISSING = r"train/_annotations\.coco\.json: is missing"
 LINK = "is a link that leads out of"
+SOME = "has slices in test, valid"
 PIPE, SPECIAL = "is no regular file", "is neither a file nor a folder"
 FOLDERS = [
     refused("annotations are no list", document(annotations={"a": 1}), NOT_COCO),
-    refused("images are an object", document(images={"a": 1}), NOT_COCO),
     refused("the JSON is a list", text(lambda old: f"[{old}]"), NOT_COCO),
-    refused("the JSON is null", text(lambda old: "null"), NOT_COCO),
-    refused("the JSON is empty", text(lambda old: ""), FORMLESS),
     refused("the JSON is cut short", text(lambda old: old[: len(old) // 2]), FORMLESS),
     refused("the JSON has bytes of no encoding", text(lambda old: old.encode() + b"\xff"),
             FORMLESS),
     refused("the JSON is 200 000 levels deep", text(lambda old: "[" * 200_000), FORMLESS),
-    refused("deep in a key", text(lambda old: old[:-1] + ', "x": ' + "[" * 200_000), FORMLESS),
     refused("a number of 5000 digits", text(lambda old: old[:-1] + ', "x": 1' + "0" * 5000 + "}"),
             FORMLESS),
     refused("images twice", text(lambda old: old[:-1] + ', "images": []}'),
@@ -110,24 +107,18 @@ FOLDERS = [
     refused("categories are an object", document(categories={"id": 1}), NOT_COCO),
     Case("UTF-8 with byte-order mark", text(lambda old: b"\xef\xbb\xbf" + old.encode())),
     Case("UTF-16", text(lambda old: old.encode("utf-16"))),
-    Case("NaN where nobody looks", document(info={"version": float("nan")})),
     Case("no categories", text(without_categories)),
-    Case("categories null", document(categories=None)),
-    Case("100 MB of blanks", text(lambda old: old[:-1] + " " * 10**8 + "}"), slow=True),
-    Case("100 MB of text", document(info="x" * 10**8), slow=True),
-    refused("100 MB of [", text(lambda old: "[" * 10**8), FORMLESS, slow=True),
-    Case("JSON of 2 GiB", lambda data: os.truncate(data / TRAIN, 2**31),
-         error("more than 1024 MiB"), imports="more than 1024 MiB", slow=True),
-    Case("no JSON", in_place(lambda path: None), error(MISSING), imports=MISSING),
-    Case("the JSON is a folder", in_place(Path.mkdir), error(PIPE), imports=PIPE),
+    Case("no JSON", in_place(lambda path: None), error(MISSING), imports=SOME),
+    Case("the JSON is a folder", in_place(Path.mkdir), error(PIPE), imports=SOME),
     Case("the JSON is a pipe", in_place(os.mkfifo), error(PIPE), imports=SPECIAL),
     Case("the JSON is a link to itself", in_place(lambda path: path.symlink_to(path.name)),
-         error("cannot be read"), imports=SPECIAL),
+         error("is missing"), imports=SPECIAL),
     Case("no folder test", lambda data: shutil.rmtree(data / "test"),
-         error("has no folder test"), imports="is missing"),
-    Case("test is a file", split_is_a_file, error("has no folder test"), imports="test"),
+         error("is missing"), imports="has slices in train, valid"),
+    Case("test is a file", split_is_a_file, error("is missing"), imports="has slices in"),
     Case("test is empty", emptied("test"), USABLE),
-    Case("nothing anywhere", emptied(*coco.SPLITS), error("lists no image at all")),
+    Case("nothing anywhere", emptied(*coco.SPLITS), error("lists no image at all"),
+         imports="holds no slice"),
     Case("test has no usable image", broken("test"), all_empty("test")),
     Case("no usable image anywhere", broken(*coco.SPLITS), all_empty(*coco.SPLITS)),
     Case("a link to a folder outside", linked_folder_out, imports=LINK),

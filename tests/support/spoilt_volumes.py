@@ -8,12 +8,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    RLELossless,
-    SegmentationStorage,
-)
+from pydicom.uid import JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, SegmentationStorage
 
 from tests.support.made_volumes import (
     COUNT,
@@ -31,16 +26,12 @@ from tests.support.serving_model import disc, encode
 
 
 def changed(count: int = COUNT, number: int = 0, **extra) -> bytes:
-    """A series one of whose slices is different."""
+    """A series one of whose slices is different; None removes an element."""
     datasets = series(count=count)
     for keyword, value in extra.items():
         setattr(datasets[number], keyword, value)
-    return series_zip(datasets)
-
-
-def without(keyword: str, count: int = COUNT) -> bytes:
-    datasets = series(count=count)
-    del datasets[0][keyword]
+        if value is None:
+            del datasets[number][keyword]
     return series_zip(datasets)
 
 
@@ -97,13 +88,12 @@ ZIP = series_zip(series())
 NII = nifti(nifti_values()).to_bytes()
 REJECTED = {
     "cut DICOM": (FILE[:-500], 400, "damaged"),
-    "only the preamble": (FILE[:140], 415, "no image"),
     "DICOM in colour": (coloured(), 415, "in colour"),
     "DICOM segmentation": (changed(1, SOPClassUID=SegmentationStorage), 415, "segmentation"),
-    "DICOM without pixels": (without("PixelData", 1), 415, "no image"),
-    "JPEG Lossless": (as_syntax(JPEGLosslessSV1), 415, "JPEG Lossless"),
+    "DICOM without pixels": (changed(1, PixelData=None), 415, "no image"),
+    "JPEG Lossless": (as_syntax(JPEGLosslessSV1), 415, "JPEG-LS or RLE"),
     "unknown transfer syntax": (FILE.replace(b"0008.1.2.1\0", b"0008.1.2.9\0"), 415,
-         "not read here"),
+         "JPEG-LS or RLE"),
     "deflated": (deflated(), 415, "deflated"),
     "damaged JPEG frame": (as_syntax(JPEGBaseline8Bit), 400, "damaged"),
     "larger JPEG frame": (as_syntax(JPEGBaseline8Bit, encode(Image.fromarray(disc()), "JPEG")), 400,
@@ -118,50 +108,36 @@ REJECTED = {
     "position of words": (changed(1, ImagePositionPatient=[1, 2]), 400, "geometry is damaged"),
     "no direction": (changed(1, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), 400, "geometry"),
     "negative spacing": (changed(1, PixelSpacing=[-1, 1]), 400, "geometry"),
-    "endless spacing": (changed(1, PixelSpacing=["1e200", "1e200"]), 400, "geometry is damaged"),
-    "no spacing at all": (changed(1, PixelSpacing=["1e-200", "1"]), 400, "geometry is damaged"),
     "endless stack": (changed(2, ImagePositionPatient=["0", "0", "1e200"]), 400,
          "geometry is damaged"),
     "two series": (series_zip([*series(1), *series(2)]), 400, "holds 2 series"),
     "slices of two sizes": (series_zip([*series(), *series(count=6, shape=(32, 32))[5:]]), 400,
          "differ in size"),
-    "a slice without place": (without("ImagePositionPatient"), 400, "lack their position"),
+    "a slice without place": (changed(ImagePositionPatient=None), 400, "lack ImagePositionPatient"),
     "same place": (changed(ImagePositionPatient=[-10, -12, 4.0]), 400, "same position"),
     "another orientation": (changed(ImageOrientationPatient=[0, 1, 0, 0, 0, 1]), 400,
          "differ in orientation"),
     "another spacing": (changed(PixelSpacing=[1, 1]), 400, "differ in pixel spacing"),
-    "one identifier": (changed(SOPInstanceUID=series()[1].SOPInstanceUID), 400,
-         "share one identifier"),
-    "no spacing in one": (without("PixelSpacing"), 400, "differ in pixel spacing"),
+    "no spacing in one": (changed(PixelSpacing=None), 400, "lack PixelSpacing"),
     "several multi-frames":
          (zipped([dicom_bytes(enhanced(SOPInstanceUID=f"1.{n}")) for n in range(2)]), 400,
          "several frames"),
     "513 slices": (series_zip(series(count=513, shape=(16, 16))), 413, "512 slices"),
     "empty zip": (zipped([]), 415, "no DICOM image"),
     "zip of pictures": (zipped([encode(Image.fromarray(disc()))]), 415, "no DICOM image"),
-    "zip of a NIfTI": (zipped([NII]), 415, "no DICOM image"),
-    "zip in a zip": (zipped([ZIP]), 415, "another zip"),
+    "zip in a zip": (zipped([ZIP]), 415, "no DICOM image"),
     "cut zip": (ZIP[:-200], 400, "zip is damaged"),
-    "overwritten zip": (ZIP[:2000] + bytes(500) + ZIP[2500:], 400, "zip is damaged"),
-    "locked zip": (locked(), 400, "password"),
-    "LZMA": (zipped([FILE], zipfile.ZIP_LZMA), 415, "rare compression"),
+    "locked zip": (locked(), 415, "password"),
+    "LZMA": (zipped([FILE], zipfile.ZIP_LZMA), 415, "Deflate"),
     "many files in a zip": (zipped([b""] * 2049), 413, "2048 files"),
     "cut NIfTI": (NII[:-100], 400, "cut short"),
     "cut .nii.gz": (gzip.compress(NII)[:-2000], 400, "damaged"),
     "gzip of a text": (gzip.compress(b"a text" * 99), 415, "neither JPEG nor PNG"),
-    "gzip of a gzip": (gzip.compress(gzip.compress(NII)), 415, "neither JPEG nor PNG"),
-    "half of a pair": (NII[:344] + b"ni1\0" + NII[348:], 415, "half of a pair"),
     "two axes": (as_nifti(np.zeros((40, 40), np.uint8)), 400, "2 axes"),
-    "several volumes": (as_nifti(np.zeros((40, 40, 4, 2), np.uint8)), 400, "4 axes"),
     "NIfTI in colour": (as_nifti(np.zeros((40, 40, 4), np.dtype([(c, "u1") for c in "RGB"]))), 415,
          "colour or complex"),
-    "complex NIfTI": (as_nifti(np.ones((40, 40, 4), np.complex64)), 415, "colour or complex"),
-    "nothing finite": (as_nifti(np.full((40, 40, 4), np.nan, np.float32)), 400, "no finite"),
-    "larger than it is": (header_says(42, "<3h", 4000, 4000, 500), 400, "cut short"),
-    "negative length": (header_says(42, "<3h", -32, 40, 6), 400, ""),
+    "larger than it is": (header_says(42, "<3h", 4000, 4000, 500), 413, "million voxels"),
     "flat affine": (header_says(280, "<12f", *[0.0] * 12), 400, "where its voxels lie"),
-    "affine of NaN": (header_says(280, "<12f", *[float("nan")] * 12), 400, "where its voxels lie"),
-    "huge voxels": (as_nifti(np.zeros((40, 40, 4)), np.eye(4) * 1e38), 400, "where its voxels lie"),
     "tiny voxels": (as_nifti(np.zeros((40, 40, 4)), np.eye(4) / 1e9), 400, "where its voxels lie"),
     "thin NIfTI": (as_nifti(np.zeros((8, 40, 4), np.uint8)), 400, "smaller than 16"),
     "many slices": (as_nifti(np.zeros((16, 16, 600), np.uint8), np.eye(4)), 413, "512 slices"),

@@ -1,19 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.unit.test_metrics import square
-from tumorseg.core.errors import InputError
-from tumorseg.evaluation.calibration import (
-    THRESHOLDS,
-    Reliability,
-    best_threshold,
-    dice_by_threshold,
-)
-from tumorseg.evaluation.metrics import count, dice
-
-NOTHING = square(0, 0, 0, 0)
+from tests.support.masks import NOTHING, square
+from tumorseg.evaluation.calibration import THRESHOLDS, Reliability, best_threshold
+from tumorseg.evaluation.metrics import count, score
 
 
 def plane(value: float, side: int = 20) -> np.ndarray:
@@ -58,17 +49,6 @@ def test_slices_add_up() -> None:
     assert Reliability().sums["all"].sum() == 0  # each has its own histograms
 
 
-def test_honest_probabilities_are_calibrated_and_bold_ones_are_not() -> None:
-    rng = np.random.default_rng(0)
-    probability = rng.random((400, 400), np.float32)
-    truth = rng.random((400, 400)) < probability
-    honest, bold = Reliability(), Reliability()
-    honest.add(probability, truth)
-    bold.add((probability > 0.5).astype(np.float32), truth)
-    assert honest.ece("all") < 0.01
-    assert bold.ece("all") == pytest.approx(0.25, abs=0.01)
-
-
 def test_near_is_the_box_of_both_and_a_tenth_more() -> None:
     # Truth in rows 10–19, the call in columns 25–29: a box of 10 × 20 with margins of 1 and 2.
     truth = square(10, 10, 20, 20, side=40)
@@ -97,56 +77,32 @@ def test_a_probability_overshot_by_resizing_falls_into_the_last_bin() -> None:
     assert found.table().query("region == 'all'")["pixels"].tolist() == [0] * 19 + [400]
 
 
-@st.composite
-def slices(draw) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(draw(st.integers(0, 9999)))
-    shape = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    exact = np.array([0, *THRESHOLDS, 1], np.float32)
-    near = np.concatenate([np.nextafter(exact, np.float32(way)) for way in (-1, 2)]).clip(0, 1)
-    values = np.concatenate([exact, near, rng.random(20, np.float32)])
-    truth = rng.random(shape) < draw(st.sampled_from([0, 0.3, 1]))
-    return rng.choice(values[values <= draw(st.sampled_from([0.04, 0.5, 1]))], shape), truth
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(slices(), min_size=1, max_size=4))
-def test_the_histogram_gives_what_comparing_gives(drawn) -> None:
-    found = dice_by_threshold(*zip(*drawn, strict=True))
-    assert found.shape == (len(drawn), len(THRESHOLDS))
-    for (probability, truth), row in zip(drawn, found, strict=True):
-        assert probability.dtype == np.float32
-        for threshold, value in zip(THRESHOLDS, row, strict=True):
-            counts = count(probability >= threshold, truth)
-            assert value == dice(counts["tp"], counts["fp"] + counts["fn"])
-
-
-def test_a_probability_at_the_threshold_is_called() -> None:
-    # In float32 0.7 is a little less than in float64; the service compares in float32.
-    found = dice_by_threshold([plane(0.7)], [~NOTHING], [0.69, 0.7, 0.71])
-    assert found.tolist() == [[1, 1, 0]]
-
-
-def test_empty_masks_count_as_in_dice() -> None:
-    found = dice_by_threshold([plane(0.3), plane(0)], [NOTHING, ~NOTHING], [0.2, 0.4])
-    assert found.tolist() == [[0, 1], [0, 0]]
-
-
 @pytest.mark.parametrize(
-    ("table", "thresholds", "best"),
+    ("probabilities", "truth", "best"),
     [
-        ([[0.9, 0.5, 0.0], [0.1, 0.6, 0.9]], [0.3, 0.5, 0.7], 0.5),
-        ([[0.9, 0.5, 0.8]], [0.3, 0.5, 0.7], 0.3),
-        # Of equals the one nearest to a half.
-        ([[0.8] * 19] * 3, THRESHOLDS, 0.5),
-        ([[0.8, 0.8, 0.1, 0.2]], [0.1, 0.2, 0.5, 0.6], 0.2),
-        ([[0.8, 0.8]], [0.45, 0.55], 0.45),
-        ([[0.1, 0.2], [0.7, 0.6]], [0.9, 0.6], 0.6),  # equal but for rounding
+        # The upper half is tumour: from 0.3 on only it is called, up to its own probability.
+        ([[0.9], [0.25]], [[1], [0]], 0.5),
+        ([[0.4], [0.25]], [[1], [0]], 0.4),
+        ([[0.9], [0.8]], [[1], [0]], 0.85),
+        # In float32 0.7 is a little less than in float64; the service compares in float32.
+        ([[0.7], [0.69]], [[1], [0]], 0.7),
+        # Equally good ones, nearest 0.5; all of them where there is nothing to choose.
+        ([[0.0], [0.0]], [[0], [0]], 0.5),
+        ([[0.32], [0.18]], [[1], [0]], 0.3),
     ],
 )
-def test_the_best_threshold_has_the_highest_mean(table, thresholds, best) -> None:
-    assert best_threshold(np.array(table), thresholds) == best
+def test_the_best_threshold_has_the_highest_dice(probabilities, truth, best) -> None:
+    slices = [np.array(probabilities, np.float32)], [np.array(truth, bool)]
+    assert best_threshold(*slices) == best
 
 
-def test_there_is_no_threshold_without_slices() -> None:
-    with pytest.raises(InputError, match="validation split is empty"):
-        best_threshold(dice_by_threshold([], []))
+def test_the_threshold_is_best_on_average_over_slices() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = [rng.random((16, 16), np.float32) for _ in range(4)]
+    truths = [p + rng.normal(0, 0.2, p.shape) > 0.6 for p in probabilities]
+
+    def mean_dice(threshold: float) -> float:
+        table = [count(p >= threshold, t) for p, t in zip(probabilities, truths, strict=True)]
+        return score(pd.DataFrame(table))["dice"].mean()
+
+    assert best_threshold(probabilities, truths) == max(THRESHOLDS, key=mean_dice)

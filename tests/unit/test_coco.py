@@ -36,3 +36,22 @@ def test_box_fill_tells_rectangles_from_outlines() -> None:
     for annotation, fill in ((square, 1.0), (triangle, 0.5), (runs, 700 / 900)):
         rle = coco.annotation_rle(annotation, 64, 80)
         assert box_fill(annotation, rle) == pytest.approx(fill)
+
+
+def test_ids_stay_unique_and_categories_go_by_name() -> None:
+    present = {
+        "info": {"kept": True},
+        "categories": [{"id": 4, "name": "glioma"}, {"id": 9, "name": "meningioma"}],
+        "images": [{"id": "text", "file_name": "a"}, {"id": 3, "file_name": "b"}],
+        "annotations": [{"id": 70, "image_id": 3, "category_id": 9}],
+    }
+    document = coco.Document(present)
+    labels = [("meningioma", {"id": 1, "image_id": 1, "category_id": 1, "note": "mine"})]
+    document.add({"id": 1, "file_name": "c"}, [*labels, ("metastasis", {})])
+    assert present["images"][2:] == [{"id": 4, "file_name": "c"}]
+    assert present["annotations"][1:] == [
+        {"id": 71, "image_id": 4, "category_id": 9, "note": "mine"},
+        {"id": 72, "image_id": 4, "category_id": 10},
+    ]
+    assert present["categories"][2:] == [{"id": 10, "name": "metastasis", "supercategory": "none"}]
+    assert present["info"] == {"kept": True}

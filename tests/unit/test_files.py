@@ -1,9 +1,9 @@
-"""Folders that go whatever their modes, and links that lead out of a folder."""
+"""Folders of read-only files, and links that lead out of a folder."""
 
 from tumorseg.core import files
 
 
-def test_a_folder_goes_whatever_its_modes(tmp_path, monkeypatch) -> None:
+def test_a_read_only_folder_is_removed(tmp_path, monkeypatch) -> None:
     deep = tmp_path / "dvd" / "a" / "b"
     deep.mkdir(parents=True)
     (deep / "x.png").write_bytes(b"x")
@@ -11,7 +11,7 @@ def test_a_folder_goes_whatever_its_modes(tmp_path, monkeypatch) -> None:
         path.chmod(0o500)
     real = files.shutil.rmtree
 
-    def as_for_others(folder):  # root may do what others may not
+    def as_for_others(folder):  # root may remove it
         if any(p.is_dir() and not p.stat().st_mode & 0o200 for p in (folder, *folder.rglob("*"))):
             raise PermissionError
         real(folder)
@@ -22,12 +22,10 @@ def test_a_folder_goes_whatever_its_modes(tmp_path, monkeypatch) -> None:
     files.remove_folder(tmp_path / "dvd")
 
 
-def test_a_link_leads_out_unless_it_leads_to_dvc_s_cache(tmp_path) -> None:
+def test_a_link_leads_out_unless_it_leads_to_a_cache_of_dvc(tmp_path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
-    cached = tmp_path / ".dvc" / "cache" / "blob"
-    cached.parent.mkdir()
+    cached = tmp_path / "cache" / "files" / "md5" / "ab" / "cdef"
+    cached.parent.mkdir(parents=True)
     for target in (cached, tmp_path / "elsewhere", tmp_path / "data" / "own"):
         target.write_bytes(b"x")
         (tmp_path / "data" / f"to_{target.name}").symlink_to(target)

@@ -4,10 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.unit.test_metrics import square
+from tests.support.masks import NOTHING, square
 from tumorseg.evaluation.metrics import detection, lesions
-
-NOTHING = square(0, 0, 0, 0)
 
 
 def counts(lesions: int, found: int, calls: int, right: int) -> dict[str, int]:

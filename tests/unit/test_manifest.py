@@ -208,4 +208,4 @@ def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
     assert figures["leakage"]["test"]["with_neighbour_in_train"] == 197
     assert figures["duplicates"]["exact_across_splits"] == 0
     assert figures["splits"]["test"]["all_background_accuracy"] == pytest.approx(0.9635, abs=5e-5)
-    assert figures["controls"]["copy"]["micro_dice"] == pytest.approx(0.697, abs=0.005)
+    assert figures["baselines"]["copy"]["micro_dice"] == pytest.approx(0.697, abs=0.005)

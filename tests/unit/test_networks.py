@@ -17,8 +17,8 @@ from tumorseg.training.networks import (
 
 TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", space_to_depth=1)
 FOLDED = TINY.model_copy(update={"space_to_depth": 2})
-KINDS = (TINY, FOLDED, TINY.model_copy(update={"norm": "instance"}))
-EVERY = [(name, params) for name in NETWORKS for params in KINDS]
+INSTANCE = TINY.model_copy(update={"norm": "instance"})
+EVERY = [(name, params) for name in NETWORKS for params in (TINY, FOLDED, INSTANCE)]
 
 
 @pytest.fixture(
@@ -41,9 +41,13 @@ def test_every_parameter_learns(network: UNet) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("flips", [False, True])
-def test_onnx_agrees_with_pytorch_for_any_batch(network: UNet, flips: bool, tmp_path) -> None:
-    served = Probabilities(network, flips).eval()
+@pytest.mark.parametrize(
+    ("name", "params", "flips"),
+    [("attention_unet", FOLDED, True), ("unet", INSTANCE, False)],
+    ids=["attention, batch, folded, flips", "plain, instance"],
+)
+def test_onnx_agrees_with_pytorch_for_any_batch(name, params, flips: bool, tmp_path) -> None:
+    served = Probabilities(build_network(name, params), flips).eval()
     export_onnx(served, 64, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     images = np.random.default_rng(0).integers(0, 255, (5, 64, 64)).astype(np.uint8)

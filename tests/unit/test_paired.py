@@ -1,12 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from tumorseg.evaluation.metrics import bootstrap_means, interval
-from tumorseg.evaluation.paired import comparisons, difference, verdict
+from tumorseg.evaluation.paired import difference, verdict
 
 
 def scores(first, second, groups=None) -> pd.DataFrame:
@@ -59,9 +57,6 @@ def test_the_verdict_claims_no_more_than_was_shown() -> None:
     worse = difference(scores(plain - 0.1, plain), "gated", "plain", 500, 0)
     assert verdict(worse, "A", "B").startswith("B scores higher than A (A minus B: -0.100")
     assert "p < 0.001, 60 slices in 60 groups" in verdict(worse, "A", "B")
-
-
-def test_equal_methods_differ_by_nothing() -> None:
     same = difference(scores([0.5, 1.0, 0.0], [0.5, 1.0, 0.0]), "gated", "plain", 100, 0)
     assert (same.mean, same.low, same.high, same.p_value, same.shown) == (0, 0, 0, 1, False)
 
@@ -79,8 +74,9 @@ def test_few_large_gains_against_many_small_losses_are_no_evidence() -> None:
     # The mean is above zero and its interval too, but most slices are worse: ranks point down.
     gaps = np.array([-0.01] * 85 + [0.45] * 15)
     found = difference(scores(0.5 + gaps, np.full(100, 0.5)), "gated", "plain", 2000, 0)
-    assert found.low > 0 and found.p_value > 0.99 and not found.shown
-    assert stats.wilcoxon(gaps).pvalue < 0.05
+    assert found.low > 0 and not found.shown
+    one_sided = stats.wilcoxon(gaps, zero_method="pratt", alternative="greater").pvalue
+    assert found.p_value == min(1, 2 * one_sided) and stats.wilcoxon(gaps).pvalue < 0.05
 
 
 def test_a_handful_of_patients_is_too_few() -> None:
@@ -92,50 +88,19 @@ def test_a_handful_of_patients_is_too_few() -> None:
         assert ("too few to tell" in str(found)) != enough
 
 
-def test_seeds_that_disagree_are_no_evidence() -> None:
-    rng = np.random.default_rng(7)
-    plain, shown = rng.random(50), 0
-    for _ in range(100):  # no difference on average, but each training is lucky or not
-        tables = [
-            scores(plain + gap + rng.normal(0, 0.02, 50), plain).assign(seed=seed)
-            for seed, gap in enumerate(rng.normal(0, 0.03, 3))
-        ]
-        shown += difference(pd.concat(tables), "gated", "plain", 200, 0).shown
-    assert shown <= 10
-
-
 def test_resampled_seeds_vary_as_much_as_seeds_do() -> None:
     by_seed = np.array([0.1, 0.2, 0.3])
     means = bootstrap_means(np.tile(by_seed, (5, 1)), np.arange(5), 20000, 0)
     assert means.std() == pytest.approx(by_seed.std(ddof=1) / 3**0.5, rel=0.03)
 
 
-def test_wilcoxon_is_scipy_s() -> None:
-    first, second = [0.9, 0.8, 0.7, 0.6, 0.5, 0.95], [0.8, 0.85, 0.5, 0.5, 0.5, 0.9]
-    gaps = np.subtract(first, second)
-    assert gaps.mean() > 0
-    found = comparisons(scores(first, second), [("gated", "plain")], 100, 0)["gated-plain"]
-    assert found["p_value"] == pytest.approx(
-        2 * stats.wilcoxon(gaps, zero_method="pratt", alternative="greater").pvalue, abs=1e-5
-    )
-
-
-@settings(max_examples=50)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(1, 7), st.integers(0, 9))
-def test_resampled_means_stay_within_the_values(values, patients, seed) -> None:
-    groups = np.arange(len(values)) % patients
-    means = bootstrap_means(np.array(values), groups, 50, seed)
-    assert means.shape == (50,)
-    assert min(values) - 1e-9 <= means.min() and means.max() <= max(values) + 1e-9
-
-
-def test_seeds_are_paired_with_each_other_and_with_a_control() -> None:
+def test_seeds_are_paired_with_each_other_and_with_a_baseline() -> None:
     rng = np.random.default_rng(5)
     plain = rng.random((2, 40))
     repeated = [scores(plain[s] + 0.1 * (s + 1), plain[s]).assign(seed=s) for s in (0, 1)]
-    control = pd.DataFrame({"path": [f"{n}.png" for n in range(40)], "method": "copy"})
-    control = control.assign(dice=0.5, group=range(40))
-    table = pd.concat([*repeated, control], ignore_index=True)
+    baseline = pd.DataFrame({"path": [f"{n}.png" for n in range(40)], "method": "copy"})
+    baseline = baseline.assign(dice=0.5, group=range(40))
+    table = pd.concat([*repeated, baseline], ignore_index=True)
     found = difference(table, "gated", "plain", 500, 0)
     assert found.by_seed == pytest.approx({"0": 0.1, "1": 0.2})
     assert (found.mean, found.slices) == (pytest.approx(0.15), 40)
@@ -143,6 +108,7 @@ def test_seeds_are_paired_with_each_other_and_with_a_control() -> None:
     assert found.low == pytest.approx(0.15 - 0.05 * 2**0.5)
     assert found.high == pytest.approx(0.15 + 0.05 * 2**0.5)
     assert found.p_seeds == pytest.approx(stats.ttest_1samp([0.1, 0.2], 0).pvalue)
+    assert not found.shown
     against = difference(table, "plain", "copy", 500, 0)
     assert against.by_seed == pytest.approx(
         {"0": plain[0].mean() - 0.5, "1": plain[1].mean() - 0.5}

@@ -20,15 +20,14 @@ def load(document: object, folder: Path) -> TrainParams:
 
 
 def test_repository_params_are_valid() -> None:
-    for section in SECTIONS:
+    for section in SECTIONS.values():
         assert isinstance(load_params(section, REPOSITORY / "params.yaml"), section)
 
 
 def test_stages_sections_and_modules_share_their_names() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    sections = {section.section for section in SECTIONS}
-    assert sections == set(stages) | {"retrain", "drift", "segment", "crossvalidate"}
-    for name in sections:
+    assert set(SECTIONS) == set(stages) | {"retrain", "drift", "segment", "crossvalidate"}
+    for name in SECTIONS:
         assert (REPOSITORY / "pipelines" / f"{name}.py").exists()
         if name in stages:
             assert stages[name]["cmd"].startswith(f"python -m pipelines.{name}")
@@ -38,11 +37,6 @@ def test_stages_sections_and_modules_share_their_names() -> None:
     ("change", "message"),
     [
         (lambda d: d["train"]["unet"].update(chanels=[4, 8]), "train.unet.chanels: unknown key"),
-        (
-            lambda d: d["train"]["common"].update(most_at_once=32),
-            "train.common.most_at_once: is called micro_batch_size since version 0.2",
-        ),
-        (lambda d: d["train"]["unet"].update(stem=4), "train.unet.stem: is called space_to_depth"),
         (lambda d: d["train"]["common"].update(epochs="many"), "train.common.epochs: .*'many'"),
         (lambda d: d["train"]["common"].pop("epochs"), "train.common.epochs: missing"),
         (lambda d: d["train"].update(seeds=[1, 1]), "train.seeds: .*must differ"),
@@ -54,20 +48,13 @@ def test_stages_sections_and_modules_share_their_names() -> None:
         (lambda d: d.pop("evaluate"), "evaluate: missing section"),
         (lambda d: d.update(drift=None), "drift: missing section"),
         (lambda d: d["validate"].update(name_pattern="x"), r"named groups \(\?P<number>…"),
-        (lambda d: d["validate"].update(min_side=5000), "min_side must not be above"),
-        (
-            lambda d: d["segment"].update(scheduler="tcp://a"),
-            r"tcp://HOST:8786.* \(got 'tcp://a'\)",
-        ),
+        (lambda d: d["segment"].update(scheduler="tcp://a"), r"scheduler: .* \(got 'tcp://a'\)"),
         (lambda d: d["train"]["common"].update(bce_weight=0, dice_weight=0), "must not both be 0"),
         (
             lambda d: d["train"]["common"].update(learning_rate=float("inf")),
             "learning_rate: .*finite",
         ),
-        (lambda d: d["train"]["common"].update(minimum_learning_rate=1), "above learning_rate"),
-        (lambda d: d["retrain"].update(inbox="data"), "inbox and data must be two folders"),
         (lambda d: d["retrain"].update(inbox="data/new"), "inbox and data must be two"),
-        (lambda d: d["retrain"].update(inbox="."), "quarantine and inbox must be two"),
         (lambda d: d["retrain"].update(quarantine="./inbox"), "inbox and quarantine must be two"),
     ],
 )
@@ -88,8 +75,3 @@ def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_params(AugmentParams, tmp_path / "params.yaml")
-
-
-def test_an_unknown_network_is_named(train_params: TrainParams) -> None:
-    with pytest.raises(InputError, match="attention_unet"):
-        train_params.network("vnet")

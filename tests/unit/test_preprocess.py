@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorseg.imaging.contours import outlines
-from tumorseg.imaging.preprocess import mask_to_grid, to_grey, to_grid, to_input, to_native
+from tumorseg.imaging.preprocess import to_grey, to_input
+from tumorseg.imaging.render import outlines
 
 RAMP = np.tile(np.arange(0, 240, 3, dtype=np.uint8), (64, 1))  # 64 × 80
 
@@ -29,25 +29,6 @@ def test_transparent_pixels_become_black() -> None:
     pixels[:, :4, 3] = 0
     grey = to_grey(Image.fromarray(pixels))
     assert (grey[:, :4] == 0).all() and (grey[:, 4:] == 255).all()
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (100, 64), (63, 101), (640, 640), (16, 16)])
-def test_image_and_mask_stay_aligned_on_the_grid(shape: tuple[int, int]) -> None:
-    rows, columns = np.indices(shape)
-    disc = (rows - shape[0] * 0.4) ** 2 + (columns - shape[1] * 0.6) ** 2 < (min(shape) / 4) ** 2
-    image = to_grid((disc * 255).astype(np.uint8), 64)
-    mask = mask_to_grid(disc, 64)
-    assert image.shape == mask.shape == (64, 64) and set(np.unique(mask)) == {0, 1}
-    assert ((image >= 128) != mask).mean() < 0.002
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (200, 128), (90, 301)])
-def test_back_to_native_undoes_the_grid(shape: tuple[int, int]) -> None:
-    rows, columns = np.indices(shape)
-    disc = (rows - shape[0] / 2) ** 2 + (columns - shape[1] / 3) ** 2 < (min(shape) / 4) ** 2
-    back = to_native(mask_to_grid(disc, 128).astype(np.float32), shape) >= 0.5
-    assert back.shape == shape
-    assert (back & disc).sum() / (back | disc).sum() > 0.93
 
 
 def test_gain_and_offset_of_the_scanner_do_not_matter() -> None:

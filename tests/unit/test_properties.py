@@ -1,16 +1,14 @@
-"""What must hold for every mask and picture, not only for the examples that came to mind."""
+"""Properties of masks and pictures, checked by hypothesis."""
 
 import cv2
 import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as rle_tools
 
 from tumorseg.data import coco
 from tumorseg.data.leakage import normalised, similar_pairs, thumbnail
-from tumorseg.data.shapes import box_fill
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_native
+from tumorseg.imaging.render import outlines
 
 PROPERTY = settings(max_examples=80)
 sides = st.integers(16, 90)
@@ -64,34 +62,6 @@ def test_outlines_move_the_border_by_less_than_a_pixel(mask) -> None:
     outer, _ = cv2.findContours(drawn, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, outer, -1, 1, -1)
     assert not ((found != drawn.astype(bool)) & ~border).any()
-
-
-@PROPERTY
-@given(masks())
-def test_union_does_not_depend_on_order_or_repetition(mask) -> None:
-    parts = [mask & (np.arange(mask.shape[1]) % 3 == n) for n in range(3)]
-    annotations = [
-        {"segmentation": {"size": list(mask.shape), "counts": coco.encode(part)}} for part in parts
-    ]
-    height, width = mask.shape
-    forward, backward = (
-        coco.image_rle(coco.LabelledImage("a.png", width, height, order))
-        for order in (annotations, [*annotations[::-1], annotations[0]])
-    )
-    assert forward == backward
-    assert np.array_equal(coco.decode(forward, height, width), mask)
-
-
-@PROPERTY
-@given(masks())
-def test_only_rectangles_fill_their_box(mask) -> None:
-    assume(mask.any())
-    rle = rle_tools.encode(np.asfortranarray(mask.astype(np.uint8)))
-    fill = box_fill({"segmentation": {"size": list(mask.shape), "counts": coco.encode(mask)}}, rle)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    assert 0 < fill <= 1
-    assert (fill == 1) == box.all()
 
 
 @PROPERTY

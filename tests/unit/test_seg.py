@@ -89,15 +89,6 @@ def test_a_slice_alone_and_nothing_found(info):
     assert read_back(seg_file(whole, empty, info)).NumberOfFrames == COUNT
 
 
-def test_an_uneven_stack_has_its_own_places(info):
-    datasets = series()
-    datasets[4].ImagePositionPatient = [-10, -12, 33.5]
-    study = decode(series_zip(datasets))
-    assert {place[2] for place in planes(read_back(seg_file(study, marks(study), info)))} == {
-        0, 4, 8, 12, 33.5,
-    }  # fmt: skip
-
-
 def test_the_model_and_its_use_are_named(info):
     study = decode(series_zip(series()))
     found = read_back(seg_file(study, marks(study), info))
@@ -166,19 +157,6 @@ def test_nifti_comes_back_on_the_very_same_grid(order, place, tmp_path: Path):
     assert (np.asarray(found.dataobj).astype(bool) == bright).mean() > 0.999
 
 
-@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 2)])
-def test_codes_of_the_affine_are_kept(codes):
-    image = nifti(nifti_values(), "LPS")
-    image.header["qform_code"], image.header["sform_code"] = codes
-    image = nibabel.Nifti1Image.from_bytes(
-        nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_bytes()
-    )
-    study = decode(image.to_bytes())
-    found = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti_file(study, marks(study))))
-    assert (found.header["qform_code"], found.header["sform_code"]) == codes
-    assert np.array_equal(found.affine, image.affine)
-
-
 def test_other_kinds_of_nifti_come_back_as_they_came():
     image = nifti(nifti_values(), "PIR", kind=nibabel.Nifti2Image)  # of 64 bits
     study = decode(image.to_bytes())
@@ -199,14 +177,20 @@ def test_other_kinds_of_nifti_come_back_as_they_came():
     assert np.allclose(found.affine, big.affine, rtol=1e-6)
 
 
-def test_a_frame_alone_can_be_referred_to_but_not_several_files_of_them(info):
-    made = [enhanced(order=(number,), SOPInstanceUID=f"1.2.{number}") for number in range(3)]
-    alone = decode(dicom_bytes(made[1]))
-    found = read_back(seg_file(alone, [np.ones(SHAPE, bool)], info))
+def test_a_multi_frame_file_of_one_frame_can_be_referred_to(info):
+    study = decode(dicom_bytes(enhanced(order=(1,))))
+    found = read_back(seg_file(study, [np.ones(SHAPE, bool)], info))
     assert planes(found).keys() == {(-10.0, -12.0, 4.0)} and found.pixel_array.all()
-    several = decode(series_zip(made))
-    with pytest.raises(Rejected, match="several files of an enhanced kind"):
-        seg_file(several, marks(several), info)
+
+
+def test_images_that_no_segmentation_can_refer_to_are_refused(info):
+    of_two_studies = series()
+    of_two_studies[1].StudyInstanceUID = "1.2.3"
+    multi_frame = [enhanced(order=(n,), SOPInstanceUID=f"1.2.{n}") for n in range(3)]
+    for datasets in (of_two_studies, multi_frame, series(SOPClassUID="1.2.3.4")):
+        study = decode(series_zip(datasets))
+        with pytest.raises(Rejected, match="No DICOM segmentation can refer"):
+            seg_file(study, marks(study), info)
 
 
 def test_a_thickness_of_zero_is_the_distance_of_slices(info):

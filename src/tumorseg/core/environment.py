@@ -1,7 +1,6 @@
-"""Where state lies and what must stay silent; set before Prefect, MLflow or BentoML are imported.
+"""The environment of a run, set before Prefect, MLflow or BentoML are imported.
 
-Every variable is only a default: one that is already set (a shared MLflow server, a Prefect API,
-a bento store) wins.
+Variables that are set already (a shared MLflow server, a Prefect API, a bento store) are kept.
 """
 
 import os
@@ -15,8 +14,7 @@ PACKAGED = Path("artifacts/package/bento.json")  # which bento is served
 PREFECT_URL_FILE = STATE / "prefect" / "url"
 STATISTICS = STATE / "statistics.db"  # of the slices that `tumorseg serve` answered
 
-# glibc gives each thread a heap of its own, and keeps in each what was freed: with two, the service
-# takes a quarter less memory under load, and it stops growing.
+# Two heaps for all threads: the service takes a quarter less memory under load and stops growing.
 SERVING = {"MALLOC_ARENA_MAX": "2"}
 
 # The scans are patients': no component may report to its maker or look for updates.
@@ -41,7 +39,7 @@ def defaults(root: Path) -> dict[str, str]:
         "BENTOML_HOME": str(state / "bentoml"),
         "DVC_SITE_CACHE_DIR": str(state / "dvc-site"),
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # A server that is restarted is waited for, a minute all together; so with Prefect's below.
+        # MLflow's and Prefect's clients wait a minute for a server that is restarted.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes, for language models
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / 'mlflow.db'}",
@@ -62,41 +60,34 @@ def search_path() -> str:
 
 
 def set_up(root: Path | None = None) -> None:
-    """Puts the defaults into this process's environment, for it and its children.
+    """Puts `defaults` into this process's environment.
 
     Args:
         root: The repository; by default the current directory.
     """
     root = root or Path.cwd()
     os.environ["PATH"] = search_path()
-    for name, value in defaults(root).items():
-        os.environ.setdefault(name, value)
+    os.environ |= defaults(root) | os.environ
     if (root / "dvc.yaml").exists():
         (root / STATE).mkdir(exist_ok=True)
-    # A server that `tumorseg run` or `tumorseg ui` started; without one Prefect starts its own for
-    # each flow, which works but costs seconds.
-    if "PREFECT_API_URL" not in os.environ and (url := own_prefect(root)):
+    # Without a server Prefect starts one for each flow, which works but costs seconds.
+    url = noted_prefect(root)
+    if "PREFECT_API_URL" not in os.environ and url and answers(f"{url}/health"):
         os.environ["PREFECT_API_URL"] = url
 
 
 def noted_prefect(root: Path = Path()) -> str | None:
-    """The address of the server that a command started in the repository `root`."""
+    """The API address of the Prefect server that a command started in the repository `root`."""
     try:
         return (root / PREFECT_URL_FILE).read_text().strip()
     except FileNotFoundError:
         return None
 
 
-def own_prefect(root: Path = Path()) -> str | None:
-    """The same, if a server answers there."""
-    url = noted_prefect(root)
-    return url if url and answers(url) else None
-
-
-def answers(prefect_url: str) -> bool:
-    """Whether a Prefect API answers at that address, such as `http://127.0.0.1:4200/api`."""
+def answers(url: str) -> bool:
+    """Whether an address answers with status 200."""
     try:
-        with urllib.request.urlopen(f"{prefect_url}/health", timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)
     except (OSError, ValueError):
         return False

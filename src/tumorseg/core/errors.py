@@ -1,4 +1,4 @@
-"""Failures that need no traceback: the user's mistake, or a stage that has told its own."""
+"""Failures that need no traceback: a user's mistake, or a stage that has printed its own."""
 
 MISTAKE = 2
 

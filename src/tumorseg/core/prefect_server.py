@@ -1,68 +1,35 @@
-"""Local servers: one Prefect server for a whole run, and the two user interfaces."""
+"""Local servers: one Prefect server for all commands of a checkout, and the MLflow page."""
 
 import fcntl
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
-import psutil
+import httpx
 from filelock import FileLock
 
-from tumorseg.core import processes
 from tumorseg.core.alerts import alert
 from tumorseg.core.environment import PREFECT_URL_FILE, STATE, answers, noted_prefect
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_text
+from tumorseg.core.processes import background, end_marked, is_dead, marked, start
 
 PATIENCE_SECONDS = 120
 FOLDER = PREFECT_URL_FILE.parent
-_SERVER = FOLDER / "process"  # the tag of the server's process
+LOG = FOLDER / "server.log"
 
 
 def free_port(preferred: int) -> int:
     """`preferred` if nothing listens there on the loopback interface, else any free port."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise InputError("no port is free on the loopback interface")
-
-
-def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts `python -m command…`, its output in a log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches us first; we stop it in order
-        )
-
-
-@contextmanager
-def background(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m command…` until the context ends, its output in a log file."""
-    process = started(command, log)
-    try:
-        yield process
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            processes.end_tree(psutil.Process(process.pid))
-        process.wait()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -76,7 +43,7 @@ def prefect_server() -> Iterator[str]:
     """
     url = os.environ.get("PREFECT_API_URL")
     if url and url != noted_prefect():
-        if not answers(url):
+        if not answers(f"{url}/health"):
             raise InputError(
                 f"PREFECT_API_URL is {url}, but no Prefect server answers there: start it, or "
                 "unset the variable to have one started here"
@@ -85,94 +52,70 @@ def prefect_server() -> Iterator[str]:
         yield url
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
-    change = FileLock(FOLDER / "start.lock", timeout=PATIENCE_SECONDS)
-    with (FOLDER / "users").open("a") as users:  # a shared lock of all that use the server
-        with change:
-            fcntl.flock(users, fcntl.LOCK_SH)
-            url = _running() or _start()
-        os.environ["PREFECT_API_URL"] = url
-        mark_crashed(url)
+    change = FileLock(FOLDER / "start.lock")
+    with (FOLDER / "users").open("a") as users:  # each user of the server holds a shared lock
         try:
+            with change:
+                fcntl.flock(users, fcntl.LOCK_SH)
+                url = _running_server()
+            os.environ["PREFECT_API_URL"] = url
+            mark_crashed(url)
             yield url
         finally:
-            del os.environ["PREFECT_API_URL"]
+            os.environ.pop("PREFECT_API_URL", None)
             with change, suppress(BlockingIOError):  # another process uses it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _end()
+                PREFECT_URL_FILE.unlink(missing_ok=True)
+                end_marked(str(LOG.resolve()))
 
 
-def _running() -> str | None:
-    """The address of the server that an earlier command started, once it answers."""
+def _running_server() -> str:
+    """The address of this checkout's server, which is started unless one runs and answers."""
     url = noted_prefect()
-    if url and not (_SERVER.exists() and processes.find(_SERVER.read_text())):
-        return None
-    return url if url and _answers_in_time(url) else None
+    if url and _answers_in_time(url):
+        return url
+    end_marked(str(LOG.resolve()))
+    port = free_port(4200)
+    url = f"http://127.0.0.1:{port}/api"
+    start(["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], LOG)
+    write_text(PREFECT_URL_FILE, url)
+    if not _answers_in_time(url):
+        raise InputError(f"the Prefect server did not start; see the end of {LOG}")
+    return url
 
 
-def _answers_in_time(url: str, process: subprocess.Popen[bytes] | None = None) -> bool:
+def _answers_in_time(url: str) -> bool:
+    """Waits for the server as long as its process runs, at most `PATIENCE_SECONDS`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not answers(url):
-        if time.monotonic() > deadline or (process and process.poll() is not None):
+    while not answers(f"{url}/health"):
+        if time.monotonic() > deadline or not marked(str(LOG.resolve())):
             return False
         time.sleep(0.3)
     return True
 
 
-def _start() -> str:
-    _end()
-    port = free_port(4200)
-    url = f"http://127.0.0.1:{port}/api"
-    log = FOLDER / "server.log"
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = started(command, log)
-    write_text(_SERVER, processes.tag(psutil.Process(process.pid)))
-    write_text(PREFECT_URL_FILE, url)
-    try:
-        if not _answers_in_time(url, process):
-            raise InputError(f"the Prefect server did not start; its last words are in {log}")
-    except BaseException:
-        _end()
-        raise
-    return url
-
-
-def _end() -> None:
-    PREFECT_URL_FILE.unlink(missing_ok=True)
-    if _SERVER.exists() and (server := processes.find(_SERVER.read_text())):
-        processes.end_tree(server)
-    _SERVER.unlink(missing_ok=True)
-
-
 def mark_crashed(prefect_url: str) -> None:
-    """Ends the flow runs that a killed process of this machine left running.
+    """Ends the flow runs that a killed process of this machine left in state Running.
 
-    Prefect would call them running for ever, and a deployment of one run at a time would start no
-    other. A killed retraining is alerted here, since its own hooks could not run.
+    They would keep a deployment of one run at a time from starting another. A killed retraining is
+    alerted here, since its own hooks could not run.
 
     Args:
         prefect_url: The Prefect API, such as `http://127.0.0.1:4200/api`.
     """
-
-    def post(path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            prefect_url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return json.load(response)
-
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
     crashed = {"type": "CRASHED", "name": "Crashed", "message": "its process was killed"}
     try:
-        running = post(
-            "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        )
-        for run in running:
-            if any(map(processes.is_dead, run["tags"])):
-                post(f"/flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
+        with httpx.Client(base_url=prefect_url, timeout=30) as api:
+            found = api.post("/flow_runs/filter", json=running).raise_for_status().json()
+            for run in (run for run in found if any(map(is_dead, run["tags"]))):
+                state = {"state": crashed, "force": True}
+                api.post(f"/flow_runs/{run['id']}/set_state", json=state).raise_for_status()
                 print(f"flow run {run['name']}: marked as crashed, its process was killed")
                 if "retrain" in run["tags"]:
                     page = f"{prefect_url.removesuffix('/api')}/runs/flow-run/{run['id']}"
                     alert("retrain", "retrain", "its process was killed", page)
-    except (OSError, ValueError) as error:  # tidying up is no reason not to run
+    except (httpx.HTTPError, ValueError) as error:  # no reason not to run
         print(f"flow runs of killed processes could not be marked as crashed: {error}")
 
 

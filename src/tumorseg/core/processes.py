@@ -1,48 +1,74 @@
-"""Processes that can be told from later ones of the same number, and their orderly end."""
+"""Processes that may outlive the command that started them."""
 
+import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
 GRACE_SECONDS = 10.0
+VARIABLE = "TUMORSEG_STARTED_FOR"  # all children of a process inherit it
 
 
-def tag(process: psutil.Process | None = None) -> str:
-    """One word for a process of this host, by default this one: `process:HOST:PID:STARTED`."""
-    process = process or psutil.Process()
+def marked(purpose: str) -> list[psutil.Process]:
+    """The running processes of this user whose environment has `VARIABLE` set to `purpose`."""
+    running = psutil.process_iter(["environ"])
+    return [one for one in running if (one.info["environ"] or {}).get(VARIABLE) == purpose]
+
+
+def end_marked(purpose: str) -> None:
+    """Ends the `marked` processes: SIGTERM, and SIGKILL after `GRACE_SECONDS`."""
+    left = marked(purpose)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
+        _, left = psutil.wait_procs(left, GRACE_SECONDS)
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Starts `python -m command…`, its output in a log file, whose path is also its mark."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches only the command, which then stops this one
+            env=os.environ | {VARIABLE: str(log.resolve())},
+        )
+
+
+@contextmanager
+def background(command: list[str], log: Path) -> Iterator[None]:
+    """Runs `python -m command…` until the context ends, its output in a log file."""
+    process = start(command, log)
+    try:
+        yield
+    finally:
+        end_marked(str(log.resolve()))
+        process.wait()
+
+
+def tag() -> str:
+    """The name of this process for flow runs: `process:HOST:PID:START_SECONDS`."""
+    process = psutil.Process()
     return f"process:{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
-def find(word: str) -> psutil.Process | None:
-    """The running process of this host that a tag names; None where it has ended, or is no tag."""
-    match word.split(":"):
-        case ["process", host, pid, started] if host == socket.gethostname() and pid.isdigit():
-            try:
-                process = psutil.Process(int(pid))
-                alive = process.status() != psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                return None
-            # The number may be another process's by now; a second is left for a clock that was set.
-            return process if alive and abs(process.create_time() - float(started)) <= 1 else None
-    return None
-
-
 def is_dead(word: str) -> bool:
-    """Whether a word is the tag of a process of this host that has ended."""
-    mine = word.startswith(f"process:{socket.gethostname()}:") and word.count(":") == 3
-    return mine and find(word) is None
-
-
-def end_tree(process: psutil.Process) -> None:
-    """Ends a process and all its children: SIGTERM, and SIGKILL where that is not enough."""
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        for member in family:
-            try:
-                end(member)
-            except psutil.NoSuchProcess:
-                continue
-        _, family = psutil.wait_procs(family, GRACE_SECONDS)
+    """Whether a word is the `tag` of a process of this host that has ended."""
+    match word.split(":"):
+        case ["process", host, pid, started] if host == socket.gethostname():
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(int(pid))
+                # Another process may have the number by now; clocks may be set by a second.
+                same = abs(process.create_time() - float(started)) <= 1
+                return not same or process.status() == psutil.STATUS_ZOMBIE
+            return True
+    return False

@@ -1,6 +1,5 @@
 """The limits of the service: `service.json` in the bento, from section `package` of params.yaml."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -50,11 +49,7 @@ def load_settings(path: Path) -> Settings:
     if not path.exists():
         return Settings()
     try:
-        return Settings.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        where = ".".join(map(str, first["loc"])) if first else "the whole file"
-        reason = first["msg"] if first else "it is no JSON"
-        raise InputError(
-            f"{path} is broken at {where}: {reason}. Package the model again."
-        ) from None
+        return Settings.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({reason}). Package the model again.") from None

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,26 +61,22 @@ def build_arrays(manifest: pd.DataFrame, data: Path, size: int, folder: Path = A
         size: The side S of the grid, in pixels.
         folder: Where to; replaced as a whole once everything is written.
     """
-
-    def grids(row: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        mask = coco.decode(row.mask_rle, int(row.height), int(row.width))
-        return to_grid(read_slice(data / row.path), size), mask_to_grid(mask, size)
-
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
         for split in coco.SPLITS:
             rows = manifest[manifest["split"] == split]
-            images, masks = (
-                new_array(unfinished / f"{split}_{kind}.npy", (len(rows), size, size))
-                for kind in ("images", "masks")
-            )
+            images = new_array(unfinished / f"{split}_images.npy", (len(rows), size, size))
+            masks = new_array(unfinished / f"{split}_masks.npy", (len(rows), size, size))
             # In batches, since a pool would read ahead of the writing and hold what it has read.
             for start in range(0, len(rows), BATCH):
-                batch = rows.iloc[start : start + BATCH].itertuples()
-                for index, (image, mask) in enumerate(pool.map(grids, batch), start):
-                    images[index], masks[index] = image, mask
+                batch = rows.iloc[start : start + BATCH]
+                greys = pool.map(read_slice, [data / path for path in batch["path"]])
+                for index, grey in enumerate(greys, start):
+                    images[index] = to_grid(grey, size)
+                for index, mask in enumerate(true_masks(batch), start):
+                    masks[index] = mask_to_grid(mask, size)
             images.flush()
             masks.flush()
     (unfinished / DIGEST).write_text(_digest(manifest))

@@ -34,50 +34,52 @@ def audit(
 
     Returns:
         images, unusable, labels (geometry and pairing), duplicates, leakage, splits (balance and
-        sizes), controls (the baselines all background and copy) and findings; plain values, ready
+        sizes), baselines (all background and copy) and findings; plain values, ready
         for JSON.
     """
     usable = table[table["problem"].isna()]
     return {
         "images": len(table),
-        "unusable": {str(k): int(v) for k, v in table["problem"].value_counts().items()},
+        "unusable": _counts(table["problem"].value_counts()),
         "labels": _labels(usable),
         "duplicates": _duplicates(usable, pairs),
         "leakage": _leakage(usable),
         "splits": {split: _balance(usable[usable["split"] == split]) for split in coco.SPLITS},
-        "controls": baseline_figures(usable, thumbnails),
+        "baselines": baseline_figures(usable, thumbnails),
         "outliers": _outliers(usable),
         "findings": findings,
     }
 
 
-def _labels(usable: pd.DataFrame) -> dict[str, Any]:
-    fills = usable["box_fill"].dropna()
-    several = usable["annotations"].value_counts().sort_index()
-    histogram, _ = np.histogram(fills, FILL_EDGES)
-    return {
-        "images_by_annotations": {str(k): int(v) for k, v in several.items()},
-        "rectangles": int((fills >= RECTANGLE_FILL).sum()),
-        "rectangle_share": _share((fills >= RECTANGLE_FILL).sum(), len(fills)),
-        "box_fill_histogram": {
-            "edges": FILL_EDGES.round(2).tolist(),
-            "images": histogram.tolist(),
-        },
-        "self_intersections": _flagged(usable, "self_intersection"),
-        "out_of_frame": _flagged(usable, "out_of_frame"),
-        "wrong_if_paired_by_position": {
-            split: int(usable.loc[usable["split"] == split, "wrong_if_zipped"].sum())
-            for split in coco.SPLITS
-        },
-    }
+def _counts(counts: pd.Series) -> dict[str, int]:
+    return {str(name): int(count) for name, count in counts.items()}
+
+
+def _share(part: float, whole: float) -> float:
+    return round(float(part / whole), 5) if whole else 0.0
 
 
 def _flagged(usable: pd.DataFrame, name: str) -> int:
     return int(usable["oddities"].str.split(",").map(lambda names: name in names).sum())
 
 
-def _share(part: float, whole: float) -> float:
-    return round(float(part / whole), 5) if whole else 0.0
+def _labels(usable: pd.DataFrame) -> dict[str, Any]:
+    fills = usable["box_fill"].dropna()
+    rectangles = int((fills >= RECTANGLE_FILL).sum())
+    histogram, _ = np.histogram(fills, FILL_EDGES)
+    wrong = usable.groupby("split")["wrong_if_zipped"].sum().reindex(coco.SPLITS, fill_value=0)
+    return {
+        "images_by_annotations": _counts(usable["annotations"].value_counts().sort_index()),
+        "rectangles": rectangles,
+        "rectangle_share": _share(rectangles, len(fills)),
+        "box_fill_histogram": {
+            "edges": FILL_EDGES.round(2).tolist(),
+            "images": histogram.tolist(),
+        },
+        "self_intersections": _flagged(usable, "self_intersection"),
+        "out_of_frame": _flagged(usable, "out_of_frame"),
+        "wrong_if_paired_by_position": _counts(wrong),
+    }
 
 
 def _duplicates(usable: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _balance(rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "images": len(rows),
         "without_tumour": int((rows["tumour_fraction"] == 0).sum()),
-        "categories": {str(k): int(v) for k, v in rows["categories"].value_counts().items()},
+        "categories": _counts(rows["categories"].value_counts()),
         "tumour_fraction_percentiles": {
             str(p): round(float(size), 5) for p, size in zip(PERCENTILES, sizes, strict=True)
         },
@@ -155,7 +157,7 @@ def agreement(masks: Iterable[Mask], truths: Iterable[Mask]) -> dict[str, Any]:
 def _outliers(usable: pd.DataFrame) -> dict[str, Any]:
     sizes = usable["width"].astype(str) + "×" + usable["height"].astype(str)
     return {
-        "sizes": {str(k): int(v) for k, v in sizes.value_counts().head(10).items()},
+        "sizes": _counts(sizes.value_counts().head(10)),
         "size": _flagged(usable, "size_outlier"),
         "intensity": _flagged(usable, "intensity_outlier"),
         "blank": _flagged(usable, "blank"),

@@ -1,27 +1,32 @@
 """COCO annotations: one JSON file a split, paired with images by `image_id`, as masks."""
 
+import itertools
 import json
-import math
 import re
 import reprlib
-import stat
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pycocotools import mask as rle_tools
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from tumorseg.core.errors import InputError
+from tumorseg.core.files import write_text
 from tumorseg.data import shapes
 from tumorseg.imaging.preprocess import Mask
 
 ANNOTATIONS = "_annotations.coco.json"
 SPLITS = ("train", "valid", "test")
 UNUSUAL_NAME = "has a name with bytes that are not UTF-8 or with control characters; rename it"
-MAX_JSON = 2**30  # bytes; what is read takes about ten times as much memory
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Distance = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass
@@ -33,24 +38,70 @@ class LabelledImage:
         width: In pixels, of the image as it is shown.
         height: In pixels.
         annotations: COCO's, as they are.
-        categories: The names of what they show.
+        labels: The category's name of each annotation.
         group: The patient or series it comes from, where the JSON says so.
         slice_number: Its place within the group, where the JSON says so.
         spacing: Row and column spacing in mm, where the JSON says so.
         problem: A finding's name and a sentence, if the entry cannot be used.
         wrong_if_zipped: Whether pairing the two lists by position would not give it its own label.
+        entry: Its entry under `images`, as it is.
     """
 
     file_name: str
-    width: int
-    height: int
+    width: Whole = 0
+    height: Whole = 0
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    categories: set[str] = field(default_factory=set)
-    group: str | None = None
-    slice_number: int | None = None
-    spacing: tuple[float, float] | None = None
+    labels: list[str] = field(default_factory=list)
+    group: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    slice_number: Whole | None = None
+    spacing: tuple[Distance, Distance] | None = None
     problem: tuple[str, str] | None = None
     wrong_if_zipped: bool = False
+    entry: dict[str, Any] = field(default_factory=dict)
+
+
+class Document:
+    """A COCO document that images are added to; ids go on from those it has.
+
+    Args:
+        content: An existing document, which is changed in place; None for a new one.
+    """
+
+    def __init__(self, content: dict[str, Any] | None = None) -> None:
+        self.content: dict[str, Any] = {} if content is None else content
+        self._ids = {}
+        for key in ("categories", "images", "annotations"):
+            entries = self.content[key] = self.content.get(key) or []
+            ids = [each["id"] for each in entries if type(_identity(each, "id")) is int]
+            self._ids[key] = itertools.count(max(ids, default=0) + 1)
+        known = [each for each in self.content["categories"] if isinstance(each, dict)]
+        self._category = {each.get("name"): each.get("id") for each in known}
+
+    def category(self, name: str) -> Any:
+        """The id of a category, which is added if there is none of that name."""
+        if name not in self._category:
+            self._category[name] = next(self._ids["categories"])
+            new = {"id": self._category[name], "name": name, "supercategory": "none"}
+            self.content["categories"].append(new)
+        return self._category[name]
+
+    def add(self, image: dict[str, Any], annotations: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Adds an image and its annotations under new ids.
+
+        Args:
+            image: Its entry; an id in it is replaced.
+            annotations: Each with the name of its category; ids in them are replaced.
+        """
+        image = image | {"id": next(self._ids["images"])}
+        self.content["images"].append(image)
+        for name, annotation in annotations:
+            ids = {"id": next(self._ids["annotations"]), "image_id": image["id"]}
+            new = annotation | ids | {"category_id": self.category(name)}
+            self.content["annotations"].append(new)
+
+    def save(self, folder: Path) -> None:
+        """Writes `_annotations.coco.json` into a folder."""
+        write_text(folder / ANNOTATIONS, json.dumps(self.content))
 
 
 def read_json(path: Path) -> Any:
@@ -59,36 +110,27 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: It is missing, is no JSON, or has a key twice, of which one would be lost.
     """
+    if not path.exists():
+        raise InputError(f"{path}: is missing; each split needs one beside its images")
+    if not path.is_file():  # reading a pipe would wait without end
+        raise InputError(f"{path}: is no regular file; export it again")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
-            raise InputError(f"{path}: is no regular file; export it again")
-        if status.st_size > MAX_JSON:
-            raise InputError(f"{path}: has more than {MAX_JSON >> 20} MiB; export it in parts")
         return json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
-    except FileNotFoundError:
-        raise InputError(f"{path}: is missing; each split needs one beside its images") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); allow it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); export it again") from None
-    except RecursionError:
-        raise InputError(
-            f"{path}: is not valid JSON (nested too deeply); export it again"
-        ) from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"key {reprlib.repr(twice)} is there twice in one object")
-    return found
+    for key, uses in Counter(key for key, _ in pairs).items():
+        if uses > 1:
+            raise ValueError(f"key {reprlib.repr(key)} is there twice in one object")
+    return dict(pairs)
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Reads a COCO file as far as that it has its two lists.
+    """Reads a COCO file and checks that it has its lists.
 
     Raises:
         InputError: It is missing or is not COCO.
@@ -97,123 +139,95 @@ def read_document(path: Path) -> dict[str, Any]:
     for key in ("images", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise InputError(f"{path}: is not COCO: has no list {key!r}; export it again")
-    if not isinstance(document.get("categories"), list | None):
+    document["categories"] = document.get("categories") or []
+    if not isinstance(document["categories"], list):
         raise InputError(f"{path}: is not COCO: 'categories' is no list; export it again")
     return document
 
 
 def read_split(folder: Path) -> list[LabelledImage]:
-    """Reads the annotations of one split.
-
-    Annotations are paired by `image_id`, never by their position in the list: in the real data
-    set one image without and one with two annotations would shift every mask between them.
-
-    Args:
-        folder: Holds `_annotations.coco.json` and the images.
-
-    Returns:
-        One entry an image, sorted by file name. An annotation that belongs to no image is an entry
-        of its own, with a problem.
+    """Reads the `_annotations.coco.json` of one split; see `labelled_images`.
 
     Raises:
         InputError: The file is missing or is not COCO.
     """
-    document = read_document(folder / ANNOTATIONS)
-    listed = [_image(entry, number) for number, entry in enumerate(document["images"])]
-    owners: dict[Any, list[LabelledImage]] = {}
-    for entry, image in zip(document["images"], listed, strict=True):
-        if (key := identity(entry, "id")) is not None:
-            owners.setdefault(key, []).append(image)
-    for key, images in owners.items():
-        if len(images) > 1:
-            why = f"shares its id {reprlib.repr(key)} with another image"
-            for image in images:
+    return labelled_images(read_document(folder / ANNOTATIONS))
+
+
+def labelled_images(document: dict[str, Any]) -> list[LabelledImage]:
+    """Pairs the images of a COCO document with their annotations.
+
+    Annotations are paired by `image_id`, never by their position in the list: in the published
+    set one image without and one with two annotations would shift every mask between them.
+
+    Returns:
+        One entry an image, sorted by file name. An annotation that belongs to no image is an entry
+        of its own, with a problem.
+    """
+    images = [_image(entry, number) for number, entry in enumerate(document["images"])]
+    ids = [_identity(entry, "id") for entry in document["images"]]
+    id_uses, name_uses = Counter(ids), Counter(image.file_name for image in images)
+    zipped = [_identity(each, "image_id") for each in document["annotations"]]
+    zipped += [None] * len(images)
+    owners: dict[Any, LabelledImage] = {}
+    for image, own, owner in zip(images, ids, zipped, strict=False):
+        image.wrong_if_zipped = owner != own
+        if own is not None:
+            owners.setdefault(own, image)
+            if id_uses[own] > 1:
+                why = f"shares its id {reprlib.repr(own)} with another image"
                 image.problem = image.problem or ("duplicate_id", why)
-    names = {
+        if name_uses[image.file_name] > 1:
+            image.problem = image.problem or ("listed_twice", "is listed more than once")
+    names = category_names(document)
+    for number, annotation in enumerate(document["annotations"]):
+        owner = _identity(annotation, "image_id")
+        if owner in owners:
+            owners[owner].annotations.append(annotation)
+            owners[owner].labels.append(names.get(str(annotation.get("category_id")), "?"))
+        else:
+            why = f"refers to image {reprlib.repr(owner)}, which is not listed under 'images'"
+            orphan = LabelledImage(f"{ANNOTATIONS}#annotation[{number}]")
+            orphan.problem = ("orphan_annotation", why)
+            images.append(orphan)
+    return sorted(images, key=lambda image: image.file_name)
+
+
+def category_names(document: dict[str, Any]) -> dict[str, str]:
+    """The names of a document's categories by their ids, as texts."""
+    return {
         str(category.get("id")): str(category.get("name"))
-        for category in document.get("categories") or []
+        for category in document["categories"]
         if isinstance(category, dict)
     }
-    orphans = []
-    for number, annotation in enumerate(document["annotations"]):
-        owner = identity(annotation, "image_id")
-        if owner in owners:
-            owners[owner][0].annotations.append(annotation)
-            owners[owner][0].categories.add(names.get(str(annotation.get("category_id")), "?"))
-        else:
-            name = f"{ANNOTATIONS}#annotation[{number}]"
-            given = annotation.get("image_id") if isinstance(annotation, dict) else annotation
-            why = f"refers to image {reprlib.repr(given)}, which is not listed under 'images'"
-            orphans.append(LabelledImage(name, 0, 0, problem=("orphan_annotation", why)))
-    uses = Counter(image.file_name for image in listed)
-    zipped = [*document["annotations"], *[None] * len(listed)]
-    for entry, image, annotation in zip(document["images"], listed, zipped, strict=False):
-        if image.problem is None:
-            owner = annotation.get("image_id") if isinstance(annotation, dict) else None
-            image.wrong_if_zipped = owner != entry["id"]
-            if uses[image.file_name] > 1:
-                image.problem = ("listed_twice", "is listed more than once")
-    return sorted([*listed, *orphans], key=lambda image: image.file_name)
 
 
-def identity(entry: Any, name: str) -> int | str | float | None:
-    """An id in a COCO entry; None where it is none: NaN equals nothing, and True would pass for 1.
-
-    Args:
-        entry: Of a list in the JSON file.
-        name: The key, such as `image_id`.
-    """
-    value = entry.get(name) if isinstance(entry, dict) else None
-    usable = type(value) in (int, str) or (type(value) is float and math.isfinite(value))
-    return value if usable else None
+def _identity(entry: Any, key: str) -> int | str | float | None:
+    """The id under a key of an entry; None where it is none."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if type(value) in (int, str, float) else None
 
 
 def _image(entry: Any, number: int) -> LabelledImage:
     name = entry.get("file_name") if isinstance(entry, dict) else None
     if not isinstance(name, str):
         why = "is not a COCO image: it has no file_name"
-        return LabelledImage(f"{ANNOTATIONS}#image[{number}]", 0, 0, problem=("bad_entry", why))
+        return LabelledImage(f"{ANNOTATIONS}#image[{number}]", problem=("bad_entry", why))
     if printable(name) != name:
-        return LabelledImage(printable(name), 0, 0, problem=("bad_name", UNUSUAL_NAME))
+        return LabelledImage(printable(name), problem=("bad_name", UNUSUAL_NAME))
     path = PurePosixPath(name)  # without the ./ that some tools put in front
-    image = LabelledImage(str(path), 0, 0)
     if path.is_absolute() or ".." in path.parts or not name:
-        image.file_name, image.problem = name, ("outside", "leads out of its split's folder")
-        return image
+        return LabelledImage(name, problem=("outside", "leads out of its split's folder"))
+    if _identity(entry, "id") is None:
+        why = f"is not a COCO image: its id is {reprlib.repr(entry.get('id'))}"
+        return LabelledImage(str(path), problem=("bad_entry", why))
+    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number")}
     try:
-        image.width, image.height = _whole(entry, "width"), _whole(entry, "height")
-        if identity(entry, "id") is None:
-            raise ValueError(f"its id is {reprlib.repr(entry.get('id'))}, not a number or text")
-        if entry.get("group") is not None:
-            image.group = str(entry["group"])
-        if entry.get("slice_number") is not None:
-            image.slice_number = _whole(entry, "slice_number")
-        if entry.get("spacing_mm") is not None:
-            image.spacing = _spacing(entry["spacing_mm"])
-    except ValueError as error:
-        image.problem = ("bad_entry", f"is not a COCO image: {error}")
-    return image
-
-
-def _whole(entry: dict[str, Any], name: str) -> int:
-    value: Any = entry.get(name)
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not number.is_integer() or abs(number) > 2**53:
-        raise ValueError(f"its {name} is {reprlib.repr(value)}, not a whole number")
-    return int(number)
-
-
-def _spacing(value: Any) -> tuple[float, float]:
-    try:
-        row, column = float(value[0]), float(value[1])
-    except (TypeError, ValueError, LookupError, OverflowError):
-        row = column = math.nan
-    if not (0 < row < math.inf and 0 < column < math.inf):
-        raise ValueError(f"its spacing_mm is {reprlib.repr(value)}, not two distances")
-    return row, column
+        return LabelledImage(str(path), spacing=entry.get("spacing_mm"), entry=entry, **known)
+    except ValidationError as error:
+        (what, *_) = error.errors()
+        why = f"is not a COCO image: its {what['loc'][0]}: {what['msg']}"
+        return LabelledImage(str(path), problem=("bad_entry", why))
 
 
 def printable(text: str) -> str:
@@ -253,20 +267,15 @@ def image_rles(image: LabelledImage) -> list[dict[str, Any]]:
     return parts
 
 
-def union(image: LabelledImage, parts: list[dict[str, Any]]) -> str:
-    """The union of an image's `image_rles` as compressed run lengths, ASCII."""
-    if not parts:
-        return encode(np.zeros((image.height, image.width), bool))
-    return str(rle_tools.merge(parts)["counts"], "ascii")
-
-
 def image_rle(image: LabelledImage) -> str:
     """The union of an image's annotations as compressed run lengths, ASCII.
 
     Raises:
         ValueError: An annotation cannot be drawn; the message says which and why.
     """
-    return union(image, image_rles(image))
+    if not image.annotations:
+        return encode(np.zeros((image.height, image.width), bool))
+    return str(rle_tools.merge(image_rles(image))["counts"], "ascii")
 
 
 def encode(mask: Mask) -> str:

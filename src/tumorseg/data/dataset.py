@@ -30,14 +30,13 @@ def pull() -> None:
     Raises:
         InputError: Neither has it; the message is DVC's own.
     """
-    named = _named_remote()
-    if named:
+    if name := os.environ.get(REMOTE):
         try:
-            dvc("pull", *named, "data.dvc")
+            dvc("pull", "--remote", name, "data.dvc")
             return
         except InputError as error:  # before the first push, only the repository's own has it
             why = " ".join(str(error).split())
-            print(f"remote {named[-1]} did not give the data ({why}); asking DVC's own", flush=True)
+            print(f"remote {name} did not give the data ({why}); asking DVC's own", flush=True)
     dvc("pull", "--quiet", "data.dvc")
 
 
@@ -47,12 +46,8 @@ def push() -> None:
     Raises:
         InputError: It failed; the message is DVC's own.
     """
-    dvc("push", "--quiet", *_named_remote(), "data.dvc")
-
-
-def _named_remote() -> list[str]:
     name = os.environ.get(REMOTE)
-    return ["--remote", name] if name else []
+    dvc("push", "--quiet", *(["--remote", name] if name else []), "data.dvc")
 
 
 def refuse_to_lose(data: Path) -> None:

@@ -51,61 +51,39 @@ ELSEWHERE = {
 
 def suite(params: ValidateParams) -> list[expect.Expectation]:
     """The expectations, each with its finding's name and the sentence that a failure prints."""
+    found: list[expect.Expectation] = []
 
-    def about(name: str, sentence: str) -> Any:
+    def add(kind: Any, name: str, sentence: str, **settings: Any) -> None:
         stops = name in params.stop_on and not (params.quarantine and name == "unusable")
         severity = "critical" if stops else "warning"
-        return {"meta": {"finding": name}, "notes": sentence, "severity": severity}
+        meta = {"finding": name}
+        found.append(kind(meta=meta, notes=sentence, severity=severity, **settings))
 
-    side: Any = {"min_value": params.min_side, "max_value": params.max_side}
-    size = about("size", "every picture's sides are within validate.min_side and max_side")
-    expectations: list[expect.Expectation] = [
-        expect.ExpectColumnValuesToBeNull(
-            column="problem",
-            **about("unusable", "every image can be read and has usable labels"),
-        ),
-        expect.ExpectColumnDistinctValuesToContainSet(
-            column="split",
-            value_set=list(coco.SPLITS),
-            **about("empty_split", "every split has images"),
-        ),
-        expect.ExpectColumnValuesToBeBetween(column="width", **side, **size),
-        expect.ExpectColumnValuesToBeBetween(column="height", **side, **size),
-        expect.ExpectColumnValuesToBeInSet(
-            column="mode",
-            value_set=["L", "RGB"],
-            **about("unusual_mode", "every picture is 8-bit grey or RGB without transparency"),
-        ),
-        expect.ExpectColumnValuesToBeBetween(
-            column="tumour_fraction",
-            max_value=params.max_tumour_fraction,
-            **about(
-                "tumour_fraction",
-                "no tumour covers more of its image than validate.max_tumour_fraction",
-            ),
-        ),
-        expect.ExpectColumnMinToBeBetween(
-            column="box_fill",
-            max_value=RECTANGLE_FILL,
-            **about(
-                "only_rectangles",
-                "not all masks are rectangles; from boxes, a network learns boxes",
-            ),
-        ),
-    ]
-    expectations += [
-        expect.ExpectColumnValuesToBeInSet(
-            column=column, value_set=[False], **about(name, sentence)
-        )
-        for name, (column, sentence) in ELSEWHERE.items()
-    ]
-    expectations += [
-        expect.ExpectColumnValuesToNotMatchRegex(
-            column="oddities", regex=rf"\b{name}\b", **about(name, sentence)
-        )
-        for name, sentence in QUALITY_FLAGS.items()
-    ]
-    return expectations
+    sentence = "every image can be read and has usable labels"
+    add(expect.ExpectColumnValuesToBeNull, "unusable", sentence, column="problem")
+    sentence, splits = "every split has images", list(coco.SPLITS)
+    kind: Any = expect.ExpectColumnDistinctValuesToContainSet
+    add(kind, "empty_split", sentence, column="split", value_set=splits)
+    kind = expect.ExpectColumnValuesToBeBetween
+    sentence = "every picture's sides are within validate.min_side and max_side"
+    for column in ("width", "height"):
+        limits = {"min_value": params.min_side, "max_value": params.max_side}
+        add(kind, "size", sentence, column=column, **limits)
+    sentence = "no tumour covers more of its image than validate.max_tumour_fraction"
+    most = params.max_tumour_fraction
+    add(kind, "tumour_fraction", sentence, column="tumour_fraction", max_value=most)
+    sentence = "not all masks are rectangles; from boxes, a network learns boxes"
+    kind = expect.ExpectColumnMinToBeBetween
+    add(kind, "only_rectangles", sentence, column="box_fill", max_value=RECTANGLE_FILL)
+    sentence = "every picture is 8-bit grey or RGB without transparency"
+    kind = expect.ExpectColumnValuesToBeInSet
+    add(kind, "unusual_mode", sentence, column="mode", value_set=["L", "RGB"])
+    for name, (column, sentence) in ELSEWHERE.items():
+        add(kind, name, sentence, column=column, value_set=[False])
+    kind = expect.ExpectColumnValuesToNotMatchRegex
+    for name, sentence in QUALITY_FLAGS.items():
+        add(kind, name, sentence, column="oddities", regex=rf"\b{name}\b")
+    return found
 
 
 def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[dict[str, Any]]:
@@ -147,23 +125,22 @@ def check(manifest: pd.DataFrame, params: ValidateParams, docs: Path) -> list[di
     )
     outcome = context.checkpoints.add(checkpoint).run({"dataframe": table})
     (validation,) = outcome.run_results.values()
+    findings = []
     for result in validation.results:
-        raised = result.exception_info or {}
+        expectation, raised = result.expectation_config, result.exception_info or {}
         if raised.get("raised_exception"):
-            raise RuntimeError(f"{result.expectation_config.type}: {raised['exception_message']}")
-    return [_finding(result) for result in validation.results]
-
-
-def _finding(result: Any) -> dict[str, Any]:
-    offenders = [str(row["path"]) for row in result.result.get("unexpected_index_list") or []]
-    return {
-        "name": result.expectation_config.meta["finding"],
-        "expectation": result.expectation_config.notes,
-        "success": bool(result.success),
-        "severity": result.expectation_config.severity.value,
-        "images": len(offenders),
-        "examples": offenders[:NAMED],
-    }
+            raise RuntimeError(f"{expectation.type}: {raised['exception_message']}")
+        offenders = [str(row["path"]) for row in result.result.get("unexpected_index_list") or []]
+        finding = {
+            "name": expectation.meta["finding"],
+            "expectation": expectation.notes,
+            "success": bool(result.success),
+            "severity": expectation.severity.value,
+            "images": len(offenders),
+            "examples": offenders[:NAMED],
+        }
+        findings.append(finding)
+    return findings
 
 
 def report(findings: list[dict[str, Any]], manifest: pd.DataFrame) -> list[str]:
@@ -171,15 +148,13 @@ def report(findings: list[dict[str, Any]], manifest: pd.DataFrame) -> list[str]:
     problems = manifest.set_index("path")["why"].dropna().to_dict()
     lines = []
     for finding in findings:
-        if finding["success"]:
-            continue
-        named = [f"{path} {problems.get(path, '')}".strip() for path in finding["examples"]]
-        if finding["images"] > len(named):
-            named.append(f"and {finding['images'] - len(named)} more")
-        where = f": {'; '.join(named)}" if named else ""
-        lines.append(
-            f"{finding['severity']}: {finding['name']}: not met: {finding['expectation']}{where}"
-        )
+        if not finding["success"]:
+            named = [f"{path} {problems.get(path, '')}".strip() for path in finding["examples"]]
+            if finding["images"] > len(named):
+                named.append(f"and {finding['images'] - len(named)} more")
+            where = f": {'; '.join(named)}" if named else ""
+            what = f"{finding['severity']}: {finding['name']}: not met: {finding['expectation']}"
+            lines.append(what + where)
     return lines
 
 

@@ -21,8 +21,7 @@ def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
         data: Holds the images and the present labels.
 
     Returns:
-        Split → the figures of `metrics.summarise`, `disjoint` (images on which both have something
-        and nothing in common) and `one_empty` (images on which only one has something).
+        Split → the figures of `metrics.summarise`.
 
     Raises:
         InputError: The labels are missing, cannot be drawn, or are of other images.
@@ -31,37 +30,31 @@ def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
 
 
 def _compare_split(folder: Path, data: Path) -> dict[str, Any]:
-    present, other = (_encoded(where) for where in (data, folder))
-    for missing, where in ((present.keys() - other, folder), (other.keys() - present, data)):
-        if missing:
-            raise InputError(
-                f"{where / coco.ANNOTATIONS}: does not list {min(missing)} ({len(missing)} such); "
-                "both must be labels of the same images"
-            )
-    if sizes := [name for name in present if present[name][1:] != other[name][1:]]:
-        raise InputError(f"{folder / coco.ANNOTATIONS}: gives {min(sizes)} another size")
+    present, other = (_masks(where) for where in (data, folder))
+    if different := sorted(present.keys() ^ other.keys()):
+        (name, height, width) = different[0]
+        raise InputError(
+            f"{folder / coco.ANNOTATIONS}: differs from the present labels in which images it "
+            f"lists, or in their sizes ({name}, {width}×{height}, and {len(different) - 1} others)"
+        )
     counts = pd.DataFrame(
-        count(coco.decode(*present[name]), coco.decode(*other[name])) for name in sorted(present)
+        count(coco.decode(present[key], *key[1:]), coco.decode(other[key], *key[1:]))
+        for key in sorted(present)
     )
-    some, others = counts["tp"] + counts["fp"] > 0, counts["tp"] + counts["fn"] > 0
-    return summarise(score(counts), samples=2000, seed=0) | {
-        "disjoint": int((some & others & (counts["tp"] == 0)).sum()),
-        "one_empty": int((some != others).sum()),
-    }
+    return summarise(score(counts), samples=2000, seed=0)
 
 
-def _encoded(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """File name → run lengths, height and width: a fraction of the masks' own size."""
+def _masks(folder: Path) -> dict[tuple[str, int, int], str]:
+    """File name, height and width → run lengths: a fraction of the masks' own size."""
     found = {}
     for image in coco.read_split(folder):
-        path = folder / coco.ANNOTATIONS
-        if image.problem:
-            raise InputError(f"{path}: {image.file_name} {image.problem[1]}")
         try:
-            rle = coco.image_rle(image)
+            if image.problem:
+                raise ValueError(image.problem[1])
+            found[image.file_name, image.height, image.width] = coco.image_rle(image)
         except ValueError as error:
+            path = folder / coco.ANNOTATIONS
             raise InputError(f"{path}: {image.file_name}: {error}") from None
-        found[image.file_name] = (rle, image.height, image.width)
     return found
 
 
@@ -71,32 +64,30 @@ def use_labels(folder: Path, data: Path = Path("data")) -> None:
     The images stay as they are. `git commit data.dvc` makes it a version of its own.
 
     Raises:
-        InputError: data/ holds changes that DVC has not recorded.
+        InputError: data/ holds changes that DVC has not recorded, or the labels cannot be used.
     """
     refuse_to_lose(data)
-    before = {split: (data / split / coco.ANNOTATIONS).read_bytes() for split in coco.SPLITS}
     try:
         for split in coco.SPLITS:
             with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
                 shutil.copyfile(folder / split / coco.ANNOTATIONS, temporary)
         dvc("add", data.name)
-    except (OSError, InputError):
-        for split, content in before.items():
-            with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
-                temporary.write_bytes(content)
-        raise
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"{error}; `dvc checkout --force {data.name}` brings back the present labels"
+        ) from None
 
 
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """The comparison as a Markdown table."""
     lines = [
-        "| split | images | mean Dice (95% CI) | micro Dice | nothing in common | only one empty |",
-        "|---|---|---|---|---|---|",
+        "| split | images | mean Dice (95% CI) | micro Dice |",
+        "|---|---|---|---|",
     ]
     for split, row in figures.items():
         interval = f"{row['mean_dice_low']:.3f}–{row['mean_dice_high']:.3f}"
         lines.append(
             f"| {split} | {row['slices']} | {row['mean_dice']:.3f} ({interval}) "
-            f"| {row['micro_dice']:.4f} | {row['disjoint']} | {row['one_empty']} |"
+            f"| {row['micro_dice']:.4f} |"
         )
     return "\n".join(lines)

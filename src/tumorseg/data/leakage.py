@@ -1,8 +1,4 @@
-"""What ties slices of different splits together: equal files, look-alikes, neighbouring slices.
-
-Slices are alike by the correlation of their thumbnails, computed a block at a time so that memory
-stays small.
-"""
+"""What ties slices of different splits together: equal files, look-alikes, neighbouring slices."""
 
 from pathlib import Path
 from typing import Any
@@ -128,15 +124,11 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
     numbered = numbered.sort_values(["series", "slice_number", "path"])
     step = numbered["slice_number"].astype(float).diff() <= 1
     follows = (step & (numbered["series"] == numbered["series"].shift())).to_numpy(bool)
-    before = np.flatnonzero(follows) - 1
-    index = numbered["thumbnail"].to_numpy(np.intp)
-    next_to = pd.DataFrame(
-        {
-            "left": numbered["path"].to_numpy(object)[before],
-            "right": numbered["path"].to_numpy(object)[before + 1],
-            "correlation": correlation(small, np.column_stack([index[before], index[before + 1]])),
-        }
-    )
+    after = np.flatnonzero(follows)
+    links = np.column_stack([after - 1, after])
+    ends = numbered["path"].to_numpy(object)[links]
+    alike = correlation(small, numbered["thumbnail"].to_numpy(np.intp)[links])
+    next_to = pd.DataFrame({"left": ends[:, 0], "right": ends[:, 1], "correlation": alike})
     parts = {"exact": equal.assign(correlation=1.0), "near": near, "neighbour": next_to}
     return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
 
@@ -156,19 +148,16 @@ def neighbours_elsewhere(table: pd.DataFrame, splits: tuple[str, ...]) -> NDArra
         table: With path, split, group and slice_number.
         splits: Where neighbours count.
     """
-    keys = list(zip(table["group"].fillna(""), table["slice_number"], strict=True))
-    holders: dict[tuple[str, int], set[str]] = {}
-    for (series, number), split in zip(keys, table["split"], strict=True):
-        if not pd.isna(number) and split in splits:
-            holders.setdefault((series, int(number)), set()).add(split)
-    return np.array(
-        [
-            not pd.isna(number)
-            and any(holders.get((series, int(number) + step), set()) - {own} for step in (-1, 0, 1))
-            for (series, number), own in zip(keys, table["split"], strict=True)
-        ],
-        bool,
-    )
+    series, numbers = table["group"].fillna(""), table["slice_number"].fillna(-10).astype(int)
+    found = np.zeros(len(table), bool)
+    for split in splits:
+        inside = (table["split"] == split).to_numpy()
+        numbered = table["slice_number"].notna().to_numpy()
+        held = pd.MultiIndex.from_arrays([series, numbers])[inside & numbered]
+        for step in (-1, 0, 1):
+            beside = pd.MultiIndex.from_arrays([series, numbers + step])
+            found |= beside.isin(held) & numbered & ~inside
+    return found
 
 
 def linked_elsewhere(

@@ -3,20 +3,17 @@
 import hashlib
 import io
 import re
-import stat
-import struct
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as rle_tools
 from tqdm import tqdm
 
@@ -38,51 +35,24 @@ OUTLIER_MADS = 8.0  # median absolute deviations from the median
 FLAT_MAD = 4.0  # grey values; sets that vary less are taken to vary so much
 LONGEST_NUMBER = 15  # digits; what is longer is an identifier, not a place in a scan
 USUAL_SHARE = 0.9  # where so many images have one size, others are unusual
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 FORMATS = {"JPEG": {".jpg", ".jpeg"}, "PNG": {".png"}}
 MAX_BYTES = 100 * 2**20
 MIN_SIDE = 8  # pixels; fewer make no thumbnail
-ORIENTATION = 0x0112  # EXIF's tag
-# What Pillow raises over damaged files: its own errors, and whatever its parsers stumble over.
-BROKEN = (
-    *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
-    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
-)
+# What a row says of a file or a label that could not be read.
+UNREAD: dict[str, Any] = {
+    **dict.fromkeys(("sha256", "format", "mode", "problem", "why", "mask_rle")),
+    **{"width": 0, "height": 0, "rotated": False, "coloured": False},
+    **dict.fromkeys(("mean", "std", "box_fill"), float("nan")),
+    **{"tumour_fraction": 0.0, "oddities": ""},
+}
 
 
-@dataclass(frozen=True)
-class ImageInfo:
-    """What is known about one image file.
+class UnusableError(Exception):
+    """A file or its labels cannot be used: a finding's name, a sentence, and what is known."""
 
-    Attributes:
-        sha256: Of the file's bytes; None where it could not be read.
-        format: `JPEG` or `PNG`.
-        mode: As Pillow names it.
-        width: In pixels, upright as EXIF says.
-        height: In pixels.
-        rotated: Whether EXIF turns or mirrors it.
-        coloured: Whether its channels differ.
-        mean: Of the grey values, 0–255.
-        std: Of the grey values.
-        problem: A finding's name, if the file cannot be used.
-        why: A sentence to it.
-    """
-
-    sha256: str | None = None
-    format: str | None = None
-    mode: str | None = None
-    width: int = 0
-    height: int = 0
-    rotated: bool = False
-    coloured: bool = False
-    mean: float = float("nan")
-    std: float = float("nan")
-    problem: str | None = None
-    why: str | None = None
-
-
-Scanned = tuple[ImageInfo, NDArray[np.uint8]]
-BLACK = np.zeros((SIDE, SIDE), np.uint8)
+    def __init__(self, problem: str, why: str, **known: Any) -> None:
+        super().__init__(why)
+        self.row = known | {"problem": problem, "why": why}
 
 
 def build_manifest(
@@ -111,27 +81,21 @@ def build_manifest(
     Raises:
         InputError: A split or its JSON is missing or unusable.
     """
-    missing = [split for split in coco.SPLITS if not (data / split).is_dir()]
-    if missing:
-        raise InputError(
-            f"{data}: has no folder {', '.join(missing)}; it needs train, valid and test, each "
-            f"with images and {coco.ANNOTATIONS}"
-        )
     listed = [(split, image) for split in coco.SPLITS for image in _split(data / split)]
     if not listed:
         raise InputError(f"{data}: lists no image at all")
     pattern = re.compile(params.name_pattern)
     paths = [data / split / image.file_name for split, image in listed]
-    found = scan(paths, data, params.max_side)
+    scan = partial(_scan, root=data, max_side=params.max_side)
     rows = []
-    with atomic_path(thumbnails) as temporary:
+    # Decoding and hashing release the interpreter's lock.
+    with ThreadPoolExecutor() as pool, atomic_path(thumbnails) as temporary:
         array = new_array(temporary, (len(listed), SIDE, SIDE))
-        progress = tqdm(
-            found, "reading images", len(listed), unit="image", leave=False, disable=None
-        )
-        for index, ((split, image), (info, small)) in enumerate(zip(listed, progress, strict=True)):
+        files = pool.map(scan, paths)
+        found = tqdm(files, "reading images", len(listed), leave=False, disable=None)
+        for index, ((split, image), (file, small)) in enumerate(zip(listed, found, strict=True)):
             array[index] = small
-            row = {"thumbnail": index} | _row(split, image, info) | _place(image, pattern)
+            row = {"thumbnail": index} | _row(split, image, file, pattern)
             rows.append({k: coco.printable(v) if isinstance(v, str) else v for k, v in row.items()})
         array.flush()
     table = pd.DataFrame(rows)
@@ -143,86 +107,76 @@ def build_manifest(
 
 
 def _split(folder: Path) -> Iterator[coco.LabelledImage]:
+    """The images that the split's JSON lists, then the picture files that it does not list."""
     images = coco.read_split(folder)
+    yield from images
     names = {image.file_name for image in images}
     suffixes = set().union(*FORMATS.values())
-    yield from images
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if (
-            path.suffix.lower() in suffixes
-            and coco.printable(name) not in names
-            and not path.is_dir()
-        ):
-            why = f"is not listed in {coco.ANNOTATIONS}"
-            if coco.printable(name) != name:
-                why = coco.UNUSUAL_NAME
-            yield coco.LabelledImage(coco.printable(name), 0, 0, problem=("unlisted", why))
+        shown = coco.printable(name)
+        if path.suffix.lower() in suffixes and shown not in names and not path.is_dir():
+            why = f"is not listed in {coco.ANNOTATIONS}" if shown == name else coco.UNUSUAL_NAME
+            yield coco.LabelledImage(shown, problem=("unlisted", why))
 
 
-def _row(split: str, image: coco.LabelledImage, info: ImageInfo) -> dict[str, Any]:
-    row = vars(info) | {
+def _row(
+    split: str, image: coco.LabelledImage, file: dict[str, Any], pattern: re.Pattern[str]
+) -> dict[str, Any]:
+    row = UNREAD | file
+    try:
+        if image.problem:
+            raise UnusableError(*image.problem)
+        if not row["problem"]:
+            row |= _labels(image, row)
+    except UnusableError as error:
+        row |= error.row
+    match = pattern.match(image.file_name)
+    named = match.groupdict() if match else {}
+    digits = named.get("number") or ""
+    number = int(digits) if 0 < len(digits) <= LONGEST_NUMBER else None
+    return row | {
         "path": f"{split}/{image.file_name}",
         "split": split,
         "annotations": len(image.annotations),
-        "categories": "; ".join(sorted(name.replace(";", ",") for name in image.categories)),
-        "mask_rle": None,
-        "tumour_fraction": 0.0,
-        "box_fill": float("nan"),
-        "oddities": "",
+        "categories": "; ".join(sorted({name.replace(";", ",") for name in image.labels})),
         "wrong_if_zipped": image.wrong_if_zipped,
+        "group": image.group or named.get("group"),
+        "slice_number": number if image.slice_number is None else image.slice_number,
+        "spacing_mm": "×".join(f"{mm:g}" for mm in image.spacing or ()),
     }
 
-    def unusable(problem: str, why: str) -> dict[str, Any]:
-        return row | {"problem": problem, "why": why}
 
-    if image.problem:
-        return unusable(*image.problem)
-    if info.problem:
-        return row
-    if (image.width, image.height) != (info.width, info.height):
-        claim = f"its JSON says {image.width}×{image.height}"
-        if info.rotated:
-            claim += "; EXIF turns it, and the JSON must mean the picture as it is shown"
-        return unusable("size_mismatch", f"is {info.width}×{info.height}, but {claim}")
+def _labels(image: coco.LabelledImage, file: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of an image's labels; raises UnusableError."""
+    if (image.width, image.height) != (file["width"], file["height"]):
+        why = f"is {file['width']}×{file['height']}, but its JSON says {image.width}×{image.height}"
+        if file["rotated"]:
+            why += "; EXIF turns it, and the JSON must mean the picture as it is shown"
+        raise UnusableError("size_mismatch", why)
     try:
         parts = coco.image_rles(image)
     except ValueError as error:
-        return unusable("bad_annotation", str(error))
-    fills = list(map(box_fill, image.annotations, parts))
-    rle = coco.union(image, parts)
+        raise UnusableError("bad_annotation", str(error)) from None
+    rle = coco.image_rle(image)
     area = int(rle_tools.area({"size": [image.height, image.width], "counts": rle.encode()}))
     flags = label_flags(image.annotations, image.height, image.width)
     # One by one: given a list, pycocotools cannot count beyond 255.
     if not all(rle_tools.area(part) for part in parts):
         flags.add("empty_label")
-    if Path(image.file_name).suffix.lower() not in FORMATS[str(info.format)]:
+    if Path(image.file_name).suffix.lower() not in FORMATS[file["format"]]:
         flags.add("wrong_extension")
-    flags |= {name for name in ("rotated", "coloured") if getattr(info, name)}
-    return row | {
+    flags |= {name for name in ("rotated", "coloured") if file[name]}
+    return {
         "mask_rle": rle,
         "tumour_fraction": area / (image.height * image.width),
-        "box_fill": min(fills, default=float("nan")),
+        "box_fill": min(map(box_fill, image.annotations, parts), default=float("nan")),
         "oddities": ",".join(sorted(flags)),
     }
 
 
-def _place(image: coco.LabelledImage, pattern: re.Pattern[str]) -> dict[str, Any]:
-    match = pattern.match(image.file_name)
-    named = match.groupdict() if match else {}
-    number = image.slice_number
-    digits = named.get("number")
-    if number is None and digits and len(digits) <= LONGEST_NUMBER:
-        number = int(digits)
-    spacing = "" if image.spacing is None else "×".join(f"{mm:g}" for mm in image.spacing)
-    return {
-        "group": image.group or named.get("group"),
-        "slice_number": number,
-        "spacing_mm": spacing,
-    }
-
-
 def _mark_outliers(table: pd.DataFrame) -> None:
+    """Adds the quality flags that depend on the other images to `oddities`."""
     usable = table["problem"].isna()
     found = {"blank": usable & (table["std"] < BLANK_STD)}
     far = pd.Series(data=False, index=table.index)
@@ -236,10 +190,10 @@ def _mark_outliers(table: pd.DataFrame) -> None:
     if len(shares) and shares.iloc[0] >= USUAL_SHARE:
         found["size_outlier"] = usable & (sizes != shares.index[0])
     for name, rows in found.items():
-        for index in table.index[rows]:
-            table.loc[index, "oddities"] = ",".join(
-                sorted({name, *str(table.loc[index, "oddities"]).split(",")} - {""})
-            )
+        table.loc[rows, "oddities"] = [
+            ",".join(sorted({name, *flags.split(",")} - {""}))
+            for flags in table.loc[rows, "oddities"]
+        ]
 
 
 def save_manifest(table: pd.DataFrame, path: Path = MANIFEST) -> None:
@@ -259,76 +213,68 @@ def load_manifest(path: Path = SPLIT_MANIFEST) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def scan(paths: Iterable[Path], root: Path, max_side: int) -> Iterator[Scanned]:
-    """Reads image files on all cores, in their order.
+def _scan(path: Path, root: Path, max_side: int) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Reads one image file.
 
     Args:
-        paths: The files; one that is missing or broken gets a problem, not an exception.
-        root: The folder that they lie in; one that leads out of it is not opened.
+        path: The file.
+        root: The folder that it lies in; one that leads out of it is not opened.
         max_side: A picture with a longer side, in pixels, is not decoded.
 
-    Yields:
-        Its properties and thumbnail, uint8 of shape (48, 48), black where there is a problem.
+    Returns:
+        Columns of its row, and its thumbnail: uint8, shape (48, 48), black if it cannot be used.
     """
-    with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
-        yield from pool.map(lambda path: _scan(path, root, max_side), paths)
-
-
-def _scan(path: Path, root: Path, max_side: int) -> Scanned:
-    digest = None
-
-    def unusable(problem: str, why: str) -> Scanned:
-        return ImageInfo(sha256=digest, problem=problem, why=why), BLACK
-
-    if leads_out(path, root):
-        return unusable("outside", "is a link that leads out of the data folder")
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
-            return unusable("not_a_file", "is no regular file")
-        if status.st_size > MAX_BYTES:
-            return unusable("too_large", f"has more than {MAX_BYTES >> 20} MiB")
+        return _decode(path, root, max_side)
+    except UnusableError as error:
+        return error.row, np.zeros((SIDE, SIDE), np.uint8)
+
+
+def _decode(path: Path, root: Path, max_side: int) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    if leads_out(path, root):
+        raise UnusableError("outside", "is a link that leads out of the data folder")
+    try:
+        size = path.stat().st_size
+        if not path.is_file():  # reading a pipe would wait without end
+            raise UnusableError("not_a_file", "is no regular file")
+        if size > MAX_BYTES:
+            raise UnusableError("too_large", f"has more than {MAX_BYTES >> 20} MiB")
         content = path.read_bytes()
     except FileNotFoundError:
-        return unusable("missing_file", "is listed, but there is no such file")
+        raise UnusableError("missing_file", "is listed, but there is no such file") from None
     except OSError as error:
-        return unusable("unreadable", f"cannot be read: {error.strerror}")
+        raise UnusableError("unreadable", f"cannot be read: {error.strerror}") from None
     digest = hashlib.sha256(content).hexdigest()
-    if not content:
-        return unusable("unreadable", "is empty")
+    unusable = partial(UnusableError, sha256=digest)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow only warns about is checked below
             with Image.open(io.BytesIO(content), formats=list(FORMATS)) as picture:
                 width, height = picture.size
                 if max(width, height) > max_side:
-                    allowed = f"validate.max_side allows {max_side} pixels"
-                    return unusable("too_large", f"is {width}×{height}; {allowed}")
+                    why = f"is {width}×{height}; validate.max_side allows {max_side} pixels"
+                    raise unusable("too_large", why)
                 if min(width, height) < MIN_SIDE:
-                    return unusable("too_small", f"is {width}×{height}, which shows nothing")
+                    raise unusable("too_small", f"is {width}×{height}, which shows nothing")
                 picture.load()
-                rotated = picture.getexif().get(ORIENTATION, 1) != 1
-                # A JPEG with several pictures in it, as phones write, calls itself MPO.
-                kind = "JPEG" if picture.format == "MPO" else picture.format
-                mode, grey = picture.mode, to_grey(picture)
-                coloured = coloured_share(picture) > COLOURED
+                grey = to_grey(picture)
+                row = {
+                    "sha256": digest,
+                    # A JPEG with several pictures in it, as phones write, calls itself MPO.
+                    "format": "JPEG" if picture.format == "MPO" else picture.format,
+                    "mode": picture.mode,
+                    "width": grey.shape[1],
+                    "height": grey.shape[0],
+                    "rotated": picture.getexif().get(ExifTags.Base.Orientation, 1) != 1,
+                    "coloured": coloured_share(picture) > COLOURED,
+                    "mean": float(grey.mean()),
+                    "std": float(grey.std()),
+                }
+    except UnusableError:
+        raise
     except Image.UnidentifiedImageError:
-        damaged = content.startswith(SIGNATURES)
-        why = "has a damaged header" if damaged else "is neither JPEG nor PNG"
-        return unusable("unreadable", why)
-    except Image.DecompressionBombError:
-        return unusable("too_large", "claims more pixels than are safe to decode")
-    except BROKEN as error:
-        return unusable("unreadable", f"cannot be decoded: {error}")
-    info = ImageInfo(
-        sha256=digest,
-        format=kind,
-        mode=mode,
-        width=grey.shape[1],
-        height=grey.shape[0],
-        rotated=rotated,
-        coloured=coloured,
-        mean=float(grey.mean()),
-        std=float(grey.std()),
-    )
-    return info, thumbnail(grey)
+        why = "is neither JPEG nor PNG, or has a damaged header"
+        raise unusable("unreadable", why) from None
+    except Exception as error:  # decoders' errors have nothing else in common
+        raise unusable("unreadable", f"cannot be decoded: {error}") from None
+    return row, thumbnail(grey)

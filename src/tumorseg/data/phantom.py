@@ -17,8 +17,8 @@ from PIL import Image
 from scipy import ndimage
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.render import outlines
 
 Plane = NDArray[np.float32]  # intensities, 0 for air and about 1 for fat; shape (size, size)
 # Orientation, grey values (size, size), and for each tumour its category and mask (size, size).
@@ -50,14 +50,11 @@ def make_phantom(
         size: Side of the square slices, in pixels, at least 96; anatomy and tumours scale with it.
 
     Raises:
-        InputError: If `folder` exists, or `seed`, `counts` or `size` is out of range.
+        InputError: If `folder` exists.
     """
     counts = DEFAULT_COUNTS if counts is None else counts
     if folder.exists():
         raise InputError(f"{folder} exists already; remove it or choose another folder.")
-    unknown = set(counts) - set(DEFAULT_COUNTS)
-    if seed < 0 or size < 96 or unknown or any(n < 0 for n in counts.values()):
-        raise InputError("The phantom needs seed >= 0, size >= 96 and counts of train/valid/test.")
     sections = template_sections()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -85,8 +82,12 @@ def write_split(folder: Path, first_number: int, slices: Iterable[Slice]) -> Non
         entry = {"id": image_id, "license": 1, "file_name": name, "height": height, "width": width}
         images.append(entry)
         for category, mask in tumours:
+            polygons = outlines(mask)
+            points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+            box = np.r_[points.min(axis=0), np.ptp(points, axis=0)].round(2).tolist()
             entry = {"id": len(annotations), "image_id": image_id, "category_id": category}
-            annotations.append(entry | annotation_shape(mask))
+            shape = {"bbox": box, "area": int(mask.sum()), "segmentation": polygons, "iscrowd": 0}
+            annotations.append(entry | shape)
     coco = {
         "info": {"description": "tumorseg phantom: simulated tumours in the ICBM 152 brain"},
         "licenses": [{"id": 1, "url": TEMPLATE, "name": "ICBM 152 (MNI, McGill)"}],
@@ -95,14 +96,6 @@ def write_split(folder: Path, first_number: int, slices: Iterable[Slice]) -> Non
         "annotations": annotations,
     }
     (folder / "_annotations.coco.json").write_text(json.dumps(coco), encoding="utf-8")
-
-
-def annotation_shape(mask: Mask) -> dict[str, Any]:
-    """Describes one tumour's mask by COCO's bbox, area and polygons, all in pixels."""
-    polygons = outlines(mask)
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    box = np.r_[points.min(axis=0), np.ptp(points, axis=0)].round(2).tolist()
-    return {"bbox": box, "area": int(mask.sum()), "segmentation": polygons, "iscrowd": 0}
 
 
 def template_sections() -> dict[str, list[Plane]]:
@@ -144,7 +137,11 @@ def random_slice(rng: np.random.Generator, sections: dict[str, list[Plane]], siz
         room = room & (distance_to(mask) > 3 * size / 256)
 
     image = cv2.GaussianBlur(image, (0, 0), 0.6 * size / 256)  # the scanner's own resolution
-    image = add_rician_noise(rng, add_bias_field(rng, image))
+    # The smooth unevenness of a receive coil, then noise as a magnitude image has it: Gaussian in
+    # both channels, then the modulus.
+    image = image * np.exp(rng.uniform(0.05, 0.25) * smooth_noise(rng, len(image), 2))
+    real, imaginary = rng.normal(0, rng.uniform(0.01, 0.035), (2, *image.shape))
+    image = np.hypot(image + real, imaginary)
     white = np.percentile(image, 99.5) * rng.uniform(0.9, 1.1)
     return orientation, (np.clip(image / white, 0, 1) * 255).round().astype(np.uint8), tumours
 
@@ -267,14 +264,3 @@ def add_tumour(
         core = distance_to(~mask) > np.maximum(rim, 1.5 * pixel)
         image = blend(image, rng.uniform(0.1, 0.35) * rough, core, 1.2 * pixel)
     return image.astype(np.float32), mask
-
-
-def add_bias_field(rng: np.random.Generator, image: Plane) -> Plane:
-    """Multiplies the image by the smooth unevenness of a receive coil."""
-    return image * np.exp(rng.uniform(0.05, 0.25) * smooth_noise(rng, len(image), 2))
-
-
-def add_rician_noise(rng: np.random.Generator, image: Plane) -> Plane:
-    """Adds noise as a magnitude image has it: Gaussian in both channels, then the modulus."""
-    real, imaginary = rng.normal(0, rng.uniform(0.01, 0.035), (2, *image.shape))
-    return np.hypot(image + real, imaginary)

@@ -1,8 +1,4 @@
-"""Which slices belong together, and to which split each group goes.
-
-Slices of one patient look alike. Where some are trained on and others tested on, the test measures
-memory. Here every group lies in one split; what remains between splits is in the manifest.
-"""
+"""Which slices belong together, and to which split each group goes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,8 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from tumorseg.data.leakage import neighbours_elsewhere
 
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
-# Of a slice that is in no split, since it lies between two of them.
-EXCLUDED = "aside"
+EXCLUDED = "excluded"  # of a slice that is in no split, since it lies between two of them
 
 
 def assign_splits(
@@ -100,9 +95,8 @@ def find_groups(
     edges[1] = np.append(edges[1], first[named])
 
     # find_pairs sorted these by number: a chain is a run of rows, each starting where one ended.
-    rows = known[(known["kind"] == "neighbour") & ~known["left"].map(place).map(
-        dict(enumerate(named))
-    ).astype(bool)]  # fmt: skip
+    rows = known[known["kind"] == "neighbour"]
+    rows = rows[~named[place[rows["left"]].to_numpy(np.intp)]]
     starts = (rows["left"] != rows["right"].shift()).cumsum()
     numbers = table.set_index("path")["slice_number"]
     for _, chain in rows.groupby(starts):
@@ -160,7 +154,7 @@ def grouped(
 
     Returns:
         The manifest with `official_split` (what `split` was), `split` (train, valid, test or
-        aside) and `split_group`.
+        excluded) and `split_group`.
     """
     groups = find_groups(table, pairs, shortest, longest)
     splits = assign_splits([str(number) for number in groups], strata(table), seed=seed)

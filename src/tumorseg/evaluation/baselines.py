@@ -1,7 +1,4 @@
-"""Baselines: methods that have learnt nothing. A result that does not beat them is none.
-
-Each yields masks at the size of the test images.
-"""
+"""Baselines without a network; each yields masks at the size of the test images."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,7 +11,7 @@ Sizes = Iterable[tuple[int, int]]  # height and width of each test image, in pix
 
 
 def background(sizes: Sizes) -> Iterator[Mask]:
-    """Calls every pixel healthy; its accuracy is the share of healthy pixels."""
+    """Predicts no tumour anywhere."""
     for size in sizes:
         yield np.zeros(size, bool)
 
@@ -22,7 +19,7 @@ def background(sizes: Sizes) -> Iterator[Mask]:
 def intensity(
     train: NDArray[np.uint8], masks: NDArray[np.uint8], test: NDArray[np.uint8], sizes: Sizes
 ) -> Iterator[Mask]:
-    """Calls a pixel tumour if its grey value lies in the band that is best on the train split.
+    """Predicts tumour where the grey value lies in the band that is best on the train split.
 
     Args:
         train: The train images, uint8, shape (N, S, S).
@@ -60,8 +57,7 @@ def best_band(images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> tuple[int,
 def copy(masks: Iterable[Mask], sizes: Sizes) -> Iterator[Mask]:
     """Copies the mask of the most similar train slice.
 
-    Its score is what the leak between the splits is worth: a network that merely recognises the
-    neighbouring slice of the same patient would score as much.
+    It scores what a network would that only recognised neighbouring slices of the same patient.
 
     Args:
         masks: For each test image that mask, at its own size.
@@ -71,6 +67,6 @@ def copy(masks: Iterable[Mask], sizes: Sizes) -> Iterator[Mask]:
         if mask.shape == size:
             yield mask
             continue
-        # As slices were compared: padded to a square, not stretched.
+        # Padded to a square, as slices were compared.
         square = mask_to_grid(mask, max(size)).astype(np.float32)
         yield to_native(square, size) >= 0.5

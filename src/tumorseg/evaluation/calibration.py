@@ -1,19 +1,16 @@
-"""Do probabilities mean what they say? Of the pixels called 70% tumour, 70% should be tumour.
+"""Calibration of predicted probabilities, and the choice of the threshold that cuts them to masks.
 
-And from which probability on a pixel is called tumour: chosen on validation slices, by mean Dice.
 Histograms are added up slice by slice, so that only one slice's probabilities are in memory.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tumorseg.core.errors import InputError
-from tumorseg.evaluation.metrics import Floats, dice
+from tumorseg.evaluation.metrics import Floats, count, dice
 from tumorseg.imaging.preprocess import Mask
 
 REGIONS = ("all", "near")
@@ -21,26 +18,24 @@ MARGIN = 0.1
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 
 
-@dataclass(frozen=True)
 class Reliability:
     """The reliability diagram of one method, over all pixels and over those near a tumour.
 
-    Nine pixels in ten are background that every method is rightly sure of; over `all` pixels they
-    drown the rest. `near` are those in the box around the true tumour and what is called tumour
-    at 0.5, widened on each side by a tenth of its height or width. Since the calls have a part in
-    it, methods are not judged on quite the same pixels; a slice without either is left out of it.
+    Most pixels are background with a probability near 0, and dominate the figures of `all`. `near`
+    holds the pixels of the bounding box of the true tumour and of the prediction at 0.5, widened on
+    each side by a tenth of its height or width; slices with neither are left out.
+
+    Args:
+        bins: Number of equally wide bins of probability.
 
     Attributes:
-        bins: Number of equally wide bins of probability.
-        sums: Region → pixels, sum of probabilities and tumour pixels of each bin; (3, bins).
+        sums: Region → number of pixels, sum of probabilities and number of tumour pixels of each
+            bin, shape (3, bins).
     """
 
-    bins: int = 20
-    sums: dict[str, Floats] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Starts with empty histograms."""
-        object.__setattr__(self, "sums", {name: np.zeros((3, self.bins)) for name in REGIONS})
+    def __init__(self, bins: int = 20) -> None:
+        self.bins = bins
+        self.sums: dict[str, Floats] = {region: np.zeros((3, bins)) for region in REGIONS}
 
     def add(self, probability: NDArray[np.float32], truth: Mask) -> None:
         """Counts one slice.
@@ -50,15 +45,20 @@ class Reliability:
             truth: bool, shape (H, W).
         """
         self.sums["all"] += self._histogram(probability, truth)
-        box = _near(truth | (probability >= 0.5))
-        if box:
+        boxes = ndimage.find_objects((truth | (probability >= 0.5)).astype(np.uint8))
+        if boxes:
+            margins = [int(np.ceil(MARGIN * (side.stop - side.start))) for side in boxes[0]]
+            box = tuple(
+                slice(max(side.start - margin, 0), side.stop + margin)
+                for side, margin in zip(boxes[0], margins, strict=True)
+            )
             self.sums["near"] += self._histogram(probability[box], truth[box])
 
     def table(self) -> pd.DataFrame:
         """A row a region and bin: region, low, high, pixels, mean_probability, tumour_fraction.
 
-        A bin holds low ≤ probability < high, the last one 1 too; where there is no pixel the mean
-        and the fraction are NaN.
+        A bin holds low ≤ probability < high, the last one 1 too; mean and fraction of an empty bin
+        are NaN.
         """
         edges = np.arange(self.bins + 1) / self.bins
         tables = []
@@ -89,79 +89,29 @@ class Reliability:
         flat = probability.ravel()
         # Resizing may overshoot 1 by a rounding error, and 1 itself belongs to the last bin.
         bins = np.minimum((flat * self.bins).astype(np.intp), self.bins - 1)
-        return np.stack(
-            [
-                np.bincount(bins, minlength=self.bins),
-                np.bincount(bins, flat, self.bins),
-                np.bincount(bins[truth.ravel()], minlength=self.bins),
-            ]
-        )
+        every = np.bincount(bins, minlength=self.bins)
+        tumour = np.bincount(bins[truth.ravel()], minlength=self.bins)
+        return np.stack([every, np.bincount(bins, flat, self.bins), tumour])
 
 
-def _near(mask: Mask) -> tuple[slice, ...] | None:
-    """The box around a mask and a tenth more on each side, rounded up; None if it is empty."""
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    return tuple(_widened(side.start, side.stop) for side in boxes[0]) if boxes else None
-
-
-def _widened(start: int, stop: int) -> slice:
-    margin = int(np.ceil(MARGIN * (stop - start)))
-    return slice(max(start - margin, 0), stop + margin)
-
-
-def dice_by_threshold(
+def best_threshold(
     probabilities: Iterable[NDArray[np.float32]],
     truths: Iterable[Mask],
     thresholds: Sequence[float] = THRESHOLDS,
-) -> Floats:
-    """Dice of every slice at every threshold, from one histogram a slice.
+) -> float:
+    """The threshold with the highest mean Dice over slices.
 
-    The same, to the last bit, as that of `probability >= threshold` with the threshold as a Python
-    float, which NumPy turns into float32 for the comparison.
+    Of equally good ones it is the one nearest 0.5, of two equally near ones the lower.
 
     Args:
         probabilities: Of each slice, float32, shape (H, W).
         truths: Of each slice, bool, same shape.
-        thresholds: Ascending, length T.
-
-    Returns:
-        Shape (slices, T); 1 where a mask is empty on both sides.
+        thresholds: To choose from.
     """
-    grid = np.asarray(thresholds, np.float32)
-    rows = [
-        _dice_of_slice(probability, truth, grid)
-        for probability, truth in zip(probabilities, truths, strict=True)
-    ]
-    return np.array(rows).reshape(-1, len(grid))
-
-
-def best_threshold(table: Floats, thresholds: Sequence[float] = THRESHOLDS) -> float:
-    """The threshold with the highest mean Dice over slices; of equals the one nearest 0.5.
-
-    Args:
-        table: From `dice_by_threshold`, shape (slices, T).
-        thresholds: The same as there.
-
-    Raises:
-        InputError: If there is no slice.
-    """
-    if not len(table):
-        raise InputError("no slice to choose a threshold on: the validation split is empty")
-    means = table.mean(axis=0)
-    # What differs by rounding only is equal; of two equally near 0.5 the lower is taken.
-    equals = np.asarray(thresholds)[means > means.max() - 1e-9]
+    table = []
+    for probability, truth in zip(probabilities, truths, strict=True):
+        counts = [count(probability >= threshold, truth) for threshold in thresholds]
+        table.append([float(dice(c["tp"], c["fp"] + c["fn"])) for c in counts])
+    means = np.mean(table, axis=0)
+    equals = np.asarray(thresholds)[means > means.max() - 1e-9]  # but for rounding
     return min(equals.tolist(), key=lambda threshold: (round(abs(threshold - 0.5), 9), threshold))
-
-
-def _dice_of_slice(
-    probability: NDArray[np.float32], truth: Mask, grid: NDArray[np.float32]
-) -> Floats:
-    # Most pixels lie below the lowest threshold and need not be sorted into it.
-    called = probability >= grid[0]
-    reached = np.searchsorted(grid, probability[called], side="right")  # 1 … T thresholds
-    every, tumour = (
-        # Pixels that reach at least each threshold: the histogram summed from its upper end.
-        np.bincount(which, minlength=len(grid) + 1)[:0:-1].cumsum()[::-1]
-        for which in (reached, reached[truth[called]])
-    )
-    return dice(tumour, every + np.count_nonzero(truth) - 2 * tumour)

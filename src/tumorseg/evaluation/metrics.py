@@ -1,4 +1,4 @@
-"""Counts first, reduction second: pixels and lesions of each slice, then every figure from them."""
+"""Metrics: counts of pixels and lesions of each slice, surface distances, means and intervals."""
 
 import math
 from typing import Any
@@ -49,11 +49,10 @@ def score(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def lesions(prediction: Mask, truth: Mask, overlap: float = 0.1) -> dict[str, int]:
-    """Counts the connected parts (of 8 neighbours) of both masks, and those that meet the other.
+    """Counts the connected parts (8 neighbours) of both masks, and those that overlap the other.
 
-    Lesion sensitivity and precision as in the MSSEG challenge (Commowick et al. 2018, Scientific
-    Reports 8:13650), without its further conditions. The overlap that is enough, and that lesions
-    that touch at a corner are one, is convention.
+    As in the MSSEG challenge (Commowick et al. 2018, Scientific Reports 8:13650), without its
+    further conditions.
 
     Args:
         prediction: bool, shape (H, W).
@@ -62,9 +61,9 @@ def lesions(prediction: Mask, truth: Mask, overlap: float = 0.1) -> dict[str, in
 
     Returns:
         lesions: Parts of the truth.
-        lesions_found: Of them, those that the prediction covers enough.
+        lesions_found: Of them, those whose overlap with the prediction suffices.
         calls: Parts of the prediction.
-        calls_right: Of them, those that lie enough on the truth.
+        calls_right: Of them, those whose overlap with the truth suffices.
     """
     true, found = _parts(truth, prediction, overlap)
     calls, right = _parts(prediction, truth, overlap)
@@ -95,7 +94,7 @@ def detection(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _parts(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
-    """How many parts a mask has, and how many of them lie on the other one enough."""
+    """How many parts a mask has, and how many of them overlap the other mask enough."""
     labels, number = ndimage.label(mask, EIGHT_NEIGHBOURS)
     area = np.bincount(labels[mask], minlength=number + 1)[1:]
     shared = np.bincount(labels[mask & other], minlength=number + 1)[1:]
@@ -129,16 +128,15 @@ def distances(
         Where both masks are empty both are NaN. Where one is, hd95 is NaN, since there is no
         distance to nothing, and surface_dice is 0, since no border is near the other.
     """
-    # MONAI loads all of itself, which takes seconds that only the evaluation should pay.
+    # Importing MONAI takes seconds.
     from monai.metrics import get_mask_edges, get_surface_distance
 
     if not (prediction.any() and truth.any()):
         either = prediction.any() or truth.any()
         return {"hd95": math.nan, "surface_dice": 0.0 if either else math.nan}
-    # Cut to the pixels that matter: to search a whole picture takes several times as long.
+    # Cut to the pixels that matter, which is several times as fast.
     (around,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
-    # The two steps of MONAI's compute_hausdorff_distance and compute_surface_dice, taken once for
-    # both; its own cropping takes longer than everything else.
+    # The steps of MONAI's compute_hausdorff_distance and compute_surface_dice, taken once for both.
     edges = get_mask_edges(prediction[around], truth[around], crop=False)
     there, back = (get_surface_distance(*pair, spacing=spacing) for pair in (edges, edges[::-1]))
     both = np.concatenate([there, back])
@@ -152,9 +150,8 @@ def distances(
 def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """Reduces the slices of one method on one split.
 
-    Micro figures pool all pixels, and are those that the superseded project reports; mean figures
-    average slices, over those where they are defined. Several seeds of a network are averaged, and
-    drawn in the bootstrap, which gives micro Dice and the means their 95% percentile interval.
+    Micro figures pool all pixels; mean figures average the slices where they are defined. Seeds of
+    a network are averaged, and resampled in the bootstrap of the 95% percentile intervals.
 
     Args:
         scored: A row a slice and seed, as `score` returns it. Without `path` each row is a slice;
@@ -174,43 +171,34 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_dice": float(dice(tp, fp + fn)),
         "micro_iou": float(iou(tp, fp + fn)),
         "accuracy": (tp + tn) / (tp + fp + fn + tn),
-        # Nothing to find, or nothing called tumour: undefined.
-        "micro_sensitivity": tp / (tp + fn) if tp + fn else float("nan"),
-        "micro_precision": tp / (tp + fp) if tp + fp else float("nan"),
+        "micro_sensitivity": _share(tp, tp + fn),
+        "micro_precision": _share(tp, tp + fp),
     }
     # Micro Dice is the mean Dice of slices that weigh by the sizes of their two masks.
-    weighed = scored.assign(weight=2 * scored["tp"] + scored["fp"] + scored["fn"])
-    given = [by_repetition(weighed, name) for name in ("dice", "weight")]
+    sizes = scored.assign(size=2 * scored["tp"] + scored["fp"] + scored["fn"])
+    values, weights = by_repetition(scored, "dice"), by_repetition(sizes, "size").to_numpy(float)
     drawn = bootstrap_means(
-        given[0].to_numpy(float),
-        _groups(scored, given[0]),
-        samples,
-        seed,
-        weights=given[1].to_numpy(float),
+        values.to_numpy(float), groups_of(scored, values), samples, seed, weights
     )
-    result |= dict(zip(("micro_dice_low", "micro_dice_high"), _ends(drawn), strict=True))
+    result["micro_dice_low"], result["micro_dice_high"] = _ends(drawn)
     for name in ("dice", "iou", "hd95", "surface_dice"):
-        if name in scored:
-            result |= _mean_and_interval(scored, name, samples, seed)
-    for name in ("hd95", "surface_dice"):
-        if name in scored:
+        if name not in scored:
+            continue
+        # A slice whose value some seeds lack counts with the mean of the others.
+        values = by_repetition(scored, name).dropna(how="all")
+        array = values.T.fillna(values.mean(axis=1)).T.to_numpy(float)
+        mean, ends = math.nan, (math.nan, math.nan)
+        if len(array):
+            mean = float(array.mean())
+            ends = interval(array, groups_of(scored, values), samples, seed)
+        result |= {f"mean_{name}": mean, f"mean_{name}_low": ends[0], f"mean_{name}_high": ends[1]}
+        if name in ("hd95", "surface_dice"):
             result[f"{name}_undefined"] = int(scored[name].isna().sum())
     return {k: None if value != value else round(value, 5) for k, value in result.items()}
 
 
-def _mean_and_interval(scored: pd.DataFrame, name: str, samples: int, seed: int) -> dict[str, Any]:
-    # A slice whose value some seeds lack counts with the mean of the others.
-    values = by_repetition(scored, name).dropna(how="all")
-    values = values.apply(lambda column: column.fillna(values.mean(axis=1)))
-    array = values.to_numpy(float)
-    found = [float("nan")] * 3  # a mean of nothing
-    if len(array):
-        found = [float(array.mean()), *interval(array, _groups(scored, values), samples, seed)]
-    return dict(zip((f"mean_{name}", f"mean_{name}_low", f"mean_{name}_high"), found, strict=True))
-
-
-def _groups(scored: pd.DataFrame, values: pd.DataFrame) -> NDArray[Any]:
-    """The group of each row of `values`, which `by_repetition` made."""
+def groups_of(scored: pd.DataFrame, values: pd.DataFrame) -> NDArray[Any]:
+    """The group of each row of `values`, which `by_repetition` made from `scored`."""
     group = scored.drop_duplicates("path").set_index("path")["group"]
     return group.loc[values.index].to_numpy()
 
@@ -224,19 +212,18 @@ def bootstrap_means(
 ) -> NDArray[np.float64]:
     """Means of resamples that draw whole groups: slices of one patient are not independent.
 
-    Cluster bootstrap, Field and Welsh 2007. Where each slice is a group it is the plain one.
-    Repetitions with other seeds are drawn too, since another training would come out differently;
-    R of them resampled vary by (R − 1) / R of their variance, which is made up for.
+    Cluster bootstrap, Field and Welsh 2007. Repetitions with other seeds are resampled too; their
+    spread is multiplied by √(R / (R − 1)), since R resampled values vary too little.
 
     Args:
         values: Shape (N,) or, with a column a repetition, (N, R).
         groups: Whose slice each is, shape (N,).
         samples: Number of resamples.
         seed: Of the draws.
-        weights: What each value weighs in its mean, of the same shape; all the same if left out.
+        weights: Of each value in its mean, same shape; by default all equal.
 
     Returns:
-        Shape (samples,); 1, as Dice has it, where a resample weighs nothing.
+        Shape (samples,); 1 where the weights of a resample are all 0.
     """
     columns = values.reshape(len(values), -1)
     weigh = np.ones_like(columns) if weights is None else weights.reshape(columns.shape)

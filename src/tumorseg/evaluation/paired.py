@@ -1,5 +1,6 @@
-"""Is one method better than another? Slice by slice on the same slices, and in a sentence."""
+"""Paired comparison of two methods on the same slices: difference, interval, tests, sentence."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tumorseg.evaluation.metrics import Floats, by_repetition, interval
+from tumorseg.evaluation.metrics import Floats, by_repetition, groups_of, interval
 
 ALPHA = 0.05
 FEWEST_GROUPS = 6  # of fewer, all on one side, the test has p > 0.05: 2 / 2⁵
@@ -40,7 +41,7 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero and both tests agree, on groups enough."""
+        """Whether the interval excludes zero and both tests are significant, on enough groups."""
         seeds_agree = self.p_seeds is None or self.p_seeds < ALPHA
         tested = self.groups >= FEWEST_GROUPS and self.p_value < ALPHA
         return (self.low > 0 or self.high < 0) and tested and seeds_agree
@@ -48,7 +49,7 @@ class Difference:
     def __str__(self) -> str:
         """Figures for a sentence."""
         between = f"95% CI {self.low:+.3f} to {self.high:+.3f}"
-        counted = f"{self.slices} slices in {_many(self.groups, 'group')}"
+        counted = f"{self.slices} slices in {self.groups} group{'s' * (self.groups != 1)}"
         if self.groups < FEWEST_GROUPS:
             counted += ", too few to tell"
         seeds = "one seed" if self.p_seeds is None else f"{len(self.by_seed)} seeds"
@@ -60,10 +61,10 @@ class Difference:
 def difference(
     scored: pd.DataFrame, first: str, second: str, samples: int, seed: int
 ) -> Difference:
-    """Compares two methods on the slices that both were judged on.
+    """Compares two methods on the slices that both were evaluated on.
 
-    Two networks are compared seed by seed, since the same seed gave both the same first weights and
-    the same slices in the same order; a baseline is compared with every seed of a network.
+    Two networks are compared seed by seed, since a seed gives both the same initial weights and
+    order of slices; a baseline is compared with every seed of a network.
 
     Args:
         scored: A row a method, seed and slice, with method, seed, path, group and dice.
@@ -78,7 +79,7 @@ def difference(
     if one.shape[1] > 1 and other.shape[1] > 1:
         other = other[one.columns]
     gaps = one.to_numpy(float) - other.to_numpy(float)  # slices, seeds
-    groups = scored.drop_duplicates("path").set_index("path")["group"].loc[one.index].to_numpy()
+    groups = groups_of(scored, one)
     low, high = interval(gaps, groups, samples, seed)
     by_group = pd.Series(gaps.mean(axis=1)).groupby(groups).mean().to_numpy(float)
     by_seed = gaps.mean(axis=0)
@@ -98,7 +99,7 @@ def _signed_rank(by_group: Floats, mean: float) -> float:
     # The test is not defined where nothing differs; then there is no evidence either.
     if not np.any(by_group):
         return 1.0
-    # Ranks can point away from the mean, where few groups differ much; that is no support.
+    # Where few groups differ much, ranks can point away from the mean: test in its direction.
     side = "greater" if mean > 0 else "less"
     found = stats.wilcoxon(by_group, zero_method="pratt", alternative=side)
     return min(1.0, 2 * float(found.pvalue))
@@ -110,17 +111,13 @@ def _over_seeds(by_seed: Floats) -> float:
     return float(stats.ttest_1samp(by_seed, 0).pvalue)
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
 def p_words(value: float) -> str:
-    """A p-value as it stands in a sentence."""
+    """A p-value for a sentence."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def verdict(found: Difference, first: str, second: str) -> str:
-    """The comparison in a sentence that claims no more than was shown."""
+    """The comparison in a sentence; only a `shown` difference is called one."""
     if not found.shown:
         return f"No difference shown between {first} and {second} ({found})."
     higher, lower = (first, second) if found.mean > 0 else (second, first)
@@ -132,10 +129,7 @@ def comparisons(
 ) -> dict[str, dict[str, Any]]:
     """`difference` for several pairs, as plain values: `first-second` → figure → value."""
     found = {f"{a}-{b}": asdict(difference(scored, a, b, samples, seed)) for a, b in pairs}
-    return {pair: {name: _rounded(v) for name, v in one.items()} for pair, one in found.items()}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: round(number, 5) for key, number in value.items()}
-    return None if value is None else round(value, 5)
+    rounded: dict[str, dict[str, Any]] = json.loads(
+        json.dumps(found), parse_float=lambda text: round(float(text), 5)
+    )
+    return rounded

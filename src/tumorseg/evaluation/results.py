@@ -1,4 +1,4 @@
-"""From counts to figures to the table: what the comparison on the test split shows."""
+"""Results of the comparison: figures, verdicts, split optimism, and the table."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,10 @@ from tumorseg.evaluation.paired import Difference, comparisons, verdict
 TITLES = {
     "unet": "U-Net",
     "attention_unet": "Attention U-Net",
-    "copy": "control: copy of the most similar train slice",
-    "intensity": "control: best intensity band",
-    "background": "control: all background",
+    "copy": "baseline: copy of the most similar train slice",
+    "intensity": "baseline: best intensity band",
+    "background": "baseline: all background",
 }
-
 
 Run = tuple[str, int]  # network and seed
 
@@ -45,8 +44,8 @@ class Comparison:
 def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams) -> dict[str, Any]:
     """The figures of reports/metrics.json.
 
-    The winner has the highest mean Dice on the validation split, over its seeds; of these the best
-    there is registered. The test split has no say.
+    The winner has the highest mean Dice on the validation split over its seeds, of which the best
+    there is registered.
 
     Args:
         comparison: Of all methods on validation and test.
@@ -86,22 +85,21 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
 
 
 def _figures(scored: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
-    if (scored["split"] == "valid").all():
-        scored = scored.drop(columns=["hd95", "surface_dice"])  # which were not measured there
-    found = summarise(scored, params.bootstrap_samples, params.seed) | detection(scored)
-    return _defined(found)
+    if (scored["split"] == "valid").all():  # where no distances are measured
+        scored = scored.drop(columns=["hd95", "surface_dice"])
+    return _defined(summarise(scored, params.bootstrap_samples, params.seed) | detection(scored))
 
 
 def _defined(figures: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: what is not defined is null."""
+    """The figures with None in place of NaN, which JSON does not have."""
     return {name: None if value != value else value for name, value in figures.items()}
 
 
 def verdicts(figures: dict[str, Any]) -> list[str]:
-    """What the comparison on the test split shows and what it does not, a sentence a pair."""
+    """What the comparison on the test split shows, a sentence a pair."""
     sentences = []
     for pair, found in figures["paired"].items():
-        first, second = (TITLES[name].removeprefix("control: ") for name in pair.split("-"))
+        first, second = (TITLES[name].removeprefix("baseline: ") for name in pair.split("-"))
         sentences.append(verdict(Difference(**found), first, second))
     return sentences
 
@@ -120,14 +118,15 @@ def split_optimism(
     """
     if not other:
         return {}
-    then = {name: scores["over_seeds_test_mean_dice"] for name, scores in other.items()}
-    then["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
+    before = {name: scores["over_seeds_test_mean_dice"] for name, scores in other.items()}
+    before["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
     gaps = {}
-    for method, before in then.items():
-        pair = {"official": figures["test"][method]["mean_dice"], "grouped": before}
+    for method, earlier in before.items():
+        official, grouped = figures["test"][method]["mean_dice"], earlier
         if figures["split"]["method"] == "grouped":
-            pair = {"official": before, "grouped": figures["test"][method]["mean_dice"]}
-        gaps[method] = pair | {"gap": round(pair["official"] - pair["grouped"], 5)}
+            official, grouped = grouped, official
+        gap = round(official - grouped, 5)
+        gaps[method] = {"official": official, "grouped": grouped, "gap": gap}
     return gaps
 
 
@@ -143,8 +142,6 @@ def table(figures: dict[str, Any]) -> str:
             f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
             for name in ("mean_dice", "micro_dice")
         )
-        lines.append(
-            f"| {TITLES[method]} | {mean} | {micro} | {row['mean_iou']:.3f} "
-            f"| {row['micro_iou']:.3f} | {row['accuracy']:.2%} |"
-        )
+        others = f"{row['mean_iou']:.3f} | {row['micro_iou']:.3f} | {row['accuracy']:.2%}"
+        lines.append(f"| {TITLES[method]} | {mean} | {micro} | {others} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Where the methods fail: their figures by size of the tumour and by category."""
+"""The figures of each method by size of the tumour and by category."""
 
 from typing import Any
 
@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tumorseg.evaluation.metrics import detection, summarise
-from tumorseg.evaluation.paired import FEWEST_GROUPS, difference
 
-FEWEST = 10  # slices; the interval of a difference over fewer, or fewer groups, says nothing
-FIGURES = ("mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice")
+FIGURES = ["slices", "mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice"]
+FIGURES += ["lesion_sensitivity"]
 
 
 def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
@@ -29,45 +28,11 @@ def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for by, parts in {"size": by_size(table), "category": by_category(table)}.items():
         for stratum, part in parts.items():
-            for method, judged in part.groupby("method", sort=False):
-                figures = summarise(judged, samples, seed)
+            for method, scored in part.groupby("method", sort=False):
+                figures = summarise(scored, samples, seed) | detection(scored)
                 head = {"by": by, "stratum": stratum, "method": method}
-                rows.append(
-                    head
-                    | {"slices": judged["path"].nunique()}
-                    | {name: figures[name] for name in FIGURES}
-                    | {"lesion_sensitivity": detection(judged)["lesion_sensitivity"]}
-                )
+                rows.append(head | {name: figures[name] for name in FIGURES})
     return pd.DataFrame(rows)
-
-
-def differences(
-    table: pd.DataFrame, first: str, second: str, samples: int, seed: int
-) -> tuple[pd.DataFrame, list[str]]:
-    """The paired difference in Dice of two methods in each stratum of the test slices.
-
-    Args:
-        table: As for `strata`.
-        first: The method that is subtracted from.
-        second: The method that is subtracted.
-        samples: Bootstrap resamples.
-        seed: Of the bootstrap.
-
-    Returns:
-        A row a stratum: by, stratum, mean, low, high, slices; and those strata, in words, that
-        have none because they hold fewer than `FEWEST` slices or `FEWEST_GROUPS` groups.
-    """
-    rows, skipped = [], []
-    for by, parts in {"size": by_size(table), "category": by_category(table)}.items():
-        for stratum, part in parts.items():
-            count = part["path"].nunique()
-            if count < FEWEST or part["group"].nunique() < FEWEST_GROUPS:
-                skipped.append(f"{by} {stratum} ({count})")
-                continue
-            found = difference(part, first, second, samples, seed)
-            figures = {"mean": found.mean, "low": found.low, "high": found.high}
-            rows.append({"by": by, "stratum": stratum} | figures | {"slices": count})
-    return pd.DataFrame(rows), skipped
 
 
 def by_size(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -80,7 +45,7 @@ def by_size(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         Stratum → its rows, from none to large; strata without a slice are left out.
     """
     share = (table["tp"] + table["fn"]) / table[["tp", "fp", "fn", "tn"]].sum(axis=1)
-    # Each slice counts once, however many methods and seeds were judged on it.
+    # Each slice counts once, however many methods and seeds there are.
     shares = share[~table["path"].duplicated() & (share > 0)]
     parts = {"no tumour": table[share == 0]}
     if len(shares):

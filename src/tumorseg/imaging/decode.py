@@ -1,4 +1,4 @@
-"""The bytes of one file to the grey slices in it, or one sentence about why not."""
+"""Decodes one file of any supported kind to grey slices."""
 
 import gzip
 from collections.abc import Iterator
@@ -12,8 +12,6 @@ from PIL.PngImagePlugin import PngImageFile
 from tumorseg.imaging.preprocess import coloured_share, to_grey
 from tumorseg.imaging.study import (
     MAX_BYTES,
-    MAX_SCANS,
-    MAX_SIDE,
     MAX_SLICES,
     MAX_UNPACKED,
     MAX_VOLUME_BYTES,
@@ -23,24 +21,11 @@ from tumorseg.imaging.study import (
     Refusal,
     Rejected,
     Study,
+    check_scans,
     check_size,
     damage_rejected,
-    has_many_scans,
     silence_readers,
 )
-
-__all__ = [
-    "MAX_BYTES",
-    "MAX_SIDE",
-    "MAX_VOLUME_BYTES",
-    "TOO_MANY_BYTES",
-    "TOO_MANY_VOLUME_BYTES",
-    "Refusal",
-    "Rejected",
-    "Study",
-    "decode",
-    "is_picture",
-]
 
 # The readers themselves, since Image.open warns about sizes that our own limit refuses anyway.
 _PICTURES: dict[bytes, type[ImageFile]] = {
@@ -49,9 +34,10 @@ _PICTURES: dict[bytes, type[ImageFile]] = {
 }
 _ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # with and without an entry
 _GZIP = b"\x1f\x8b"
-_HALVES = (b"ni1\0", b"ni2\0")
+_TOO_LARGE = Refusal(
+    413, f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it."
+)
 _MEMBERS = 4 * MAX_SLICES  # files in a zip: a series, and what lies beside it
-_CHUNK = 1024**2
 
 
 def decode(data: bytes) -> Study:
@@ -83,12 +69,8 @@ def is_picture(data: bytes) -> bool:
 def _picture(data: bytes, reader: type[ImageFile]) -> Study:
     if len(data) > MAX_BYTES:
         raise Rejected(*TOO_MANY_BYTES)
-    if reader is JpegImageFile and has_many_scans(data):
-        raise Rejected(
-            413,
-            f"The JPEG has more than {MAX_SCANS} scans: save it again as PNG or as an ordinary "
-            "JPEG.",
-        )
+    if reader is JpegImageFile:
+        check_scans(data)
     with (
         damage_rejected("The picture is damaged or cut short: export it again and resend it."),
         reader(BytesIO(data)) as image,
@@ -105,7 +87,7 @@ def _volume(data: bytes) -> Study:
         raise Rejected(*(TOO_MANY_BYTES if len(data) > MAX_BYTES else WRONG_KIND))
     if len(data) > MAX_VOLUME_BYTES:
         raise Rejected(*TOO_MANY_VOLUME_BYTES)
-    # Pictures must not wait for the import of the libraries that volumes need.
+    # These import pydicom and nibabel, which pictures do not need.
     from tumorseg.imaging.nifti import nifti_study
     from tumorseg.imaging.series import dicom_study
 
@@ -119,15 +101,7 @@ def _volume(data: bytes) -> Study:
 
 
 def _is_nifti(data: bytes) -> bool:
-    if data[344:348] in _HALVES or data[4:8] in _HALVES:
-        raise Rejected(415, "The NIfTI file is half of a pair: save it as one .nii or .nii.gz.")
     return data[344:348] == b"n+1\0" or data[4:12] == b"n+2\0\r\n\x1a\n"
-
-
-def _too_large() -> Rejected:
-    return Rejected(
-        413, f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it."
-    )
 
 
 def _unzip(data: bytes) -> Iterator[bytes]:
@@ -141,33 +115,26 @@ def _unzip(data: bytes) -> Iterator[bytes]:
         ZipFile(BytesIO(data)) as archive,
     ):
         for member in archive.infolist():
-            if member.flag_bits & 1:
-                raise Rejected(400, "The zip is locked with a password: send it without one.")
-            # Bzip2's and LZMA's memory is chosen by the file.
-            if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-                raise Rejected(415, "The zip uses a rare compression: zip it with Deflate.")
+            # Bzip2 and LZMA let the file choose how much memory they take.
+            if member.flag_bits & 1 or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise Rejected(415, "The zip has a password or is not Deflate: zip it without.")
             with archive.open(member) as file:
                 content = file.read(left + 1)
             left -= len(content)
             if left < 0:
-                raise _too_large()
-            if content.startswith(_ZIPS):
-                raise Rejected(415, "The zip holds another zip: unpack that one first.")
+                raise Rejected(*_TOO_LARGE)
             yield content
 
 
 def _gunzip(data: bytes) -> BytesIO:
-    """Unpacks a gzip file of a NIfTI volume, whose first MiB shows whether it is one."""
-    unpacked = BytesIO()
+    """Unpacks a gzip file of a NIfTI volume."""
     with (
         damage_rejected("The gzip file is damaged or cut short: export it again."),
         gzip.open(BytesIO(data)) as file,
     ):
-        while chunk := file.read(_CHUNK):
-            if not unpacked.tell() and not _is_nifti(chunk):
-                raise Rejected(*WRONG_KIND)
-            if unpacked.tell() + len(chunk) > MAX_UNPACKED:
-                raise _too_large()
-            unpacked.write(chunk)
-    unpacked.seek(0)
-    return unpacked
+        content = file.read(MAX_UNPACKED + 1)
+    if not _is_nifti(content):
+        raise Rejected(*WRONG_KIND)
+    if len(content) > MAX_UNPACKED:
+        raise Rejected(*_TOO_LARGE)
+    return BytesIO(content)

@@ -1,11 +1,9 @@
-"""From a scanner's values to slices as radiologists see them; one path for training and serving.
+"""Scanner values to 8-bit slices in radiological orientation, for training and serving alike.
 
-Values without a unit are brought to 8 bits. The patient's right is on the left of axial and coronal
-slices, with anterior and superior up; sagittal slices face left. Slices are numbered from inferior,
-posterior and left.
+The patient's right is on the left of axial and coronal slices, with anterior and superior up;
+sagittal slices face left. Slices are numbered from inferior, posterior and left.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,15 +50,14 @@ def window(header: Any) -> tuple[float, float, str] | None:
     return float(center), float(width), str(header.get("VOILUTFunction") or "LINEAR")
 
 
-def dicom_grey(
-    values: NDArray[Any], header: Any, range_of: Callable[[], tuple[float, float]]
-) -> Grey:
-    """A DICOM slice in its window, or else between its series' percentiles; air is black.
+def dicom_grey(values: NDArray[Any], header: Any, low: float, high: float) -> Grey:
+    """A DICOM slice in its window, or else between two values of its series; air is black.
 
     Args:
         values: After the modality LUT, shape (H, W).
         header: Has the window and PhotometricInterpretation.
-        range_of: Gives the percentiles of the series; asked only where there is no window.
+        low: What is shown as 0, if there is no window.
+        high: What is shown as 255.
 
     Returns:
         uint8, shape (H, W).
@@ -71,7 +68,7 @@ def dicom_grey(
 
         shown = apply_voi_window(values, *chosen, (0.0, 255.0)).round().astype(np.uint8)
     else:
-        shown = to_uint8(values, *range_of())
+        shown = to_uint8(values, low, high)
     return 255 - shown if header.PhotometricInterpretation == "MONOCHROME1" else shown
 
 

@@ -1,6 +1,5 @@
-"""NIfTI files: the checked image, its geometry, and its slices as they are displayed."""
+"""NIfTI files: checks of the header, geometry, and slices as they are displayed."""
 
-import math
 from io import BytesIO
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from tumorseg.imaging.display import AXES, limits, planes, to_uint8
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.study import Rejected, Study, check_count, is_distance
+from tumorseg.imaging.study import Rejected, Study, check_size, is_distance
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Free text, where scanners and converters put names of patients and of files.
@@ -27,24 +26,22 @@ def nifti_study(file: BytesIO) -> Study:
         file: At its start.
 
     Raises:
-        Rejected: It does not hold one finite grey volume in a possible place, or is too large.
+        Rejected: It is not one grey volume with a valid affine, or is too large.
     """
-    size = len(file.getbuffer())
     version2 = file.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
     file.seek(0)
     image = (nibabel.Nifti2Image if version2 else nibabel.Nifti1Image).from_stream(file)
     check_image(image)
-    if math.prod(image.shape) * image.get_data_dtype().itemsize > size:
-        raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
     axis = cut_across(image.affine)
-    # As broadcast, nothing is decoded yet.
-    check_count(*planes(np.broadcast_to(False, _canonical_shape(image)), axis).shape)
+    shape = [image.shape[stored] for stored in _stored(image.affine)]
+    slices, height, width = planes(np.broadcast_to(False, shape), axis).shape  # without decoding
+    check_size(width, height, slices)
     spacing, thickness = distances(image, axis)
     return Study("nifti", grey_slices(image, axis), spacing, thickness, source=_grid(image))
 
 
 def check_image(image: Any) -> None:
-    """Raises Rejected if a nibabel image, by its header, is not one grey volume in some place."""
+    """Raises Rejected if a nibabel image, by its header, is not one grey volume with an affine."""
     shape = image.shape
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
         raise Rejected(
@@ -52,8 +49,6 @@ def check_image(image: Any) -> None:
         )
     if image.get_data_dtype().kind not in "biuf":
         raise Rejected(415, "The NIfTI volume is in colour or complex: send one grey volume.")
-    if min(shape) < 1:
-        raise Rejected(400, "The NIfTI file is cut short: export it again and resend it.")
     with np.errstate(all="ignore"):
         if (
             not np.isfinite(image.affine).all()
@@ -94,14 +89,8 @@ def value_slices(image: Any, axis: str) -> NDArray[Any]:
 
 
 def grey_slices(image: Any, axis: str) -> list[Grey]:
-    """The same in 8 bits, shape (H, W) each, on one scale throughout the volume.
-
-    Raises:
-        Rejected: No value is finite.
-    """
+    """The same in 8 bits, shape (H, W) each, on one scale throughout the volume."""
     slices = value_slices(image, axis)
-    if not np.isfinite(slices).any():
-        raise Rejected(400, "The NIfTI volume holds no finite value: export it again.")
     low, high = limits(slices)
     return [np.ascontiguousarray(to_uint8(plane, low, high)) for plane in slices]
 
@@ -109,10 +98,6 @@ def grey_slices(image: Any, axis: str) -> list[Grey]:
 def _stored(affine: NDArray[Any]) -> NDArray[np.intp]:
     """Which of the stored axes runs along each of `AXES`."""
     return np.argsort(io_orientation(affine)[:, 0])
-
-
-def _canonical_shape(image: Any) -> list[int]:
-    return [image.shape[axis] for axis in _stored(image.affine)]
 
 
 def _millimetres(image: Any) -> NDArray[np.float64]:

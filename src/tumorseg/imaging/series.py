@@ -1,10 +1,8 @@
-"""DICOM images of one series: put in order by their places, and brought to 8 bits."""
+"""DICOM images of one series: sorted by position and brought to 8 bits."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,22 +10,15 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
 
-from tumorseg.imaging.dicom import (
-    DicomFile,
-    HeaderReader,
-    check_parsed_length,
-    frames,
-    frames_in,
-    unusable,
-)
-from tumorseg.imaging.display import dicom_grey, limits
+from tumorseg.imaging.dicom import DicomFile, HeaderReader, frames, frames_in, unusable
+from tumorseg.imaging.display import dicom_grey, limits, window
 from tumorseg.imaging.preprocess import Grey
-from tumorseg.imaging.study import Refusal, Rejected, Study, check_count, is_distance
+from tumorseg.imaging.study import Refusal, Rejected, Study, check_size, is_distance
 
 _TOLERANCE = 1e-2  # mm, and for direction cosines
 _UNEVEN = 0.02  # of the mean distance of slices: rounded positions differ by less
 _DAMAGED = Refusal(400, "The DICOM header's geometry is damaged: export the series again.")
-# Where a file of frames, be it only one, keeps what others have at the top.
+# Where a multi-frame file, even of one frame, keeps what other files have at the top.
 _GROUPS = {
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
@@ -39,24 +30,22 @@ _GROUPS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """The frames of a series, arranged along it.
+    """The frames of a series, sorted along it.
 
     Attributes:
-        order: Of each slice, its number among all frames of the files as they came.
-        datasets: Headers without pixels: one a slice in this order, or the one of a multi-frame
-            file.
-        frames: Of a multi-frame file, the same as `order`; else None.
-        headers: Of each slice, flat even where the file has functional groups.
-        spacing: Distance of rows and of columns, in mm; None where it is not known.
-        thickness: Distance of neighbouring slices, in mm; None where it is not known or not even.
-        located: Whether the place, orientation and spacing of every slice are known.
+        order: Index of each slice among all frames of the files as they were given.
+        datasets: Headers without pixels: one per slice in this order, or that of the one
+            multi-frame file.
+        headers: One per slice, flat even where the file has functional groups.
+        spacing: Distance of rows and of columns, in mm; None if unknown.
+        thickness: Distance of neighbouring slices, in mm; None if unknown or not constant.
+        located: Whether position, orientation and spacing of every slice are known.
         affine: From voxels (column, row, slice), counted from 0, to mm towards right, anterior and
-            superior, shape (4, 4); None where the slices are not known to lie evenly.
+            superior, shape (4, 4); None if the slices are not known to be evenly spaced.
     """
 
     order: list[int]
     datasets: list[Dataset]
-    frames: list[int] | None
     headers: list[Dataset]
     spacing: tuple[float, float] | None
     thickness: float | None
@@ -65,13 +54,13 @@ class Stack:
 
 
 def dicom_study(files: Iterable[bytes]) -> Study:
-    """Decodes one DICOM file, or the files of a zip that are to hold one series.
+    """Decodes one DICOM file, or the files of a zip with one series.
 
-    Files that are no image (reports, directories, segmentations, pictures in colour) are passed
-    over where there are others, and so are files that come again.
+    Duplicates are ignored, and so are files without a grey image (reports, directories,
+    segmentations, colour pictures) where there are others.
 
     Raises:
-        Rejected: There is no grey image, or they are not one consistent stack of slices.
+        Rejected: There is no grey image, or the images are not one consistent stack of slices.
     """
     reader = HeaderReader()
     images: list[DicomFile] = []
@@ -90,34 +79,26 @@ def dicom_study(files: Iterable[bytes]) -> Study:
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
         raise Rejected(400, f"The zip holds {len(series)} series: send them one by one.")
-    uids = [uid for header in headers if (uid := header.get("SOPInstanceUID"))]
-    if len(set(uids)) < len(uids):
-        raise Rejected(
-            400,
-            "Several slices share one identifier (SOPInstanceUID): export the series again, with "
-            "an identifier for each.",
-        )
-    count = sum(map(frames_in, headers))
-    check_count(count, int(headers[0].Rows), int(headers[0].Columns))
+    check_size(int(headers[0].Columns), int(headers[0].Rows), sum(map(frames_in, headers)))
     stack = arrange(headers)
     greys = grey_slices([frame for file in images for frame in frames(file)], stack)
+    modality = str(headers[0].get("Modality") or "")
     return Study(
         "dicom",
         greys,
         stack.spacing,
         stack.thickness,
         source=stack,
-        modality=_modality(headers[0]),
+        # Only what the standard allows: warnings quote it.
+        modality=modality if re.fullmatch("[A-Z]{2,16}", modality) else None,
     )
 
 
 def arrange(headers: Sequence[Dataset]) -> Stack:
-    """Puts the images of a series into the order of their places, by their headers.
-
-    Without any place they are sorted by InstanceNumber.
+    """Sorts the images of a series by position, or by InstanceNumber if no position is known.
 
     Args:
-        headers: Of files of single frames, or of one file of several; at least one.
+        headers: Of single-frame files, or of one multi-frame file; at least one.
 
     Raises:
         Rejected: They are not one stack of slices of one size, orientation and spacing.
@@ -127,19 +108,16 @@ def arrange(headers: Sequence[Dataset]) -> Stack:
         raise Rejected(400, "The zip holds files of several frames: send each of them alone.")
     if len({(int(header.Rows), int(header.Columns)) for header in headers}) > 1:
         raise Rejected(400, "The slices differ in size: send one series of one size.")
-    if min(counts) < 1:
-        raise Rejected(400, "The DICOM file holds no frame: export it again.")
     flat = [one for header in headers for one in _headers(header)]
     places = _places(flat)
-    keys = places or [_instance(header) for header in flat]
-    order = sorted(range(len(flat)), key=lambda n: keys[n])
+    keys = [int(h.get("InstanceNumber") or 0) for h in flat] if places is None else places
+    order = np.argsort(keys, kind="stable").tolist()
     flat = [flat[n] for n in order]
-    spacing, thickness = _spacing(flat), _distance(places, flat)
-    located = bool(places) and spacing is not None
+    spacing, thickness = _spacing(flat), _thickness(places, flat)
+    located = places is not None and spacing is not None
     return Stack(
         order=order,
         datasets=[headers[n] for n in order] if len(headers) > 1 else list(headers),
-        frames=order if max(counts) > 1 else None,
         headers=flat,
         spacing=spacing,
         thickness=thickness,
@@ -160,22 +138,19 @@ def grey_slices(stored: Sequence[NDArray[Any]], stack: Stack) -> list[Grey]:
     Returns:
         uint8, shape (H, W) each.
     """
-    ordered = [stored[n] for n in stack.order]
-
-    @cache
-    def range_of() -> tuple[float, float]:
-        pairs = zip(ordered, stack.headers, strict=True)
-        return limits(np.stack([apply_modality_lut(values, header) for values, header in pairs]))
-
+    pairs = [(stored[n], header) for n, header in zip(stack.order, stack.headers, strict=True)]
+    low_high = (0.0, 0.0)
     with np.errstate(all="ignore"):
+        if any(window(header) is None for header in stack.headers):
+            low_high = limits(np.stack([apply_modality_lut(*pair) for pair in pairs]))
         return [
-            dicom_grey(apply_modality_lut(values, header), header, range_of)
-            for values, header in zip(ordered, stack.headers, strict=True)
+            dicom_grey(apply_modality_lut(values, header), header, *low_high)
+            for values, header in pairs
         ]
 
 
 def _headers(dataset: Dataset) -> list[Dataset]:
-    """One header a frame, flat even where the file has functional groups."""
+    """One header per frame, flat even where the file has functional groups."""
     nothing = Dataset()
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), nothing)
     each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
@@ -191,95 +166,79 @@ def _headers(dataset: Dataset) -> list[Dataset]:
         if count == 1:
             header.InstanceNumber = dataset.get("InstanceNumber")
         for sequence, keywords in _GROUPS.items():
-            for holder in (group, shared):
-                check_parsed_length(holder, sequence)
             found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
+            if found is dataset and count > 1 and sequence.startswith("Plane"):
+                continue  # one position at the top says nothing about several frames
             for keyword in keywords:
-                check_parsed_length(found, keyword)
-                # One place at the top says nothing about several frames.
-                if keyword in found and not (
-                    found is dataset and count > 1 and sequence.startswith("Plane")
-                ):
+                if keyword in found:
                     header[keyword] = found[keyword]
         headers.append(header)
     return headers
 
 
-def _numbers(header: Any, keyword: str, length: int) -> tuple[float, ...] | None:
-    """The numbers of an element; None where there are none."""
-    value = header.get(keyword)
-    if value is None or value == "":
+def _values(headers: list[Dataset], keyword: str, length: int) -> NDArray[np.float64] | None:
+    """The numbers of one element, shape (slices, length); None if no slice has it."""
+    found = [np.atleast_1d(value) for h in headers if (value := h.get(keyword)) not in (None, "")]
+    if not found:
         return None
-    numbers = tuple(float(number) for number in np.atleast_1d(value))
-    if len(numbers) != length or not np.isfinite(numbers).all():
+    if len(found) < len(headers):
+        raise Rejected(400, f"Some slices lack {keyword}: export the whole series again.")
+    if any(len(value) != length for value in found):
         raise Rejected(*_DAMAGED)
-    return numbers
-
-
-def _instance(header: Any) -> int:
-    return int(header.get("InstanceNumber") or 0)
-
-
-def _places(headers: list[Any]) -> list[float]:
-    """Where each slice lies along the stack, in mm; empty where none says."""
-    found = [
-        (_numbers(h, "ImageOrientationPatient", 6), _numbers(h, "ImagePositionPatient", 3))
-        for h in headers
-    ]
-    if all(axes is None or place is None for axes, place in found):
-        return []
-    known = [(axes, place) for axes, place in found if axes is not None and place is not None]
-    if len(known) < len(found):
-        raise Rejected(400, "Some slices lack their position: export the whole series again.")
-    first = known[0][0]
-    if abs(np.linalg.norm(np.cross(first[:3], first[3:])) - 1) > _TOLERANCE:
+    values = np.array(found, np.float64)
+    if not np.isfinite(values).all():
         raise Rejected(*_DAMAGED)
-    if any(not np.allclose(axes, first, rtol=0, atol=_TOLERANCE) for axes, _ in known):
-        raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
+    return values
+
+
+def _places(headers: list[Dataset]) -> NDArray[np.float64] | None:
+    """The position of each slice along their common normal, in mm; None if unknown."""
+    positions = _values(headers, "ImagePositionPatient", 3)
+    axes = _values(headers, "ImageOrientationPatient", 6)
+    if positions is None or axes is None:
+        return None
     # Along one normal, so that rounding in the cosines cannot reorder thin slices.
-    normal = np.cross(first[:3], first[3:])
-    places = [float(np.dot(normal, place)) for _, place in known]
-    if any(b - a < _TOLERANCE for a, b in pairwise(sorted(places))):
+    normal = np.cross(axes[0, :3], axes[0, 3:])
+    if abs(np.linalg.norm(normal) - 1) > _TOLERANCE:
+        raise Rejected(*_DAMAGED)
+    if not np.allclose(axes, axes[0], rtol=0, atol=_TOLERANCE):
+        raise Rejected(400, "The slices differ in orientation: send one stack without localisers.")
+    places = positions @ normal
+    if (np.diff(np.sort(places)) < _TOLERANCE).any():
         raise Rejected(
             400, "Several slices lie at the same position: send one echo, phase or repetition."
         )
     return places
 
 
-def _spacing(headers: list[Any]) -> tuple[float, float] | None:
-    found = [_numbers(header, "PixelSpacing", 2) for header in headers]
-    first = found[0]
-    if any(
-        (spacing is None) != (first is None)
-        or (
-            first is not None and spacing is not None and not np.allclose(spacing, first, rtol=1e-3)
-        )
-        for spacing in found
-    ):
+def _spacing(headers: list[Dataset]) -> tuple[float, float] | None:
+    spacing = _values(headers, "PixelSpacing", 2)
+    if spacing is None:
+        return None
+    if not np.allclose(spacing, spacing[0], rtol=1e-3):
         raise Rejected(400, "The slices differ in pixel spacing: send one series of one spacing.")
-    if first is None:
-        return None
-    if not all(map(is_distance, first)):
+    row, column = map(float, spacing[0])
+    if not (is_distance(row) and is_distance(column)):
         raise Rejected(*_DAMAGED)
-    return first[0], first[1]
+    return row, column
 
 
-def _distance(places: list[float], headers: list[Any]) -> float | None:
-    """The distance of neighbouring slices, in mm; a slice alone is as thick as it says."""
+def _thickness(places: NDArray[np.float64] | None, headers: list[Dataset]) -> float | None:
+    """The distance of neighbouring slices, in mm; SliceThickness for a single slice."""
     if len(headers) == 1:
-        thickness = _numbers(headers[0], "SliceThickness", 1)
-        return thickness[0] if thickness is not None and is_distance(thickness[0]) else None
-    if not places:
+        stated = _values(headers, "SliceThickness", 1)
+        return float(stated[0, 0]) if stated is not None and is_distance(stated[0, 0]) else None
+    if places is None:
         return None
-    gaps = np.diff(sorted(places))
+    gaps = np.diff(np.sort(places))
     mean = float(gaps.mean())
     if not is_distance(mean):
         raise Rejected(*_DAMAGED)
     return mean if np.abs(gaps - mean).max() <= _UNEVEN * mean else None
 
 
-def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
-    """`Stack.affine` of slices that all have their place; DICOM counts towards left."""
+def _affine(headers: list[Dataset], thickness: float) -> NDArray[np.float64] | None:
+    """`Stack.affine` of slices with known positions; DICOM counts towards left and posterior."""
     cosines = np.reshape(headers[0].ImageOrientationPatient, (2, 3)).astype(float)
     down, across = map(float, headers[0].PixelSpacing)
     places = np.array([header.ImagePositionPatient for header in headers], float)
@@ -293,9 +252,3 @@ def _affine(headers: list[Any], thickness: float) -> NDArray[np.float64] | None:
     affine[:3] = np.stack([cosines[0] * across, cosines[1] * down, step, places[0]], axis=1)
     affine[:2] *= -1
     return affine
-
-
-def _modality(header: Any) -> str | None:
-    """The kind of scanner, such as MR; None where the value is none that the standard allows."""
-    text = str(header.get("Modality") or "")
-    return text if re.fullmatch("[A-Z]{2,16}", text) else None

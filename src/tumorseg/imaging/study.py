@@ -63,36 +63,20 @@ WRONG_KIND = Refusal(
 
 @dataclass(frozen=True)
 class Study:
-    """A decoded scan: one picture, or the slices of a volume.
-
-    Attributes:
-        kind: `picture` (JPEG or PNG), `dicom` or `nifti`.
-        slices: Grey values, uint8, shape (H, W) each; within a volume all the same.
-        spacing: Distance of rows and of columns, in mm; None where it is not known.
-        thickness: Distance of neighbouring slices, in mm; None where it is not known or not the
-            same throughout.
-        colour: Share of a picture's pixels that are coloured, in [0, 1]; 0 elsewhere.
-        source: What a volume's answer needs to lie on the same grid: a `Stack`, or the
-            nibabel image without its values; None for a picture.
-        modality: The kind of scanner in DICOM's terms, such as MR; None where it is not known.
-    """
+    """A decoded scan: one picture, or the slices of a volume."""
 
     kind: Literal["picture", "dicom", "nifti"]
-    slices: list[Grey]
-    spacing: tuple[float, float] | None = None
-    thickness: float | None = None
-    colour: float = 0.0
-    source: Any = None
-    modality: str | None = None
+    slices: list[Grey]  # uint8, shape (H, W) each; all the same shape
+    spacing: tuple[float, float] | None = None  # of rows and of columns, in mm; None if unknown
+    thickness: float | None = None  # distance of slices, in mm; None if unknown or not constant
+    colour: float = 0.0  # share of a picture's pixels that are coloured, in [0, 1]
+    source: Any = None  # grid of a volume: a `Stack`, or the nibabel image without its values
+    modality: str | None = None  # kind of scanner in DICOM's terms, such as MR; None if unknown
 
 
 @contextmanager
 def damage_rejected(sentence: str) -> Iterator[None]:
-    """Turns whatever a library raises over a damaged file into Rejected, with status 400.
-
-    Decoders' errors have nothing in common (OSError, SyntaxError, struct.error, zlib.error, …), and
-    their messages may quote the file.
-    """
+    """Turns any exception into Rejected with status 400: decoders' errors have no common base."""
     try:
         yield
     except Rejected:
@@ -101,27 +85,17 @@ def damage_rejected(sentence: str) -> Iterator[None]:
         raise Rejected(400, sentence) from None
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises Rejected if a slice of this size, in pixels, is too large or too small."""
-    if max(width, height) > MAX_SIDE:
-        raise Rejected(
-            413, f"The picture is larger than {MAX_SIDE} pixels a side: scale it down first."
-        )
+def check_size(width: int, height: int, slices: int = 1) -> None:
+    """Raises Rejected if a picture, or a volume of such slices, is too large or too small."""
     if min(width, height) < MIN_SIDE:
         raise Rejected(
             400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."
         )
-
-
-def check_count(slices: int, height: int, width: int) -> None:
-    """Raises Rejected if a volume has too many slices, or too many voxels in all of them."""
-    check_size(width, height)
-    if slices > MAX_SLICES:
-        raise Rejected(413, f"The volume has more than {MAX_SLICES} slices: send a part of it.")
-    if slices * width * height > MAX_VOXELS:
+    if max(width, height) > MAX_SIDE or slices > MAX_SLICES or slices * width * height > MAX_VOXELS:
         raise Rejected(
             413,
-            f"The volume has more than {MAX_VOXELS // 10**6} million voxels: send a part of it.",
+            f"The limits are {MAX_SIDE} pixels a side, {MAX_SLICES} slices and "
+            f"{MAX_VOXELS // 10**6} million voxels: scale it down, or send a part of it.",
         )
 
 
@@ -130,13 +104,14 @@ def is_distance(millimetres: float) -> bool:
     return 0.001 <= millimetres <= 1000
 
 
-def has_many_scans(jpeg: bytes) -> bool:
-    """Whether a JPEG may have more scans than are decoded here.
-
-    Each starts with these two bytes. They hardly ever occur anywhere else; but walking from segment
-    to segment as the decoder does would not always find all that the decoder finds.
-    """
-    return jpeg.count(b"\xff\xda") > MAX_SCANS
+def check_scans(jpeg: bytes) -> None:
+    """Raises Rejected if a progressive JPEG may have too many scans."""
+    # Each starts with these two bytes, which hardly ever occur elsewhere; walking from segment to
+    # segment would not always find all that the decoder finds.
+    if jpeg.count(b"\xff\xda") > MAX_SCANS:
+        raise Rejected(
+            413, f"The JPEG has more than {MAX_SCANS} scans: save it again as an ordinary one."
+        )
 
 
 def silence_readers() -> None:

@@ -1,37 +1,25 @@
 """From the formats that people have to the project's layout, behind one interface.
 
-An importer is a module that says whether it fits a folder and reads an index of its slices; what
-follows (sides, writing, summary) is the same for all. To add one, write such a module and list it
-in `IMPORTERS`.
+An importer is a module with LOOKS_FOR (what makes a folder fit, in words), fits(folder) (whether
+it looks like this format, without decoding a pixel) and read(folder, options), which indexes its
+slices as a `Source`. Splits, writing and the summary are the same for all. To add one, write such
+a module and list it in `IMPORTERS`.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
 
 from tumorseg.core.errors import InputError
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, printable
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
 from tumorseg.importers.reading import Options, Source, refuse_links_out
-from tumorseg.importers.writer import Summary, assign, copy, summarise, write
+from tumorseg.importers.writer import Summary, assign, use_unique_names, write
 
-__all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan"]
+__all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan", "read", "write"]
 
-
-class Importer(Protocol):
-    """What a module offers to be an importer."""
-
-    @property
-    def LOOKS_FOR(self) -> str:
-        """What makes a folder fit, in words."""
-
-    def fits(self, folder: Path) -> bool:
-        """Whether the folder looks like this format, told without decoding a pixel."""
-
-    def read(self, folder: Path, options: Options) -> Source:
-        """Indexes the folder; raises InputError if something in it is wrong."""
-
-
-IMPORTERS: dict[str, Importer] = {
+IMPORTERS: dict[str, ModuleType] = {
     "coco": coco_folder,
     "masks": mask_folder,
     "nifti": nifti,
@@ -47,8 +35,8 @@ def detect(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder")
-    if coco_folder.is_layout(folder):  # ours, whatever else lies in it
-        return "coco"
+    if any((folder / split / ANNOTATIONS).is_file() for split in SPLITS):
+        return "coco"  # whatever else lies in it
     found = [kind for kind, importer in IMPORTERS.items() if importer.fits(folder)]
     if len(found) > 1:
         raise InputError(f"{folder}: could be {' or '.join(found)}; say which with --format")
@@ -58,10 +46,33 @@ def detect(folder: Path) -> str:
     return found[0]
 
 
-def plan(folder: Path, kind: str | None = None, options: Options | None = None) -> Summary:
-    """What importing a folder would do; writes nothing and decodes no image.
+def read(folder: Path, kind: str, options: Options | None = None) -> Source:
+    """Indexes a folder in any known format; its records have unique names.
 
-    Masks are read where the categories or the sides depend on them.
+    Args:
+        folder: The source.
+        kind: One of `IMPORTERS`.
+        options: How to cut volumes.
+
+    Raises:
+        InputError: The folder cannot be imported.
+    """
+    if kind not in IMPORTERS:
+        raise InputError(f"--format {kind}: must be one of auto, {', '.join(IMPORTERS)}")
+    refuse_links_out(folder)
+    options = options or Options()
+    if kind != "nifti" and options != Options():
+        raise InputError(f"{folder}: is {kind}; --axis, --slices and --modality are for volumes")
+    source: Source = IMPORTERS[kind].read(folder, options)
+    if not source.records:
+        why = next((f" ({path}: {why})" for path, why in source.skipped.items()), "")
+        raise InputError(f"{folder}: holds no slice that can be imported{why}")
+    source.records[:] = use_unique_names(source.records)
+    return source
+
+
+def plan(folder: Path, kind: str | None = None, options: Options | None = None) -> Summary:
+    """What importing a folder would do; writes nothing.
 
     Args:
         folder: The source.
@@ -71,7 +82,13 @@ def plan(folder: Path, kind: str | None = None, options: Options | None = None) 
     Raises:
         InputError: The folder cannot be imported.
     """
-    return _prepare(folder, kind, options)[2]
+    kind = detect(folder) if kind is None else kind
+    source = read(folder, kind, options)
+    if kind == "coco" and coco_folder.is_layout(folder):
+        splits = [str(record.split) for record in source.records]
+    else:
+        splits = assign(folder, source.records)
+    return Summary(kind, source, splits)
 
 
 def import_folder(
@@ -80,7 +97,7 @@ def import_folder(
     """Writes a folder in the project's layout: train, valid and test with COCO annotations.
 
     Args:
-        folder: The source.
+        folder: The source; one that has the layout is copied byte for byte.
         destination: Must not exist; appears only once it is complete.
         kind: One of `IMPORTERS`; None to look.
         options: How to cut volumes.
@@ -93,37 +110,26 @@ def import_folder(
     """
     if destination.exists():
         raise InputError(f"{destination}: exists already; remove it or choose another folder")
-    source, sides, summary = _prepare(folder, kind, options)
+    summary = plan(folder, kind, options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as scratch:
         complete = Path(scratch, destination.name)
-        if source.layout:
-            copy(source.layout, complete)
-        else:
-            write(source, sides, complete)
+        if summary.kind == "coco" and coco_folder.is_layout(folder):
+            _copy(folder, complete)
+        elif unread := write(summary.source, summary.splits, complete):
+            raise InputError(f"{next(iter(unread.values()))} ({len(unread)} such in all)")
         complete.rename(destination)
     return summary
 
 
-def _prepare(
-    folder: Path, kind: str | None, options: Options | None
-) -> tuple[Source, list[str], Summary]:
-    if kind is not None and kind not in IMPORTERS:
-        raise InputError(f"--format {kind}: must be one of auto, {', '.join(IMPORTERS)}")
-    if kind is None or not folder.is_dir():
-        kind = detect(folder)
-    refuse_links_out(folder)
-    options = options or Options()
-    if kind != "nifti" and options != Options():
-        raise InputError(f"{folder}: is {kind}; --axis, --slices and --modality are for volumes")
-    source = IMPORTERS[kind].read(folder, options)
-    if not source.records and not source.layout:
-        why = next((f" ({path}: {why})" for path, why in source.skipped.items()), "")
-        raise InputError(f"{folder}: holds no slice that can be imported{why}")
-    sides = (
-        assign(folder, source.records)
-        if not source.layout
-        else [str(record.split) for record in source.records]
-    )
-    return source, sides, summarise(kind, source, sides)
+def _copy(layout: Path, folder: Path) -> None:
+    """Copies a folder that has the layout already; raises InputError if a file cannot be read."""
+    try:
+        for split in SPLITS:
+            # copyfile, not copy2: a read-only source must not make a folder that nobody can replace
+            shutil.copytree(layout / split, folder / split, copy_function=shutil.copyfile)
+            (folder / split).chmod(0o755)
+    except shutil.Error as error:  # of a list with an entry a file
+        name, _, why = error.args[0][0]
+        raise InputError(f"{printable(str(name))}: cannot be copied ({why})") from None

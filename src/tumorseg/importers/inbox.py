@@ -5,23 +5,21 @@ the other two that would let a network see a test slice, or its neighbour, in tr
 """
 
 import hashlib
-import itertools
-import json
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
-from tumorseg.data import coco
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
 from tumorseg.data.manifest import build_manifest
 from tumorseg.data.splits import find_groups
+from tumorseg.importers import detect, read, write
 
 NEW = "new"  # the split of a slice that has no side yet
 REASONS = {
@@ -37,29 +35,11 @@ REASONS = {
     "finding": "fails a check that retrain.quarantine_on names",
 }
 
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why something stays outside: its name in the batch, a key of `REASONS`, a sentence."""
-
-    name: str
-    reason: str
-    why: str
-
-
-@dataclass
-class Unpacked:
-    """A batch in the project's layout, all of it under `train/`.
-
-    Attributes:
-        kind: The importer's name; "unknown" where none fits.
-        slices: How many slices the batch holds, those counted that cannot be read.
-        refused: What could not be read or has no labels.
-    """
-
-    kind: str
-    slices: int = 0
-    refused: list[Refusal] = field(default_factory=list)
+GROUPED = (
+    "split.method is grouped, which deals all slices anew when data come in, so that the test "
+    "split would not stay the same and no champion could be compared: set split.method: official "
+    "in params.yaml to take in what lies in the inbox"
+)
 
 
 def batches(inbox: Path, settle_seconds: float) -> tuple[list[Path], list[Path]]:
@@ -68,11 +48,9 @@ def batches(inbox: Path, settle_seconds: float) -> tuple[list[Path], list[Path]]
     A batch is at rest once nothing in it has changed for `settle_seconds`. Hidden names are never
     taken: who copies under `.NAME` and renames at the end need not wait.
     """
-    if not inbox.is_dir():
-        return [], []
     folders = sorted(
         path
-        for path in inbox.iterdir()
+        for path in (inbox.iterdir() if inbox.is_dir() else ())
         if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
     )
     now = time.time()
@@ -91,97 +69,62 @@ def _last_change(folder: Path) -> float:
 
 def fingerprint(batch: Path) -> str:
     """A digest of the names, sizes and times in a batch; another one if anything was added."""
-    digest = hashlib.sha256(batch.name.encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(os.fsencode(batch.name))
     for path in sorted(batch.rglob("*")):
         status = os.lstat(path)
         size = None if path.is_dir() else (status.st_size, status.st_mtime_ns)
-        told = f"{path.relative_to(batch)} {size}\n"
-        digest.update(told.encode("utf-8", "surrogateescape"))
+        digest.update(os.fsencode(f"{path.relative_to(batch)} {size}\n"))
     return digest.hexdigest()
 
 
-def unpack(batch: Path, folder: Path) -> Unpacked:
-    """Writes a batch in the project's layout, whatever its format; all slices under `train/`.
+def examine(
+    batch: Path,
+    folder: Path,
+    validate: ValidateParams,
+    split: SplitParams,
+    retrain: RetrainParams,
+    data: Path,
+) -> tuple[str, pd.DataFrame]:
+    """Writes a batch to `folder/unpacked/train` and decides about each slice.
 
     Args:
-        batch: In a format that `tumorseg.importers` reads, or with some of train/, valid/, test/.
-        folder: Is made.
+        batch: In a format that `tumorseg.importers` reads, or with some of train/, valid/, test/,
+            whose splits are ignored.
+        folder: For what is unpacked, and for thumbnails.
+        validate: What is acceptable.
+        split: How long a chain of neighbours may be.
+        retrain: What is set aside, and the share for valid.
+        data: The data set.
+
+    Returns:
+        The importer's name ("unknown" where none fits), and a row a slice: `name`, `reason` (of
+        `REASONS`, None where it joins), `why`, and `side` (train or valid, None where it stays
+        outside).
 
     Raises:
-        InputError: The batch cannot be imported at all.
+        InputError: The data set is divided anew each time, so that its test split is not frozen.
     """
-    from tumorseg.importers import IMPORTERS, Options, detect
-    from tumorseg.importers.coco_folder import coco_files, place_of, read_document
-    from tumorseg.importers.reading import refuse_links_out, visible_files
-    from tumorseg.importers.writer import save
-
-    refuse_links_out(batch)
-    # Sides are not the batch's to choose. Each JSON has category ids of its own.
-    sides = [batch / split for split in coco.SPLITS if (batch / split / coco.ANNOTATIONS).exists()]
-    result = Unpacked("coco" if sides else detect(batch))
-    categories: dict[str, dict[str, Any]] = {}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    numbers = itertools.count(1)
-    (folder / "train").mkdir(parents=True)
-    listed: set[Path] = set()
-    taken: set[str] = set()
-    for root in sides or [batch]:
-        source = IMPORTERS[result.kind].read(root, Options(lenient=result.kind == "masks"))
-        result.slices += len(source.records) + len(source.skipped)
-        for path, why in source.skipped.items():
-            result.refused.append(Refusal(_within(path, batch), "unreadable", why))
-            listed.add(path)
-        for each in source.categories:
-            name = str(each.get("name"))
-            categories.setdefault(name, dict(each) | {"id": len(categories) + 1, "name": name})
-        names = {str(each.get("id")): str(each.get("name")) for each in source.categories}
-        ids = {str(each.get("name")): each.get("id") for each in source.categories}
-        for record in source.records:
-            if record.name.lower() in taken:
-                why = "another file of the batch has its name"
-                result.refused.append(Refusal(f"{root.name}/{record.name}", "name", why))
-                continue
-            try:
-                entry, own = save(record, folder / "train", 0, ids, numbers)
-            except InputError as error:
-                result.refused.append(Refusal(record.name, "unreadable", str(error)))
-                continue
-            taken.add(record.name.lower())
-            images.append(entry | {"id": len(images) + 1})
-            for annotation in own:
-                label = names.get(str(annotation.get("category_id")), "unknown")
-                known = categories.setdefault(label, {"id": len(categories) + 1, "name": label})
-                place = {"image_id": len(images), "category_id": known["id"]}
-                annotations.append(annotation | {"id": len(annotations) + 1} | place)
-        if result.kind == "coco":
-            for path in coco_files(root):
-                names_in = [str(entry["file_name"]) for entry in read_document(path)["images"]]
-                listed |= {place_of(root, name) for name in names_in}
-    if result.kind == "coco":
-        pictures = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
-        for path in visible_files(batch):
-            if path.suffix.lower() in pictures and path not in listed:
-                why = "has no labels: no JSON file lists it"
-                result.refused.append(Refusal(_within(path, batch), "unreadable", why))
-                result.slices += 1
-    if not result.slices:
-        raise InputError("it holds no slice")
-    document = {"categories": list(categories.values()), "images": images}
-    document["annotations"] = annotations
-    empty: dict[str, Any] = {"images": [], "annotations": []}
-    for split in coco.SPLITS:
-        (folder / split).mkdir(exist_ok=True)
-        written = document if split == "train" else empty
-        (folder / split / coco.ANNOTATIONS).write_text(json.dumps(written), encoding="utf-8")
-    return result
+    if split.method == "grouped":
+        raise InputError(GROUPED)
+    rows: list[dict[str, str | None]] = []
+    verdicts = pd.DataFrame(columns=["name", "reason", "why", "side"], dtype=object)
+    kind, unpacked = "unknown", folder / "unpacked"
+    try:
+        kind = detect(batch)
+        source = read(batch, kind)
+    except InputError as error:
+        rows.append({"name": ".", "reason": "folder", "why": str(error), "side": None})
+    else:
+        unread = write(source, ["train"] * len(source.records), unpacked)
+        skipped = {os.path.relpath(path, batch): why for path, why in source.skipped.items()}
+        for name, why in (skipped | unread).items():
+            rows.append({"name": name, "reason": "unreadable", "why": why, "side": None})
+        if len(unread) < len(source.records):
+            verdicts = _decide(unpacked, data, folder, validate, split, retrain)
+    return kind, pd.concat([verdicts, pd.DataFrame(rows, columns=verdicts.columns, dtype=object)])
 
 
-def _within(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
-
-
-def judge(
+def _decide(
     unpacked: Path,
     data: Path,
     scratch: Path,
@@ -189,20 +132,7 @@ def judge(
     split: SplitParams,
     retrain: RetrainParams,
 ) -> pd.DataFrame:
-    """Decides about each slice of a batch, by the measures of the data audit.
-
-    Args:
-        unpacked: From `unpack`.
-        data: The data set.
-        scratch: For thumbnails.
-        validate: What is acceptable.
-        split: How long a chain of neighbours may be.
-        retrain: What is set aside, and the share for valid.
-
-    Returns:
-        A row a slice: `name`, `reason` (of `REASONS`, None where it joins), `why`, and `side`
-        (train or valid, None where it stays outside).
-    """
+    """The rows of the slices that could be read, by the measures of the data audit."""
     present = build_manifest(data, validate, scratch / "present.npy")
     new = build_manifest(unpacked, validate, scratch / "new.npy")
     names = new["path"].str.removeprefix("train/")
@@ -211,62 +141,58 @@ def judge(
     small = [np.load(scratch / f"{each}.npy", mmap_mode="r") for each in ("present", "new")]
     np.save(scratch / "all.npy", np.concatenate(small))
     pairs = find_pairs(table, scratch / "all.npy", validate.near_duplicate)
+    rows = table.iloc[len(present) :]
 
-    def tied(side: str) -> dict[str, pd.Series]:
-        """What ties each slice to a split, of all slices, by reason."""
-        groups = set(table.loc[table["split"] == side, "group"].dropna())
+    def tied(name: str) -> dict[str, NDArray[np.bool_]]:
+        """What ties each new slice to a split, by reason; shape (new slices,)."""
+        groups = table.loc[table["split"] == name, "group"].dropna()
         found = {
-            "duplicate": linked_elsewhere(table, pairs, "exact", (side,)),
-            "near_duplicate": linked_elsewhere(table, pairs, "near", (side,)),
-            "neighbour": neighbours_elsewhere(table, (side,)),
+            "duplicate": linked_elsewhere(table, pairs, "exact", (name,)),
+            "near_duplicate": linked_elsewhere(table, pairs, "near", (name,)),
+            "neighbour": neighbours_elsewhere(table, (name,)),
             "patient": table["group"].isin(groups).to_numpy(),
         }
-        return {name: pd.Series(ties, table.index) for name, ties in found.items()}
+        return {reason: ties[len(present) :] for reason, ties in found.items()}
 
-    verdicts = pd.DataFrame({"name": names.to_numpy(), "reason": None, "why": None}, dtype=object)
-    verdicts.index = table.index[len(present) :]
-    rows = table.loc[verdicts.index]
-
-    def refuse(which: pd.Series, reason: str, why: Any = None) -> None:
-        chosen = which.loc[verdicts.index].astype(bool) & verdicts["reason"].isna()
-        verdicts.loc[chosen, "reason"] = reason
-        verdicts.loc[chosen, "why"] = REASONS[reason] if why is None else why[chosen]
-
-    refuse(table["problem"].notna(), "unusable", rows["why"])
-    for name, ties in tied("test").items():
-        refuse(ties, f"test_{name}")
-    twins = set(pairs.loc[pairs["kind"] == "exact", "right"])  # of an earlier file, here or there
-    refuse(table["path"].isin(twins), "duplicate")
+    # An equal file counts as a copy of the first, here or in the data set.
+    copies = pairs.loc[pairs["kind"] == "exact", "right"]
     files = present["path"].str.split("/", n=1).str[1].str.lower()
-    refuse(table["path"].str.removeprefix(f"{NEW}/").str.lower().isin(set(files)), "name")
-    failed = rows.apply(_failed, axis=1, result_type="reduce", args=(validate, retrain))
-    refuse(failed.reindex(table.index, fill_value="") != "", "finding", failed)
+    checks = {f"test_{name}": ties for name, ties in tied("test").items()}
+    checks["duplicate"] = rows["path"].isin(copies).to_numpy()
+    checks["name"] = names.str.lower().isin(files).to_numpy()
+    verdicts = pd.DataFrame(
+        {"name": names, "reason": None, "why": None, "side": None}, dtype=object
+    )
+    verdicts.index = rows.index
+    for index, (place, row) in zip(rows.index, enumerate(rows.to_dict("records")), strict=True):
+        failed = _failed(row, validate, retrain)
+        if not pd.isna(row["problem"]):
+            verdicts.loc[index, ["reason", "why"]] = "unusable", row["why"]
+        elif reason := next((name for name, found in checks.items() if found[place]), None):
+            verdicts.loc[index, ["reason", "why"]] = reason, REASONS[reason]
+        elif failed:
+            verdicts.loc[index, ["reason", "why"]] = "finding", failed
 
-    joins = table.loc[verdicts.index[verdicts["reason"].isna()]]
-    near = {side: np.logical_or.reduce([*tied(side).values()]) for side in ("train", "valid")}
+    joins = rows[verdicts["reason"].isna()]
+    if joins.empty:
+        return verdicts.reset_index(drop=True)
+    near = {
+        side: pd.Series(np.logical_or.reduce([*tied(side).values()]), rows.index)
+        for side in ("train", "valid")
+    }
     links = pairs[pairs["kind"] != "exact"]
-    blocks = (split.shortest_block, split.longest_block)
-    verdicts["side"] = None
-    groups = find_groups(joins, links, *blocks) if len(joins) else np.empty(0, np.intp)
+    groups = find_groups(joins, links, split.shortest_block, split.longest_block)
     for _, group in joins.groupby(groups):
-        if near["train"][group.index].any():
-            side = "train"
-        elif near["valid"][group.index].any():
-            side = "valid"
-        else:
-            side = _draw(group, retrain.valid_share)
-        verdicts.loc[group.index, "side"] = side
+        beside = [side for side, ties in near.items() if ties[group.index].any()]
+        # Else by a hash of the group: what comes later of the same patient gets the same side.
+        key = min(group["group"].fillna(group["sha256"]))
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        drawn = "valid" if number < retrain.valid_share * 2**64 else "train"
+        verdicts.loc[group.index, "side"] = beside[0] if beside else drawn
     return verdicts.reset_index(drop=True)
 
 
-def _draw(group: pd.DataFrame, share: float) -> str:
-    """The side of a group by its hash: what comes later of the same patient gets the same."""
-    key = min(group["group"].fillna(group["sha256"]))
-    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return "valid" if number < share * 2**64 else "train"
-
-
-def _failed(row: pd.Series, validate: ValidateParams, retrain: RetrainParams) -> str:
+def _failed(row: Any, validate: ValidateParams, retrain: RetrainParams) -> str:
     """The checks of retrain.quarantine_on that a slice fails, as one text."""
     found = set(str(row["oddities"]).split(","))
     sides = (row["width"], row["height"])

@@ -5,7 +5,6 @@ Everything is made in `.data.intake/` next to `data/`. A take-in that was cut of
 the batch leaves the inbox last.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -23,20 +22,15 @@ import yaml
 from tumorseg.core import git
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError, StageError
-from tumorseg.core.files import atomic_path, remove_folder, write_json
+from tumorseg.core.files import remove_folder, write_json
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams, load_params
 from tumorseg.data import coco
 from tumorseg.data.dataset import dvc, refuse_to_lose
-from tumorseg.importers.inbox import Refusal, Unpacked, batches, fingerprint, judge, unpack
+from tumorseg.importers.inbox import batches, examine, fingerprint
 
 DATA = Path("data")
 # What was taken in since the last report: a run that is killed leaves it to the next one's.
 TAKEN = STATE / "retrain" / "taken.json"
-GROUPED = (
-    "split.method is grouped, which deals all slices anew when data come in, so that the test "
-    "split would not stay the same and no champion could be compared: set split.method: official "
-    "in params.yaml to take in what lies in the inbox"
-)
 
 
 @dataclass(frozen=True)
@@ -53,10 +47,8 @@ class Taken:
         valid: How many joined the validation split.
         refused: Key of `inbox.REASONS` → number of slices.
         quarantine: The folder of the refused in the quarantine; None where there are none.
-        keep: Whether all of the batch goes there, since some of it could not be read.
         before: md5 of the data version before.
         after: md5 of the data version after; the same where nothing joined.
-        time: When it was read, UTC.
     """
 
     batch: str
@@ -68,10 +60,8 @@ class Taken:
     valid: int
     refused: dict[str, int]
     quarantine: str | None
-    keep: bool
     before: str
     after: str
-    time: str
 
 
 def work(data: Path = DATA) -> Path:
@@ -85,7 +75,7 @@ def taken_in(path: Path = TAKEN) -> list[Taken]:
 
 
 def forget_taken(path: Path = TAKEN) -> None:
-    """Begins a new list: a report has told it."""
+    """Begins a new list, once a report holds the old one."""
     path.unlink(missing_ok=True)
 
 
@@ -93,39 +83,6 @@ def version(data: Path = DATA) -> str:
     """The md5 that data.dvc records."""
     record: Any = yaml.safe_load(data.with_name(f"{data.name}.dvc").read_text())
     return str(record["outs"][0]["md5"])
-
-
-def examine(
-    batch: Path,
-    folder: Path,
-    validate: ValidateParams,
-    split: SplitParams,
-    retrain: RetrainParams,
-    data: Path = DATA,
-) -> tuple[Unpacked, pd.DataFrame]:
-    """Unpacks a batch into `folder` and decides about each slice; touches nothing else.
-
-    Returns:
-        What the batch holds, and the verdicts of `inbox.judge`, those about what could not be
-        unpacked included.
-
-    Raises:
-        InputError: The data set is divided anew each time, so that its test split is not frozen.
-    """
-    if split.method == "grouped":
-        raise InputError(GROUPED)
-    try:
-        unpacked = unpack(batch, folder / "unpacked")
-    except InputError as error:
-        shutil.rmtree(folder / "unpacked", ignore_errors=True)
-        unpacked = Unpacked("unknown", 0, [Refusal(".", "folder", str(error))])
-    verdicts = pd.DataFrame(columns=["name", "reason", "why", "side"], dtype=object)
-    if unpacked.slices > len(unpacked.refused):
-        verdicts = judge(folder / "unpacked", data, folder, validate, split, retrain)
-    unread = [asdict(refusal) | {"side": None} for refusal in unpacked.refused]
-    if unread:
-        verdicts = pd.concat([verdicts, pd.DataFrame(unread, dtype=object)], ignore_index=True)
-    return unpacked, verdicts
 
 
 def take_in(
@@ -150,10 +107,31 @@ def take_in(
     place = work(data)
     place.mkdir(parents=True)
     try:
-        taken = _prepare(batch, place, validate, split, retrain, data)
-        if fingerprint(batch) != taken.fingerprint:
+        mark, stamp = fingerprint(batch), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        kind, verdicts = examine(batch, place, validate, split, retrain, data)
+        refused = verdicts[verdicts["reason"].notna()]
+        joins = verdicts[verdicts["reason"].isna()]
+        if len(joins):
+            merge(data, place, joins)
+        if len(refused):
+            quarantine(place, batch.name, refused)
+        if fingerprint(batch) != mark:
             remove_folder(place)
             return None
+        reasons, splits = Counter(refused["reason"]), Counter(joins["side"])
+        taken = Taken(
+            batch=mark[:8],
+            folder=batch.name,
+            fingerprint=mark,
+            kind=kind,
+            slices=len(verdicts) - reasons["folder"],
+            train=splits["train"],
+            valid=splits["valid"],
+            refused=dict(reasons),
+            quarantine=f"{stamp}-{mark[:8]}" if len(refused) else None,
+            before=version(data),
+            after=version(data),
+        )
         # From here on `recover` knows what was begun.
         write_json(place / "taken.json", asdict(taken))
         if taken.train or taken.valid:
@@ -177,55 +155,13 @@ def take_in(
     return taken
 
 
-def _prepare(
-    batch: Path,
-    place: Path,
-    validate: ValidateParams,
-    split: SplitParams,
-    retrain: RetrainParams,
-    data: Path,
-) -> Taken:
-    """Builds the next data set and the quarantine's folder in `place`."""
-    mark, now = fingerprint(batch), time.gmtime()
-    unpacked, verdicts = examine(batch, place, validate, split, retrain, data)
-    joins = verdicts[verdicts["reason"].isna()]
-    refused = verdicts[verdicts["reason"].notna()]
-    if len(joins):
-        merge(data, place, joins)
-    if len(refused):
-        quarantine(place, batch.name, refused)
-    splits, before = Counter(joins["side"]), version(data)
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", now)
-    return Taken(
-        batch=mark[:8],
-        folder=batch.name,
-        fingerprint=mark,
-        kind=unpacked.kind,
-        slices=unpacked.slices,
-        train=splits["train"],
-        valid=splits["valid"],
-        refused={str(key): n for key, n in refused["reason"].value_counts().items()},
-        quarantine=f"{stamp}-{mark[:8]}" if len(refused) else None,
-        keep=bool(unpacked.refused),
-        before=before,
-        after=before,
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
-    )
-
-
 def merge(data: Path, place: Path, joins: pd.DataFrame) -> None:
     """Builds the next data set: old files as links, new images, and two JSON files written anew."""
-    merged, unpacked = place / "data", place / "unpacked" / "train"
+    merged = place / "data"
     shutil.copytree(data, merged, symlinks=True, copy_function=_link)
-    new = coco.read_document(unpacked / coco.ANNOTATIONS)
     for side, rows in joins.groupby("side"):
-        path = merged / str(side) / coco.ANNOTATIONS
-        document = coco.read_document(path)
-        append(document, new, set(rows["name"]))
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-        for name in rows["name"]:
-            (unpacked / name).rename(merged / str(side) / name)
+        document = coco.Document(coco.read_document(merged / str(side) / coco.ANNOTATIONS))
+        _move(place / "unpacked" / "train", merged / str(side), set(rows["name"]), document)
 
 
 def _link(source: str, target: str) -> None:
@@ -235,61 +171,25 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def append(document: dict[str, Any], new: dict[str, Any], names: set[str]) -> None:
-    """Adds the images of some names, with their annotations, to a COCO document.
-
-    Ids are numbered on, and categories are the same where their names are.
-
-    Args:
-        document: What is added to, in place.
-        new: A COCO document of ids that are unique within it.
-        names: The file names of the images to take from it.
-    """
-    categories = document["categories"] = document.get("categories") or []
-    known = {str(each.get("name")): each.get("id") for each in categories}
-    chosen = {image["id"]: image for image in new["images"] if image["file_name"] in names}
-    first = {key: _next_id(document[key]) for key in ("images", "annotations", "categories")}
-    numbers = {old: first["images"] + place for place, old in enumerate(chosen)}
-    wanted = [each for each in new["annotations"] if each["image_id"] in chosen]
-    used = {annotation["category_id"] for annotation in wanted}
-    ids = {}
-    for category in new["categories"]:
-        if category["id"] in used:
-            if category["name"] not in known:
-                known[category["name"]] = first["categories"]
-                categories.append(category | {"id": first["categories"]})
-                first["categories"] += 1
-            ids[category["id"]] = known[category["name"]]
-    document["images"] += [image | {"id": numbers[old]} for old, image in chosen.items()]
-    document["annotations"] += [
-        each
-        | {"id": number, "image_id": numbers[each["image_id"]]}
-        | {"category_id": ids[each["category_id"]]}
-        for number, each in enumerate(wanted, first["annotations"])
-    ]
-
-
-def _next_id(entries: list[Any]) -> int:
-    ids = [coco.identity(entry, "id") for entry in entries]
-    return max((found for found in ids if isinstance(found, int)), default=0) + 1
-
-
 def quarantine(place: Path, batch: str, refused: pd.DataFrame) -> None:
     """Builds the quarantine's folder: a COCO folder of its own, and a line why for each."""
     refused_to, unpacked = place / "quarantine", place / "unpacked" / "train"
     refused_to.mkdir()
-    with (refused_to / "quarantine.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["batch", "name", "reason", "why"])
-        for row in refused[["name", "reason", "why"]].to_numpy():
-            writer.writerow([coco.printable(text) for text in (batch, *row)])
+    table = refused[["name", "reason", "why"]].map(coco.printable)
+    table.insert(0, "batch", coco.printable(batch))
+    table.to_csv(refused_to / "quarantine.csv", index=False)
     names = {name for name in refused["name"] if (unpacked / name).is_file()}
     if names:
-        document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
-        append(document, coco.read_document(unpacked / coco.ANNOTATIONS), names)
-        (refused_to / coco.ANNOTATIONS).write_text(json.dumps(document), encoding="utf-8")
-        for name in names:
-            (unpacked / name).rename(refused_to / name)
+        _move(unpacked, refused_to, names, coco.Document())
+
+
+def _move(source: Path, target: Path, names: set[str], document: coco.Document) -> None:
+    """Moves images of a COCO folder to another, whose document is given, with their labels."""
+    for image in coco.read_split(source):
+        if image.file_name in names:
+            document.add(image.entry, zip(image.labels, image.annotations, strict=True))
+            (source / image.file_name).rename(target / image.file_name)
+    document.save(target)
 
 
 def recover(retrain: RetrainParams, data: Path = DATA) -> None:
@@ -303,7 +203,7 @@ def recover(retrain: RetrainParams, data: Path = DATA) -> None:
         committed = git.committed(f"{data.name}.dvc") or ""
         joined = bool(taken.train or taken.valid)
         if not joined or (taken.after != taken.before and taken.after in committed):
-            _clear_away(taken, retrain, place)
+            _finish(taken, retrain, place)
         elif (place / "before").exists():
             git.git("checkout", "--quiet", "HEAD", "--", f"{data.name}.dvc")
             remove_folder(data)
@@ -311,7 +211,7 @@ def recover(retrain: RetrainParams, data: Path = DATA) -> None:
     remove_folder(place)
 
 
-def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
+def _finish(taken: Taken, retrain: RetrainParams, place: Path) -> None:
     """Notes what was taken in, moves the refused to the quarantine, and removes the batch."""
     others = [each for each in taken_in() if each.fingerprint != taken.fingerprint]
     write_json(TAKEN, [asdict(replace(each, folder="")) for each in (*others, taken)])
@@ -319,19 +219,16 @@ def _clear_away(taken: Taken, retrain: RetrainParams, place: Path) -> None:
     gone = batch.with_name(f".taken-{taken.batch}")  # hidden: nothing looks at it any more
     if batch.exists() and fingerprint(batch) == taken.fingerprint:
         batch.rename(gone)  # what came into it since stays where it is
-    if taken.quarantine:
-        complete = Path(retrain.quarantine, taken.quarantine)
+    complete = Path(retrain.quarantine, taken.quarantine or "")
+    if taken.quarantine and not complete.exists():
         growing = complete.with_name(f".{complete.name}")
-        if not complete.exists():
-            remove_folder(growing)
-            shutil.copytree(place / "quarantine", growing, symlinks=True)
-            if taken.keep and gone.exists():
-                shutil.copytree(gone, growing / "original", symlinks=True)
-            growing.rename(complete)
-    try:
-        remove_folder(gone)
-    except PermissionError as error:
-        print(f"{gone}: is taken in and cannot be removed ({error.strerror}); remove it by hand")
+        remove_folder(growing)
+        shutil.copytree(place / "quarantine", growing, symlinks=True)
+        # What could not be read is in no COCO folder: all of the batch is kept.
+        if {"folder", "unreadable"} & taken.refused.keys() and gone.exists():
+            shutil.copytree(gone, growing / "original", symlinks=True)
+        growing.rename(complete)
+    remove_folder(gone)
 
 
 def rehearse(stages: Sequence[str], data: Path = DATA) -> str:
@@ -344,49 +241,35 @@ def rehearse(stages: Sequence[str], data: Path = DATA) -> str:
         data: The data set.
     """
     params = load_params(RetrainParams)
-    lines = []
-    if (work(data) / "taken.json").exists():
-        lines.append("would first finish or undo a take-in that was cut off")
     ready, waiting = batches(Path(params.inbox), params.settle_seconds)
-    lines += [
+    lines = [
         f"{folder}: left alone, changed less than retrain.settle_seconds ago" for folder in waiting
     ]
     comes = False
-    for batch in ready:
-        said, joins = _batch(batch, params, data)
-        lines += said
-        comes = comes or joins
-    if not (ready or waiting):
-        lines.append(f"{params.inbox}/: nothing there")
     try:
         if ready:
             git.refuse_changed(f"{data.name}.dvc")
         refuse_to_lose(data)
+        for batch in ready:
+            with tempfile.TemporaryDirectory(dir=STATE) as scratch:
+                sections = load_params(ValidateParams), load_params(SplitParams), params
+                kind, verdicts = examine(batch, Path(scratch), *sections, data)
+            sides = verdicts["side"].value_counts()
+            refused = verdicts[verdicts["reason"].notna()]
+            comes = comes or len(refused) < len(verdicts)
+            lines.append(
+                f"{batch} ({kind}, {len(verdicts)} slices): {sides.get('train', 0)} would go to "
+                f"train, {sides.get('valid', 0)} to valid, {len(refused)} to {params.quarantine}/"
+            )
+            reasons = zip(refused["name"], refused["why"], strict=True)
+            lines += [f"  {name}: {why}" for name, why in reasons]
     except InputError as error:
         lines.append(f"nothing would come in or run: {error}")
+    if not (ready or waiting):
+        lines.append(f"{params.inbox}/: nothing there")
     changed: dict[str, Any] = json.loads(dvc("status", "--json").strip() or "{}")
     stale = [name for name in stages if any(key.split("@")[0] == name for key in changed)]
     lines.append(f"out of date by `dvc status`: {', '.join(stale) or 'no stage'}")
-    if comes:
-        lines.append(f"with the new data: {stages[0]}, and what follows where its input changes")
-    elif stale:
-        lines.append("and what follows these where its input changes")
+    if comes or stale:
+        lines.append("and what follows where its input changes")
     return "\n".join(lines)
-
-
-def _batch(batch: Path, params: RetrainParams, data: Path) -> tuple[list[str], bool]:
-    sections = load_params(ValidateParams), load_params(SplitParams), params
-    with tempfile.TemporaryDirectory(dir=STATE) as scratch:
-        try:
-            unpacked, verdicts = examine(batch, Path(scratch), *sections, data)
-        except InputError as error:
-            return [f"{batch}: would not come in: {error}"], False
-    joins = verdicts[verdicts["reason"].isna()]
-    refused = verdicts[verdicts["reason"].notna()]
-    sides = joins["side"].value_counts()
-    lines = [
-        f"{batch} ({unpacked.kind}, {unpacked.slices} slices): {sides.get('train', 0)} would go "
-        f"to train, {sides.get('valid', 0)} to valid, {len(refused)} to {params.quarantine}/"
-    ]
-    lines += [f"  {name}: {why}" for name, why in zip(refused["name"], refused["why"], strict=True)]
-    return lines, len(joins) > 0

@@ -4,45 +4,47 @@ import re
 from functools import partial
 from pathlib import Path, PurePath
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
-from tumorseg.imaging.preprocess import Mask, to_grey
+from tumorseg.imaging.preprocess import Grey, Mask, to_grey
 from tumorseg.importers.reading import (
-    Drawn,
-    Names,
+    PICTURES,
     Options,
     Record,
     Source,
-    numbered_categories,
+    annotate,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "NAME.tif with NAME_mask.tif (or png, jpg, bmp), or images/ and masks/ with equal names"
 TUMOUR = "tumour"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SPLIT_FOLDERS = {split: split for split in SPLITS} | {"val": "valid"}
 
 
 def fits(folder: Path) -> bool:
-    """Whether there are image files called NAME_mask, or folders images/ and masks/."""
-    return bool(_parallel(folder)) or any(_is_mask(path) for path in _pictures(folder))
+    """Whether there are pictures called NAME_mask, or in a folder masks/."""
+    return any(_is_mask(path, folder) for path in _pictures(folder))
 
 
 def read(folder: Path, options: Options) -> Source:
-    """Indexes a tree of images and masks, reading only headers.
+    """Indexes a tree of images and masks, reading the masks and the images' headers.
 
     A patient is a folder where there are several, else what comes before a name's trailing `_NN`.
     Folders of one name are one patient, since downloads may hold a set twice, unless all have it.
+    An image whose mask cannot be read or has another size is left out.
 
     Raises:
-        InputError: More than half of the images have no mask, or a mask has another size.
+        InputError: More than half of the images have no mask.
     """
     found, skipped = _pairs(folder)
-    places = [_without_split(folder, image) for image, _ in found]
+    places = []
+    for image, _ in found:
+        *parents, name = _key(image, folder).parts
+        places.append(PurePath(*(part for part in parents if part not in SPLIT_FOLDERS), name))
     homes = {place.parent for place in places}
     several, differ = len(homes) > 1, len({home.name for home in homes}) > 1
     groups = [_patient(place, several, differ) for place in places]
@@ -50,51 +52,44 @@ def read(folder: Path, options: Options) -> Source:
         groups = [None] * len(groups)  # image_1, image_2, …: all one patient says nothing
     # Patients' folders often hold names that are unique only within them.
     stems = [
-        place.stem
-        if not several or place.stem.startswith(place.parent.name)
-        else f"{place.parent.as_posix()}_{place.stem}"
+        place.name
+        if not several or place.name.startswith(place.parent.name)
+        else f"{place.parent.as_posix()}_{place.name}"
         for place in places
     ]
-    new_name = Names()
     records = []
-    for (image, mask), stem, group in zip(found, stems, groups, strict=True):
+    progress = tqdm(found, "reading masks", unit="mask", disable=None)
+    for (image, path), stem, group in zip(progress, stems, groups, strict=True):
         try:
-            _check_sizes(image, mask)
+            mask = read_mask(path)
+            with readable(image), Image.open(image) as picture:
+                width, height = picture.size
+                if picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # shown on its side
+                    width, height = height, width
+            if mask.shape != (height, width):
+                size = f"{mask.shape[1]}×{mask.shape[0]}"
+                raise InputError(f"{path}: is {size}, but {image} is {width}×{height}")
         except InputError as error:
-            if not options.lenient:
-                raise
             skipped[image] = str(error)
             continue
         numbered = re.search(r"_(\d+)$", image.stem)
         parents = image.relative_to(folder).parts[:-1]
         records.append(
             Record(
-                name=new_name(stem, ".png", group),
+                name=f"{stem}.png",
                 group=group,
                 number=int(numbered[1]) if numbered and group is not None else None,
                 split=next((SPLIT_FOLDERS[p] for p in parents if p in SPLIT_FOLDERS), None),
                 spacing=None,
-                categories=partial(_present, mask),
-                load=partial(_load, image, mask),
+                labels=annotate({TUMOUR: mask}),
+                load=partial(_load, image),
             )
         )
-    doubts = []
-    if repeated := len(stems) - len(set(stems)):
-        doubts.append(f"{repeated} names occur more than once: does the folder hold a set twice?")
-    return Source(records, numbered_categories([TUMOUR]), skipped, doubts)
-
-
-def _check_sizes(image: Path, mask: Path) -> None:
-    sizes = []
-    for path in (image, mask):
-        with readable(path), Image.open(path) as picture:
-            sizes.append("×".join(map(str, picture.size)))
-    if sizes[0] != sizes[1]:
-        raise InputError(f"{mask}: is {sizes[1]}, but {image} is {sizes[0]}; export both alike")
+    return Source(records, [TUMOUR], skipped)
 
 
 def read_mask(path: Path) -> Mask:
-    """Reads a mask: what is not zero; in a JPEG, what is above 127.
+    """Reads a mask: what is not black; in a JPEG, what is brighter than 127.
 
     Returns:
         bool, shape (H, W).
@@ -103,22 +98,12 @@ def read_mask(path: Path) -> Mask:
         InputError: The file cannot be decoded.
     """
     with readable(path), Image.open(path) as file:
-        if file.format == "JPEG":  # compression puts small values around every edge
-            return to_grey(file) > 127
-        image = ImageOps.exif_transpose(file)
-        if image.has_transparency_data:
-            colours = np.asarray(image.convert("RGBA"))
-            return (colours[..., :3].max(axis=-1) > 0) & (colours[..., 3] > 0)
-        return np.atleast_3d(np.asarray(image)).max(axis=-1) != 0
+        return to_grey(file) > (127 if file.format == "JPEG" else 0)
 
 
-def _present(mask: Path) -> list[str]:
-    return [TUMOUR] if read_mask(mask).any() else []
-
-
-def _load(image: Path, mask: Path) -> Drawn:
-    with readable(image), Image.open(image) as picture:
-        return Drawn(to_grey(picture), {TUMOUR: read_mask(mask)})
+def _load(path: Path) -> Grey:
+    with readable(path), Image.open(path) as picture:
+        return to_grey(picture)
 
 
 def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
@@ -130,53 +115,38 @@ def _pairs(folder: Path) -> tuple[list[tuple[Path, Path]], dict[Path, str]]:
     Raises:
         InputError: More than half of the images have no mask.
     """
-    found: list[tuple[Path, Path]] = []
-    lonely: list[Path] = []
-    unused: set[Path] = set()
-    for home in _parallel(folder) or [(folder, folder)]:
-        same = home[0] == home[1]
-        images = [path for path in _pictures(home[0]) if not (same and _is_mask(path))]
-        masks = [path for path in _pictures(home[1]) if not same or _is_mask(path)]
-        mask_of = {_key(path, home[1]): path for path in masks}
-        found += [(p, mask_of[key]) for p in images if (key := _key(p, home[0])) in mask_of]
-        lonely += [path for path in images if _key(path, home[0]) not in mask_of]
-        unused |= set(masks)
-    if len(lonely) > len(found):
+    pictures = _pictures(folder)
+    masks = {_key(path, folder): path for path in pictures if _is_mask(path, folder)}
+    images = [(_key(path, folder), path) for path in pictures if not _is_mask(path, folder)]
+    found = [(path, masks[key]) for key, path in images if key in masks]
+    skipped = {path: "has no mask" for key, path in images if key not in masks}
+    if len(skipped) > len(found):
         raise InputError(
-            f"{folder}: {len(lonely)} of {len(lonely) + len(found)} images have no mask, such as "
-            f"{lonely[0]}; add NAME_mask files, or masks/ with the images' names"
+            f"{folder}: {len(skipped)} of {len(images)} images have no mask, such as "
+            f"{next(iter(skipped))}; add NAME_mask files, or masks/ with the images' names"
         )
-    unused -= {mask for _, mask in found}
-    skipped = {path: "has no mask" for path in lonely}
-    skipped |= {path: "is the mask of no image" for path in sorted(unused)}
+    unused = masks.keys() - {key for key, _ in images}
+    skipped |= {masks[key]: "is the mask of no image" for key in sorted(unused)}
     return found, skipped
 
 
-def _parallel(folder: Path) -> list[tuple[Path, Path]]:
-    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
-    homes = [(place / "images", place / "masks") for place in places]
-    return [home for home in homes if all(part.is_dir() for part in home)]
-
-
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in visible_files(folder) if path.suffix.lower() in PICTURES]
 
 
-def _is_mask(path: Path) -> bool:
-    return path.stem.endswith("_mask")
+def _is_mask(path: Path, folder: Path) -> bool:
+    return path.stem.endswith("_mask") or "masks" in path.relative_to(folder).parts[:-1]
 
 
-def _key(path: Path, root: Path) -> PurePath:
-    return path.relative_to(root).with_name(path.stem.removesuffix("_mask"))
-
-
-def _without_split(folder: Path, path: Path) -> PurePath:
-    *parents, name = path.relative_to(folder).parts
-    return PurePath(*(p for p in parents if p not in {*SPLIT_FOLDERS, "images"}), name)
+def _key(path: Path, folder: Path) -> PurePath:
+    """What an image and its mask have in common: the path without images/, masks/ and _mask."""
+    *parents, _ = path.relative_to(folder).parts
+    kept = [part for part in parents if part not in ("images", "masks")]
+    return PurePath(*kept, path.stem.removesuffix("_mask"))
 
 
 def _patient(place: PurePath, several: bool, differ: bool) -> str | None:
     if several and place.parent != PurePath():
         return place.parent.name if differ else place.parent.as_posix()
-    numbered = re.fullmatch(r"(.+)_\d+", place.stem)
+    numbered = re.fullmatch(r"(.+)_\d+", place.name)
     return numbered[1] if numbered else None

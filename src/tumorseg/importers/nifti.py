@@ -18,19 +18,17 @@ from tumorseg.core.errors import InputError
 from tumorseg.imaging.nifti import check_image, cut_across, distances, grey_slices, value_slices
 from tumorseg.imaging.preprocess import Grey
 from tumorseg.importers.reading import (
-    Drawn,
-    Names,
     Options,
     Record,
     Source,
-    numbered_categories,
+    annotate,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
 TOLERANCE = 1e-2  # mm between the grids of a volume and its labels
-Slices = Callable[[Path, str], Any]  # a volume's slices, shape (H, W) each
+Slices = Callable[[Path, str], list[Grey]]  # a volume's slices, shape (H, W) each
 LABEL_ENDINGS = ("seg", "label", "mask")  # the first is preferred
 CONTRAST_ENHANCED = ("t1ce", "t1c", "t1gd")
 
@@ -62,43 +60,31 @@ def read(folder: Path, options: Options) -> Source:
         InputError: A volume and its labels do not match, or a file cannot be read.
     """
     subjects, skipped = _pairs(folder, options.modality)
-    # One volume and its labels at a time: records come volume by volume.
-    greys: Slices = lru_cache(maxsize=1)(_greys)
-    labels: Slices = lru_cache(maxsize=1)(_labels)
-    new_name = Names()
+    greys: Slices = lru_cache(maxsize=1)(_greys)  # records come volume by volume
     records = []
     found: set[int] = set()
     for subject in tqdm(subjects, "reading labels", unit="volume", disable=None):
         axis, spacing = _check(subject, options.axis)
-        for number, plane in enumerate(labels(subject.labels, axis)):
+        for number, plane in enumerate(_labels(subject.labels, axis)):
             values = {int(value) for value in np.unique(plane)} - {0}
             found |= values
             if options.take(number, bool(values)):
-                stem = f"{subject.name}_{axis}_{number:04d}"
                 records.append(
                     Record(
-                        name=new_name(stem, ".png", subject.patient),
+                        name=f"{subject.name}_{axis}_{number:04d}.png",
                         group=subject.patient,
                         number=number,
                         split=None,
                         spacing=spacing,
-                        categories=partial(_names, values),
-                        load=partial(_load, subject, axis, number, _names(values), greys, labels),
+                        labels=annotate({f"label {v}": plane == v for v in sorted(values)}),
+                        load=partial(_load, subject.image, axis, number, greys),
                     )
                 )
-    return Source(records, numbered_categories(_names(found)), skipped)
+    return Source(records, [f"label {value}" for value in sorted(found)], skipped)
 
 
-def _names(values: set[int]) -> dict[str, int]:
-    return {f"label {value}": value for value in sorted(values)}
-
-
-def _load(
-    subject: Subject, axis: str, number: int, names: dict[str, int], greys: Slices, labels: Slices
-) -> Drawn:
-    plane = labels(subject.labels, axis)[number]
-    masks = {name: plane == value for name, value in names.items()}
-    return Drawn(greys(subject.image, axis)[number], masks)
+def _load(path: Path, axis: str, number: int, greys: Slices) -> Grey:
+    return greys(path, axis)[number]
 
 
 def _check(subject: Subject, axis: str) -> tuple[str, tuple[float, float]]:
@@ -174,45 +160,44 @@ def _pairs(folder: Path, modality: str | None) -> tuple[list[Subject], dict[Path
     Raises:
         InputError: Most volumes have no labels, or it is unclear which of several volumes to read.
     """
-    labels: dict[tuple[Path, str], Path] = {}
+    labels: dict[tuple[Path, str], Path] = {}  # by the images' folder and the subject's name
     skipped: dict[Path, str] = {}
-    found = {path: _subject_of_labels(path) for path in _volumes(folder)}
-    for path, owner in sorted(found.items(), key=_preference):
-        if owner is None:
-            continue
-        key = (_image_folder(path), owner)
-        if key in labels:
+    images = []
+    named = sorted((_label_name(path), path) for path in _volumes(folder))
+    for (_, name), path in named:
+        home = path.parent
+        key = (home.with_name("imagesTr") if home.name == "labelsTr" else home, name)
+        if not name:
+            images.append(path)
+        elif key in labels:
             skipped[path] = f"{labels[key].name} is read instead"
-        labels.setdefault(key, path)
+        else:
+            labels[key] = path
     candidates: dict[tuple[Path, str], dict[str, Path]] = defaultdict(dict)
-    lonely = 0
-    for path in (path for path, owner in found.items() if owner is None):
-        owner = _stem(path)
-        while owner and (path.parent, owner) not in labels:
-            owner = owner[: max(owner.rfind("_"), owner.rfind("-"), 0)]
-        if owner:
-            ending = _stem(path)[len(owner) :].lstrip("_-").lower()
-            candidates[path.parent, owner][ending] = path
+    for path in images:
+        name = stem = _stem(path)
+        while name and (path.parent, name) not in labels:
+            name = name[: max(name.rfind("_"), name.rfind("-"), 0)]
+        if name:
+            candidates[path.parent, name][stem[len(name) :].lstrip("_-").lower()] = path
         else:
             skipped[path] = "has no label volume"
-            lonely += 1
     chosen = {}
-    for key, path in labels.items():
+    for key, path in sorted(labels.items()):
         if image := _choose(path, candidates[key], modality):
             chosen[key] = image
         else:
             skipped[path] = f"has no volume{f' {modality}' if modality else ''} beside it"
-            lonely += 1
-    if lonely > len(chosen):
+    if len(skipped) > len(chosen):
         raise InputError(
-            f"{folder}: {lonely} volumes stand alone and {len(chosen)} have labels (such as "
+            f"{folder}: {len(skipped)} volumes stand alone and {len(chosen)} have labels (such as "
             f"{next(iter(skipped))}, which {next(iter(skipped.values()))}); name them X.nii.gz and "
             "X_seg.nii.gz, or use imagesTr/ and labelsTr/"
         )
     several = len({place for place, _ in chosen}) > 1
     subjects = [
         Subject(name, _patient(folder, place, name, several), image, labels[place, name])
-        for (place, name), image in sorted(chosen.items())
+        for (place, name), image in chosen.items()
     ]
     return subjects, skipped
 
@@ -221,22 +206,12 @@ def _stem(path: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
-def _subject_of_labels(path: Path) -> str | None:
-    """The subject's name if a file is a label volume, else None."""
+def _label_name(path: Path) -> tuple[int, str]:
+    """The rank of a label volume's ending and its subject's name; "" for other volumes."""
     if path.parent.name in ("labelsTr", "imagesTr"):
-        return _stem(path) if path.parent.name == "labelsTr" else None
+        return 0, _stem(path) if path.parent.name == "labelsTr" else ""
     named = re.fullmatch(rf"(.+)[_-]({'|'.join(LABEL_ENDINGS)})", _stem(path), re.IGNORECASE)
-    return named[1] if named else None
-
-
-def _preference(found: tuple[Path, str | None]) -> tuple[int, Path]:
-    ending = re.split("[_-]", _stem(found[0]).lower())[-1]
-    return LABEL_ENDINGS.index(ending) if ending in LABEL_ENDINGS else 0, found[0]
-
-
-def _image_folder(labels: Path) -> Path:
-    home = labels.parent
-    return home.with_name("imagesTr") if home.name == "labelsTr" else home
+    return (LABEL_ENDINGS.index(named[2].lower()), named[1]) if named else (0, "")
 
 
 def _choose(labels: Path, images: dict[str, Path], modality: str | None) -> Path | None:

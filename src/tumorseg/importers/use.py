@@ -59,24 +59,14 @@ def download_from_kaggle() -> Path:
         InputError: Kaggle cannot be reached or asks for credentials.
     """
     import kagglehub  # only here: it is slow to import and nothing else needs it
-    import requests
-    from kagglehub import exceptions
 
-    refused = (
-        exceptions.CredentialError,
-        exceptions.KaggleApiHTTPError,
-        exceptions.UnauthenticatedError,
-    )
     try:
         return Path(kagglehub.dataset_download(KAGGLE))
-    except refused as error:
+    except Exception as error:  # of kagglehub, requests or the system
+        reason = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"Kaggle refused the download of {KAGGLE}: create a token at "
-            "https://www.kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or save it as "
-            f"~/.kaggle/kaggle.json ({str(error).splitlines()[0]})"
-        ) from None
-    except (requests.RequestException, OSError) as error:
-        raise InputError(
-            f"Kaggle cannot be reached ({error.__class__.__name__}): download {KAGGLE} elsewhere, "
-            "unpack it, and type `tumorseg data use FOLDER`"
+            f"Kaggle did not send {KAGGLE} ({type(error).__name__}: {reason}). Where it asks who "
+            "you are, create a token at https://www.kaggle.com/settings and set KAGGLE_USERNAME "
+            "and KAGGLE_KEY; where it cannot be reached, download the set elsewhere, unpack it, "
+            "and type `tumorseg data use FOLDER`"
         ) from None

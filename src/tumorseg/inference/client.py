@@ -1,30 +1,26 @@
-"""A client of the service: what a program sends it, and what it gets back, typed."""
+"""A typed client of the service."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
-from tumorseg.inference.answers import BatchAnswer, SegmentAnswer, Version
+from tumorseg.inference.answers import BatchAnswer, Failure, SegmentAnswer, Version
 
 API_KEY_HEADER = "X-API-Key"
 _ATTEMPTS = 5
-_LONGEST_WAIT = 30.0  # seconds, whatever the service asks for
-_NO_RETRY_AFTER = 1.0
 
 
 class ServiceError(Exception):
     """The service refused, failed or did not answer.
 
     Attributes:
-        sentence: What is wrong and what to do; the service's own words where it answered.
-        status: The HTTP status; None where no answer came.
-        request_id: Finds the request in the service's log; None where no answer named one.
+        sentence: What is wrong and what to do; the service's own sentence if it answered.
+        status: The HTTP status; None if no answer came.
+        request_id: Finds the request in the service's log; None if no answer named one.
     """
 
     def __init__(
@@ -36,43 +32,33 @@ class ServiceError(Exception):
         self.request_id = request_id
 
 
-@dataclass(frozen=True)
-class Volume:
-    """The mask of a volume, on the volume's own grid.
+class Volume(BaseModel):
+    """The mask of a volume, on the volume's own grid; the aliases are headers of the answer."""
 
-    Attributes:
-        data: A DICOM SEG file or a gzipped NIfTI file.
-        media_type: `application/dicom` or `application/gzip`.
-        volume_mm3: Volume of the tumour; None where the spacing is not known.
-        warnings: What about the volume is unlike the training data, a sentence each.
-        model_version: Version of the model in its registry.
-        model_digest: SHA-256 of the model file.
-        request_id: Finds the request in the service's log.
-    """
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    data: bytes = field(repr=False)
-    media_type: str
-    volume_mm3: float | None
-    warnings: list[str]
-    model_version: str
-    model_digest: str
-    request_id: str | None
+    data: bytes = Field(repr=False)  # a DICOM SEG file or a gzipped NIfTI file
+    media_type: str = Field(alias="content-type")  # `application/dicom` or `application/gzip`
+    volume_mm3: float | None = Field(None, alias="x-tumour-volume-mm3")  # if the spacing is known
+    warnings: Json[list[str]] = Field(alias="x-warnings")  # what is unlike the training data
+    model_version: str = Field(alias="x-model-version")  # in its registry
+    model_digest: str = Field(alias="x-model-digest")  # SHA-256 of the model file
+    request_id: str | None = Field(None, alias="x-request-id")  # as in the service's log
 
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Talks to one running service; safe to share between threads.
 
-    An answer 503 is asked for again, up to five times, after the time that its Retry-After names.
+    After an answer 503 it tries again, up to five times, after the time in its Retry-After.
 
     Args:
-        url: Where the service answers, such as `http://127.0.0.1:3000`.
-        api_key: The key, where the service has one set.
+        url: Address of the service, such as `http://127.0.0.1:3000`.
+        api_key: The key, if the service has one set.
         timeout: Seconds until an answer must have come.
-        transport: How requests are sent; tests give their own.
-        sleep: How waiting is done; tests give their own.
+        transport: How requests are sent, for tests.
     """
 
     def __init__(
@@ -82,31 +68,20 @@ class Client:
         api_key: str | None = None,
         timeout: float = 120.0,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = url
-        self._sleep = sleep
         try:
             self._http = httpx.Client(
                 base_url=url,
                 headers={API_KEY_HEADER: api_key} if api_key else None,
                 timeout=timeout,
                 transport=transport,
-                trust_env=False,  # scans go where they were told to, through nobody's proxy
+                trust_env=False,  # no proxy may see the scans
             )
         except httpx.InvalidURL:
             raise ServiceError(f"{url}: is no address; write http://HOST:PORT.") from None
 
-    def __enter__(self) -> "Client":
-        """Keeps connections open until the context ends."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the connections."""
         self.close()
 
@@ -119,13 +94,13 @@ class Client:
 
         Args:
             data: A JPEG, PNG or single-slice DICOM file.
-            probability: Whether the answer shall carry `probability_png`.
+            probability: Whether the answer shall have `probability_png`.
 
         Raises:
             ServiceError: The service refused it or did not answer.
         """
         form = {"probability": "true"} if probability else None
-        # The name says nothing: a file's own name may be a patient's.
+        # Not the file's own name, which may be a patient's.
         answer = self._send("POST", "/segment", files=[("file", ("slice", data))], data=form)
         return _parsed(answer, SegmentAnswer)
 
@@ -153,20 +128,10 @@ class Client:
         form = {"output": output} if output else None
         files = [("file", ("volume", data))]
         answer = self._send("POST", "/segment/volume", files=files, data=form)
-        headers = answer.headers
         try:
-            size = headers.get("X-Tumour-Volume-mm3")
-            return Volume(
-                data=answer.content,
-                media_type=headers.get("Content-Type", "").partition(";")[0].strip(),
-                volume_mm3=float(size) if size else None,
-                warnings=TypeAdapter(list[str]).validate_json(headers.get("X-Warnings", "[]")),
-                model_version=headers["X-Model-Version"],
-                model_digest=headers["X-Model-Digest"],
-                request_id=headers.get("X-Request-ID"),
-            )
-        except (KeyError, ValueError):
-            raise _foreign(answer) from None
+            return Volume.model_validate({**answer.headers, "data": answer.content})
+        except ValidationError:
+            raise _unexpected(answer) from None
 
     def version(self) -> Version:
         """Names the bento, the model, the code and the data that the service runs on.
@@ -180,53 +145,40 @@ class Client:
         for attempt in range(_ATTEMPTS):
             try:
                 answer = self._http.request(method, path, **body)
-            except httpx.TimeoutException:
-                seconds = self._http.timeout.read
-                raise ServiceError(
-                    f"{self._url} did not answer within {seconds:g} s: try again later, or allow "
-                    "more time."
-                ) from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise ServiceError(
-                    f"{self._url} cannot be reached ({error}): check the address, and that the "
-                    "service runs (`tumorseg serve`)."
+                    f"{self._url} does not answer ({type(error).__name__} {error}): check the "
+                    "address, that the service runs (`tumorseg serve`), and the timeout."
                 ) from None
             if answer.status_code != 503 or attempt == _ATTEMPTS - 1:
                 break
-            self._sleep(retry_after(answer))
-        if not answer.is_success:
-            raise _refused(answer)
-        return answer
+            time.sleep(retry_after(answer))
+        if answer.is_success:
+            return answer
+        try:
+            failure = Failure.model_validate_json(answer.content)
+        except ValidationError:
+            raise _unexpected(answer) from None
+        raise ServiceError(failure.error, answer.status_code, failure.request_id)
 
 
 def retry_after(answer: httpx.Response) -> float:
-    """Seconds that an answer asks to wait by Retry-After, at most 30; 1 without a number."""
+    """Seconds to wait by an answer's Retry-After, at most 30; 1 without a number."""
     seconds = answer.headers.get("Retry-After", "")
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isdecimal() else _NO_RETRY_AFTER
+    return min(float(seconds), 30.0) if seconds.isdecimal() else 1.0
 
 
 def _parsed(answer: httpx.Response, kind: type[Answer]) -> Answer:
     try:
         return kind.model_validate_json(answer.content)
     except ValidationError:
-        raise _foreign(answer) from None
+        raise _unexpected(answer) from None
 
 
-def _refused(answer: httpx.Response) -> ServiceError:
-    """The service's own sentence, or one of ours where something else answered."""
-    status, known = answer.status_code, answer.headers.get("X-Request-ID")
-    try:
-        body = json.loads(answer.content)
-    except ValueError:
-        body = None
-    if isinstance(body, dict) and isinstance(body.get("error"), str):
-        return ServiceError(body["error"], status, body.get("request_id") or known)
-    return ServiceError(f"{answer.url} answered {status} without a reason.", status, known)
-
-
-def _foreign(answer: httpx.Response) -> ServiceError:
+def _unexpected(answer: httpx.Response) -> ServiceError:
+    status = answer.status_code
     return ServiceError(
-        f"{answer.url} answered something else than this service does: check the address.",
-        answer.status_code,
+        f"{answer.url} answered {status}, but not as this service does: check the address.",
+        status,
         answer.headers.get("X-Request-ID"),
     )

@@ -1,46 +1,42 @@
-"""Files on a disk to mask files beside them: by the packaged model itself, or by a service."""
+"""`tumorseg predict`: files to mask files beside them, by the packaged model or by a service."""
 
 import base64
 import os
+import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+from pydicom.misc import is_dicom
+
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
-from tumorseg.imaging.decode import Rejected, Study
+from tumorseg.imaging.decode import is_picture
+from tumorseg.imaging.preprocess import Mask
 from tumorseg.imaging.render import mask_png
-from tumorseg.inference.answers import area_mm2, summed_up, volume_mm3
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.client import Client, ServiceError
-from tumorseg.inference.predictor import Predictor, Segmentation
-from tumorseg.inference.segment import StudySegmenter
+from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import StudySegmenter, area_mm2, summed_up, volume_mm3
 from tumorseg.monitoring.ood import OodDetector
 
-ENDINGS = ("_mask.png", "_seg.dcm", "_mask.nii.gz")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".nii", ".nii.gz", ".zip")
-_DICOM = (".dcm", ".dicom")
+PICTURE, SEG, NIFTI = ENDINGS = ("_mask.png", "_seg.dcm", "_mask.nii.gz")
+_SUFFIX = re.compile(r"\.(jpe?g|png|dcm|dicom|nii|nii\.gz|zip)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to segment.
+    """One thing to segment."""
 
-    Attributes:
-        name: What the table calls it.
-        files: One file, or the DICOM files of a folder, which are taken as one series.
-        folder: Where its mask goes.
-        stem: What the mask's name starts with; no other job has the same in the same folder.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    folder: Path
-    stem: str
+    name: str  # what the table calls it
+    files: tuple[Path, ...]  # one file, or the DICOM files of a folder, taken as one series
+    folder: Path  # where its mask goes
+    stem: str  # what the mask's name starts with; unique in the folder
 
     def read(self) -> bytes:
         """The file's bytes, or a zip of the series.
@@ -57,28 +53,19 @@ class Job:
         return buffer.getvalue()
 
     def target(self, ending: str) -> Path:
-        """Where the mask goes."""
+        """Where a mask with one of `ENDINGS` goes."""
         return self.folder / f"{self.stem}{ending}"
-
-
-def ending_of(data: bytes) -> str:
-    """What the mask's name will end in, by the first bytes of the file."""
-    if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        return "_mask.png"
-    is_dicom = data[128:132] == b"DICM" or data.startswith(b"PK")
-    return "_seg.dcm" if is_dicom else "_mask.nii.gz"
 
 
 def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
     """Lists what to segment and where the masks go.
 
-    Folders are searched through, linked ones too, each once; their masks of an earlier run are left
-    out. Masks go beside their files, or under `output`, with the folders that were searched through
-    as they are.
+    Folders are searched recursively, linked ones too, each once; masks of an earlier run are left
+    out. Masks go beside their files, or under `output` with the same subfolders.
 
     Args:
         paths: Files and folders.
-        output: Where to; beside each file if None.
+        output: Folder for the masks; beside each file if None.
 
     Raises:
         InputError: A path does not exist, a folder cannot be read, or nothing was found.
@@ -95,19 +82,18 @@ def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
             raise InputError(f"{path}: does not exist")
     if not found:
         raise InputError("nothing to segment was found: name JPEG, PNG, DICOM, NIfTI or zip files")
-    plain = Counter((folder, _stem(name)) for name, folder in found.values())
-    jobs: list[Job] = []
-    taken: set[tuple[Path, str]] = set()
+    stems = Counter((folder, _SUFFIX.sub("", name)) for name, folder in found.values())
+    taken: Counter[tuple[Path, str]] = Counter()
+    jobs = []
     for files, (name, folder) in found.items():
         # a.jpg and a.png: their masks carry the whole names; two a.jpg: the later one a number.
-        whole = name if plain[folder, _stem(name)] > 1 else _stem(name)
-        stem, number = whole, 1
-        while (folder, stem) in taken:
-            number += 1
-            stem = f"{whole}-{number}"
-        taken.add((folder, stem))
-        shown = str(files[0] if len(files) == 1 else files[0].parent)
-        jobs.append(Job(shown, files, folder, stem))
+        stem = _SUFFIX.sub("", name)
+        if stems[folder, stem] > 1:
+            stem = name
+        taken[folder, stem] += 1
+        if (number := taken[folder, stem]) > 1:
+            stem = f"{stem}-{number}"
+        jobs.append(Job(str(files[0] if len(files) == 1 else files[0].parent), files, folder, stem))
     return jobs
 
 
@@ -124,71 +110,35 @@ def _search(root: Path) -> Iterator[tuple[tuple[Path, ...], str]]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(parent, n) for n in sorted(names) if not n.startswith(".")]
-        paths = [path for path in paths if not path.name.endswith(ENDINGS)]
-        series = tuple(path for path in paths if _is_dicom(path))
-        if len(series) > 1:
-            yield series, real.name
-            paths = [path for path in paths if path not in series]
+        visible = (n for n in sorted(names) if not n.startswith(".") and not n.endswith(ENDINGS))
+        paths = [Path(parent, name) for name in visible]
+        dicom = tuple(
+            path
+            for path in paths
+            if path.suffix.lower() in (".dcm", ".dicom")
+            or (not _SUFFIX.search(path.name) and path.is_file() and is_dicom(path))
+        )
+        if len(dicom) > 1:
+            yield dicom, real.name
+            paths = sorted(set(paths) - set(dicom))
         for path in paths:
-            if path in series or path.name.lower().endswith(_SUFFIXES):
+            if path in dicom or _SUFFIX.search(path.name):
                 yield (path,), path.name
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in _DICOM:
-        return True
-    if path.name.lower().endswith(_SUFFIXES) or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:  # reported when it is read, if it was named itself
-        return False
-
-
-def _stem(name: str) -> str:
-    """The name without the endings that tell its kind."""
-    lower = name.lower()
-    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-        if lower.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 @dataclass(frozen=True)
 class Found:
-    """The result for one file; None is what the answer does not contain.
+    """The result for one file; None is what the answer does not contain."""
 
-    Attributes:
-        mask: The file to write.
-        ending: What its name ends in, such as `_mask.png`.
-        slices: How many slices there were.
-        area_px: Area of the tumour in all slices, in pixels.
-        area_mm2: The same in mm².
-        volume_mm3: What the tumour fills of a volume, in mm³.
-        confidence: Mean probability inside the mask.
-        warnings: What is unlike the training data, a sentence each.
-        model: What found it, in words.
-    """
-
-    mask: bytes = field(repr=False)
-    ending: str
-    slices: int | None
-    area_px: int | None
-    area_mm2: float | None
-    volume_mm3: float | None
-    confidence: float | None
-    warnings: list[str]
-    model: str
-
-    @property
-    def size(self) -> str | None:
-        """In words: the volume, or of one slice the area."""
-        if self.volume_mm3 is not None:
-            return f"{self.volume_mm3:.0f} mm³"
-        one = self.slices == 1 and self.area_mm2 is not None
-        return f"{self.area_mm2:.1f} mm²" if one else None
+    mask: bytes = field(repr=False)  # the file to write
+    ending: str  # of its name, one of `ENDINGS`
+    warnings: list[str]  # sentences about what is unlike the training data
+    model: tuple[str, str]  # version and digest
+    slices: int | None = None
+    area_px: int | None = None  # of the tumour in all slices, in pixels
+    area_mm2: float | None = None  # the same in mm²
+    volume_mm3: float | None = None  # of the tumour, in mm³
+    confidence: float | None = None  # mean probability inside the mask
 
 
 class Local:
@@ -200,7 +150,7 @@ class Local:
         threads: That run the network; as many as there are cores if 0.
 
     Attributes:
-        info: What `model.json` says.
+        info: The content of `model.json`.
 
     Raises:
         InputError: The folder holds no working model.
@@ -220,13 +170,11 @@ class Local:
             Rejected: The file cannot be used.
         """
         study, slices = self._segmenter.open(data)
-        found, warnings = [], []
-        for one in slices:
-            found.append(one.found)
-            warnings.append(one.warnings)
-        mask, ending = self._mask_file(study, found)
+        results = list(slices)
+        found = [one.found for one in results]
         area = sum(one.area_px for one in found)
         inside = sum(one.area_px * (one.confidence or 0.0) for one in found)
+        mask, ending = self._mask_file(study, [one.mask for one in found])
         return Found(
             mask=mask,
             ending=ending,
@@ -235,66 +183,50 @@ class Local:
             area_mm2=area_mm2(area, study.spacing),
             volume_mm3=volume_mm3(area, study) if len(found) > 1 else None,
             confidence=inside / area if area else None,
-            warnings=summed_up(warnings),
-            model=_model_name(self.info.version, self.info.digest),
+            warnings=summed_up([one.warnings for one in results]),
+            model=(self.info.version, self.info.digest),
         )
 
-    def _mask_file(self, study: Study, found: list[Segmentation]) -> tuple[bytes, str]:
+    def _mask_file(self, study: Study, masks: list[Mask]) -> tuple[bytes, str]:
         if study.kind == "picture":
-            return mask_png(found[0].mask), "_mask.png"
-        # Pictures must not wait for the import of the libraries that volumes need.
+            return mask_png(masks[0]), PICTURE
+        # It imports highdicom and nibabel, which pictures do not need.
         from tumorseg.imaging.seg import nifti_file, seg_file
 
-        masks = [one.mask for one in found]
         if study.kind == "dicom":
-            return seg_file(study, masks, self.info), "_seg.dcm"
-        return nifti_file(study, masks), "_mask.nii.gz"
+            return seg_file(study, masks, self.info), SEG
+        return nifti_file(study, masks), NIFTI
 
 
-class Remote:
-    """A running service.
+def segment_remotely(client: Client, data: bytes) -> Found:
+    """Has a running service find the tumour in one picture or volume.
 
-    Args:
-        client: Knows its address.
+    Raises:
+        ServiceError: The service refused it or did not answer.
     """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def segment(self, data: bytes) -> Found:
-        """Finds the tumour in one picture or volume.
-
-        Raises:
-            ServiceError: The service refused it or did not answer.
-        """
-        if ending_of(data) == "_mask.png":
-            one = self._client.segment(data)
-            return Found(
-                mask=base64.b64decode(one.mask_png),
-                ending="_mask.png",
-                slices=1,
-                area_px=one.area_px,
-                area_mm2=one.area_mm2,
-                volume_mm3=None,
-                confidence=one.confidence,
-                warnings=one.warnings,
-                model=_model_name(one.model_version, one.model_digest),
-            )
-        volume = self._client.segment_volume(data)
+    if is_picture(data):
+        one = client.segment(data)
         return Found(
-            mask=volume.data,
-            ending="_seg.dcm" if volume.media_type == "application/dicom" else "_mask.nii.gz",
-            slices=None,
-            area_px=None,
-            area_mm2=None,
-            volume_mm3=volume.volume_mm3,
-            confidence=None,
-            warnings=volume.warnings,
-            model=_model_name(volume.model_version, volume.model_digest),
+            mask=base64.b64decode(one.mask_png),
+            ending=PICTURE,
+            slices=1,
+            area_px=one.area_px,
+            area_mm2=one.area_mm2,
+            confidence=one.confidence,
+            warnings=one.warnings,
+            model=(one.model_version, one.model_digest),
         )
+    volume = client.segment_volume(data)
+    return Found(
+        mask=volume.data,
+        ending=SEG if volume.media_type == "application/dicom" else NIFTI,
+        volume_mm3=volume.volume_mm3,
+        warnings=volume.warnings,
+        model=(volume.model_version, volume.model_digest),
+    )
 
 
-Segmenter = Local | Remote
+Segmenter = Callable[[bytes], Found]
 
 
 def packaged_model(tag: str) -> Path:
@@ -309,27 +241,25 @@ def packaged_model(tag: str) -> Path:
     try:
         return Path(bentoml.get(tag).path_of("src/model"))
     except NotFound:
-        raise InputError(
-            f"{tag}: is not in the bento store {os.environ.get('BENTOML_HOME', '~/bentoml')}; run "
-            "`dvc repro --force package`"
-        ) from None
+        raise InputError(f"{tag}: is not in BentoML's store; run `tumorseg package`") from None
 
 
 def choose(model: Path | None, url: str | None, threshold: float | None) -> Segmenter:
-    """The model in this process, or the service at `url`; the environment holds the latter's key.
+    """The model in this process, or the service at `url` with the key in `TUMORSEG_API_KEY`.
 
     Raises:
-        InputError: The model does not work, the address is none, or a threshold came with it.
+        InputError: The model does not work, the address is invalid, or a threshold came with it.
     """
     if url is None:
         assert model is not None
-        return Local(model, threshold)
+        return Local(model, threshold).segment
     if threshold is not None:
         raise InputError("--threshold: a service has its own; leave out --threshold or --url")
     try:
-        return Remote(Client(url, api_key=os.environ.get("TUMORSEG_API_KEY")))
+        client = Client(url, api_key=os.environ.get("TUMORSEG_API_KEY"))
     except ServiceError as error:
         raise InputError(f"--url: {error}") from None
+    return partial(segment_remotely, client)
 
 
 def run(
@@ -343,15 +273,16 @@ def run(
     Raises:
         InputError: A path does not exist, or nothing was found.
     """
-    done = []
-    for job, found in predict(plan(paths, output), segmenter, overwrite=overwrite):
-        done.append((job, found))
-        if isinstance(found, str):
+    done: list[tuple[Job, Found]] = []
+    jobs = plan(paths, output)
+    for job, found in predict(jobs, segmenter, overwrite=overwrite):
+        if isinstance(found, Found):
+            done.append((job, found))
+        else:
             print(f"{job.name}: {found.removeprefix(f'{job.name}: ')}", file=sys.stderr, flush=True)
-    failed = sum(isinstance(found, str) for _, found in done)
-    if failed < len(done):
+    if done:
         print(table(done))
-    return not failed
+    return len(done) == len(jobs)
 
 
 def predict(
@@ -361,58 +292,48 @@ def predict(
 
     Args:
         jobs: From `plan`.
-        segmenter: `Local` or `Remote`.
-        overwrite: Whether a file may be replaced that is there already; an input never is.
+        segmenter: From `choose`, or `Local.segment`.
+        overwrite: Whether existing files may be replaced; an input never is.
 
     Yields:
-        Each job with what was found, or with a sentence about why it failed.
+        Each job with its result, or with a sentence about why it failed.
     """
     inputs = {path.resolve() for job in jobs for path in job.files}
     for job in jobs:
         try:
-            data = job.read()
-            # Before the work, by the kind that it looks to be; after it, by what it was.
-            _check_free(job.target(ending_of(data)), inputs, overwrite)
-            found = segmenter.segment(data)
-            target = job.target(found.ending)
-            _check_free(target, inputs, overwrite)
-            with atomic_path(target) as temporary:
+            for target in map(job.target, ENDINGS):
+                if target.resolve() in inputs:
+                    raise InputError(
+                        f"{target}: would be overwritten, and is an input: give --output FOLDER."
+                    )
+                if target.exists() and not overwrite:
+                    raise InputError(
+                        f"{target}: is there already: give --output FOLDER or --overwrite."
+                    )
+            found = segmenter(job.read())
+            with atomic_path(job.target(found.ending)) as temporary:
                 temporary.write_bytes(found.mask)
-        except Rejected as error:
-            yield job, error.sentence
         except OSError as error:
             yield job, f"{error.filename or job.name}: {error.strerror or error}."
-        except (InputError, ServiceError) as error:
+        except (InputError, Rejected, ServiceError) as error:
             yield job, str(error)
         else:
             yield job, found
 
 
-def _check_free(target: Path, inputs: set[Path], overwrite: bool) -> None:
-    if target.resolve() in inputs:
-        raise InputError(f"{target}: would be overwritten, and is an input: give --output FOLDER.")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: is there already: give --output FOLDER or --overwrite.")
-
-
-def table(done: Iterable[tuple[Job, Found | str]]) -> str:
-    """What was found, a Markdown row a file, and what found it; failed ones are left out."""
-    lines = ["| file | slices | area (px) | size | confidence | warnings |"]
-    lines.append("|---|--:|--:|--:|--:|---|")
-    models = set()
+def table(done: Iterable[tuple[Job, Found]]) -> str:
+    """The results as a Markdown table, followed by the models that found them."""
+    head = "| file | slices | area (px) | size | confidence | warnings |"
+    lines = [head, "|---|--:|--:|--:|--:|---|"]
+    models: dict[str, None] = {}  # in order
     for job, found in done:
-        if isinstance(found, str):
-            continue
-        models.add(found.model)  # a service may get another one between two files
-        name, said = (text.replace("|", "\\|") for text in (job.name, " ".join(found.warnings)))
-        confidence = "–" if found.confidence is None else f"{found.confidence:.2f}"
-        counts = [
-            "–" if number is None else str(number) for number in (found.slices, found.area_px)
-        ]
-        cells = [name, *counts, found.size or "–", confidence, said]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"model: {model}" for model in sorted(models))])
-
-
-def _model_name(version: str, digest: str) -> str:
-    return f"version {version}, sha256 {digest[:12]}"
+        size = None if found.volume_mm3 is None else f"{found.volume_mm3:.0f} mm³"
+        if size is None and found.slices == 1 and found.area_mm2 is not None:
+            size = f"{found.area_mm2:.1f} mm²"
+        confidence = None if found.confidence is None else f"{found.confidence:.2f}"
+        cells = [job.name, found.slices, found.area_px, size, confidence, " ".join(found.warnings)]
+        plain = ("–" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
+        lines.append(f"| {' | '.join(plain)} |")
+        version, digest = found.model  # a service may get another model between two files
+        models[f"model: version {version}, sha256 {digest[:12]}"] = None
+    return "\n".join([*lines, "", *models])

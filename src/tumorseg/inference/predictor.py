@@ -1,4 +1,4 @@
-"""The packaged model as a function of one picture, for the service and for comparing models."""
+"""The packaged model, run by ONNX Runtime."""
 
 import hashlib
 import threading
@@ -10,20 +10,20 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
+from joblib import cpu_count
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tumorseg.core.cores import usable_cores
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.contours import outlines
 from tumorseg.imaging.preprocess import Grey, Mask, to_grid, to_input, to_native
+from tumorseg.imaging.render import outlines
 
 BATCH = 8  # slices a run of the network
 _MOST_ZOOMED = 1024**2  # pixels of a mask that is traced at a multiple of its size
 
 
 class ModelInfo(BaseModel):
-    """What `model.json` says about the `model.onnx` beside it."""
+    """The content of `model.json`, which describes the `model.onnx` beside it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,24 +45,14 @@ class ModelInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The tumour found in one picture.
+    """The tumour found in one picture."""
 
-    Attributes:
-        mask: bool, shape (H, W), at the picture's own size.
-        area_px: The mask's area, in pixels of the picture.
-        area_fraction: The mask's share of the picture, in [0, 1].
-        contours: One polygon a region, `[[x, y], …]`, in pixels from the picture's upper left
-            corner.
-        confidence: Mean probability inside the mask; None where the mask is empty.
-        probability: Of tumour, on the network's grid, float32, shape (S, S).
-    """
-
-    mask: Mask
-    area_px: int
-    area_fraction: float
-    contours: list[list[list[float]]]
-    confidence: float | None
-    probability: NDArray[np.float32]
+    mask: Mask  # bool, shape (H, W), at the picture's own size
+    area_px: int  # of the mask, in pixels of the picture
+    area_fraction: float  # the mask's share of the picture, in [0, 1]
+    contours: list[list[list[float]]]  # polygons [[x, y], …] in pixels from the upper left corner
+    confidence: float | None  # mean probability inside the mask; None if it is empty
+    probability: NDArray[np.float32]  # of tumour, on the network's grid, shape (S, S)
 
 
 def load_info(folder: Path) -> ModelInfo:
@@ -77,8 +67,8 @@ def load_info(folder: Path) -> ModelInfo:
     except OSError:
         raise InputError(f"{path} cannot be read: name the folder of a packaged model.") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
         raise InputError(
             f"{path} is broken at {key}: {first['msg']}. Package the model again."
         ) from None
@@ -88,7 +78,7 @@ def read_model(folder: Path) -> tuple[ModelInfo, bytes]:
     """Reads a model folder and checks that the two files belong together.
 
     Returns:
-        What `model.json` says, and the bytes of `model.onnx`.
+        The content of `model.json`, and the bytes of `model.onnx`.
 
     Raises:
         InputError: If a file is missing or broken, or the digest is another one.
@@ -102,8 +92,8 @@ def read_model(folder: Path) -> tuple[ModelInfo, bytes]:
     digest = hashlib.sha256(data).hexdigest()
     if digest != info.digest:
         raise InputError(
-            f"{path} has the digest {digest}, but model.json names {info.digest}: "
-            "one of the two was exchanged; package the model again."
+            f"{path} has the digest {digest}, but model.json names {info.digest}: package the "
+            "model again."
         )
     return info, data
 
@@ -126,7 +116,7 @@ class Predictor:
         self.info, data = read_model(folder)
         self._turn = threading.Lock()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
+        options.intra_op_num_threads = threads or cpu_count()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         # Threads that wait by spinning take the cores from decoding and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -174,14 +164,17 @@ class Predictor:
         native = to_native(probability, shape)
         mask = native >= (self.info.threshold if threshold is None else threshold)
         area = int(np.count_nonzero(mask))
-        # All that is left to look at lies in this box, which costs far less than the picture.
+        # The box around the tumour is faster to work on than the whole picture.
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         box = slice(top, top + height), slice(left, left + width)
+        # Without zoom the line is half a pixel off, which nobody sees on a large tumour.
+        flat = outlines(mask[box], zoom=4 if width * height <= _MOST_ZOOMED else 1) if area else []
+        corner = np.array([left, top])
         return Segmentation(
             mask=mask,
             area_px=area,
             area_fraction=area / mask.size,
-            contours=_polygons(mask[box], left, top) if area else [],
+            contours=[(np.reshape(one, (-1, 2)) + corner).round(2).tolist() for one in flat],
             confidence=float(native[box][mask[box]].mean()) if area else None,
             probability=probability,
         )
@@ -201,11 +194,3 @@ class Predictor:
     def segment(self, grey: Grey, threshold: float | None = None) -> Segmentation:
         """Finds the tumour in one slice, uint8, shape (H, W)."""
         return self.segment_many([grey], threshold)[0]
-
-
-def _polygons(box: Mask, left: int, top: int) -> list[list[list[float]]]:
-    """Traces the tumour in a part of the picture that begins at column `left` and row `top`."""
-    # Without zoom the line is half a pixel off, which nobody sees on a tumour of that size.
-    found = outlines(box, zoom=4 if box.size <= _MOST_ZOOMED else 1)
-    corner = np.array([left, top])
-    return [(np.reshape(flat, (-1, 2)) + corner).round(2).tolist() for flat in found]

@@ -1,13 +1,19 @@
 """A study's bytes to its masks: decode, segment each slice, measure, compare with training data."""
 
+import base64
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tumorseg.imaging.decode import Study, decode
-from tumorseg.imaging.preprocess import Grey
+from tumorseg.imaging.decode import decode
+from tumorseg.imaging.preprocess import Grey, to_native
+from tumorseg.imaging.render import mask_png, to_png
+from tumorseg.imaging.study import Study
+from tumorseg.inference.answers import SliceAnswer
 from tumorseg.inference.predictor import BATCH, Segmentation
 from tumorseg.monitoring.ood import Assessment, OodDetector
 
+_MOST_WARNINGS = 10  # they travel in a header
 # Segments slices, uint8, shape (H, W) each, in their order; may raise Rejected.
 SegmentSlices = Callable[[Sequence[Grey]], list[Segmentation]]
 # Receives every slice that was segmented, for metrics and statistics.
@@ -20,17 +26,11 @@ def unobserved(_: Segmentation, __: Assessment) -> None:
 
 @dataclass(frozen=True)
 class SegmentedSlice:
-    """One slice of a study with its result.
+    """One slice of a study with its result."""
 
-    Attributes:
-        grey: The slice, uint8, shape (H, W).
-        found: Its mask and measures.
-        warnings: A sentence each: what about the slice is unlike the training data.
-    """
-
-    grey: Grey
+    grey: Grey  # uint8, shape (H, W)
     found: Segmentation
-    warnings: list[str]
+    warnings: list[str]  # sentences about what is unlike the training data
 
 
 class StudySegmenter:
@@ -62,7 +62,12 @@ class StudySegmenter:
             Rejected: The file cannot be used.
         """
         study = decode(data)
-        return study, self._slices(study)
+        batches = (study.slices[n : n + BATCH] for n in range(0, len(study.slices), BATCH))
+        return study, (
+            self.finish(study, grey, found)
+            for batch in batches
+            for grey, found in zip(batch, self._segment(batch), strict=True)
+        )
 
     def finish(self, study: Study, grey: Grey, found: Segmentation) -> SegmentedSlice:
         """Compares a segmented slice of `study` with the training data and reports it."""
@@ -70,8 +75,48 @@ class StudySegmenter:
         self._observe(found, assessment)
         return SegmentedSlice(grey, found, assessment.warnings)
 
-    def _slices(self, study: Study) -> Iterator[SegmentedSlice]:
-        for start in range(0, len(study.slices), BATCH):
-            batch = study.slices[start : start + BATCH]
-            for grey, found in zip(batch, self._segment(batch), strict=True):
-                yield self.finish(study, grey, found)
+
+def area_mm2(area_px: int, spacing: tuple[float, float] | None) -> float | None:
+    """An area in mm², from pixels and their (row, column) spacing in mm; None if unknown."""
+    return None if spacing is None else round(area_px * spacing[0] * spacing[1], 3)
+
+
+def volume_mm3(area_px: int, study: Study) -> float | None:
+    """A volume in mm³ from the area of all slices, in pixels; None if a spacing is unknown."""
+    if study.spacing is None or study.thickness is None:
+        return None
+    return round(area_px * study.spacing[0] * study.spacing[1] * study.thickness, 3)
+
+
+def slice_answer(grey: Grey, study: Study, found: Segmentation, warnings: list[str]) -> SliceAnswer:
+    """The answer of the service for one slice, uint8, shape (H, W), of a study."""
+    return SliceAnswer(
+        mask_png=base64.b64encode(mask_png(found.mask)).decode(),
+        width=grey.shape[1],
+        height=grey.shape[0],
+        area_px=found.area_px,
+        area_mm2=area_mm2(found.area_px, study.spacing),
+        area_fraction=found.area_fraction,
+        confidence=found.confidence,
+        contours=found.contours,
+        warnings=warnings,
+    )
+
+
+def summed_up(warnings: Sequence[Sequence[str]]) -> list[str]:
+    """The most frequent warnings of the slices of a volume, each with the number of its slices.
+
+    Args:
+        warnings: One list per slice.
+    """
+    counts = Counter(sentence for one in warnings for sentence in one)
+    return [
+        sentence if number == len(warnings) else f"{number} of {len(warnings)} slices: {sentence}"
+        for sentence, number in counts.most_common(_MOST_WARNINGS)
+    ]
+
+
+def probability_png(found: Segmentation) -> str:
+    """The probability of tumour at the slice's own size: 8-bit PNG in base64; 255 is 1."""
+    native = to_native(found.probability, found.mask.shape)
+    return base64.b64encode(to_png((native * 255).round().astype("uint8"))).decode()

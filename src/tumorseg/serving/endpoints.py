@@ -1,4 +1,4 @@
-"""What the API's addresses do: bytes to slices to an answer."""
+"""The API's addresses: bytes to slices to an answer."""
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,36 +10,40 @@ from starlette.responses import Response
 
 from tumorseg.core.service_settings import Settings
 
-# At the top, though pictures need none of it: threads of two first volumes that imported it at once
-# would see its libraries half made.
+# At the top, although pictures need none of it: threads of two first volumes that imported it at
+# once would see its libraries partly imported.
 from tumorseg.imaging import seg
-from tumorseg.imaging.decode import Rejected, Study, decode
+from tumorseg.imaging.decode import decode
 from tumorseg.imaging.preprocess import Grey, Mask
+from tumorseg.imaging.study import Rejected, Study
 from tumorseg.inference.answers import (
     BatchAnswer,
     ModelNamed,
     SegmentAnswer,
     SliceAnswer,
     SliceFailure,
+)
+from tumorseg.inference.predictor import Predictor
+from tumorseg.inference.segment import (
+    Observer,
+    SegmentedSlice,
+    StudySegmenter,
     probability_png,
     slice_answer,
     summed_up,
     volume_mm3,
 )
-from tumorseg.inference.predictor import Predictor
-from tumorseg.inference.segment import Observer, SegmentedSlice, StudySegmenter
 from tumorseg.monitoring.ood import OodDetector
 from tumorseg.serving import operations
 from tumorseg.serving.batching import Grid, Slices, all_or_none
 from tumorseg.serving.forms import MAX_FILES
-from tumorseg.serving.guard import no_file, refusal
-from tumorseg.serving.web.shield import FAILED
+from tumorseg.serving.guard import FAILED, no_file, refusal
 
 T = TypeVar("T")
 
 
 async def answered(work: Callable[[], Awaitable[Response]]) -> Response:
-    """Turns whatever goes wrong into an answer; BentoML's own would hide or wrap the sentence."""
+    """Turns every exception into an answer; BentoML's own would hide or wrap the sentence."""
     try:
         return await work()
     except Rejected as error:
@@ -57,6 +61,9 @@ class Endpoints:
         detector: Compares slices with the training data.
         settings: The limits.
         observe: Is called for each slice that is segmented.
+
+    Attributes:
+        slices: The queue of the slices of all requests.
     """
 
     def __init__(
@@ -66,18 +73,13 @@ class Endpoints:
         settings: Settings,
         observe: Observer = operations.note_slice,
     ) -> None:
+        self.slices = Slices(predictor, settings)
         self._predictor = predictor
         self._segmenter = StudySegmenter(predictor.segment_many, detector, observe)
         self._model = ModelNamed.of(predictor.info)
-        self._slices = Slices(predictor, settings)
         # Decoded, a file may be a thousand times as large as it was sent.
         self._pictures = anyio.CapacityLimiter(2 * settings.max_batch_size)
         self._volumes = anyio.CapacityLimiter(settings.max_volumes)
-
-    @property
-    def slices(self) -> Slices:
-        """Where the slices of all requests meet."""
-        return self._slices
 
     async def segment(self, file: bytes, probability: bool) -> Response:
         """Answers one picture with a `SegmentAnswer`.
@@ -120,7 +122,7 @@ class Endpoints:
         whole = BatchAnswer(
             **dict(self._model), request_id=operations.request_id(), results=results
         )
-        return await self._slices.in_thread(_json, whole)
+        return await self.slices.in_thread(_json, whole)
 
     async def volume(self, file: bytes, output: str | None) -> Response:
         """Answers a volume with a file on the same grid.
@@ -137,16 +139,16 @@ class Endpoints:
             return one.found.mask, one.warnings
 
         async with self._volumes:
-            study = await self._slices.in_thread(decode, file)
+            study = await self.slices.in_thread(decode, file)
             kind = _output(study, output)
-            await self._slices.in_thread(self._check, study, kind)
+            await self.slices.in_thread(seg.check, study, kind)
             found = await self._each(study, result)
             masks, warnings = [mask for mask, _ in found], [some for _, some in found]
-            return await self._slices.in_thread(self._file, study, kind, masks, warnings)
+            return await self.slices.in_thread(self._file, study, kind, masks, warnings)
 
     async def _picture(self, file: bytes, answer: Callable[[Study, SegmentedSlice], T]) -> T:
         async with self._pictures:
-            study = await self._slices.in_thread(decode, file)
+            study = await self.slices.in_thread(decode, file)
             if len(study.slices) > 1:
                 several = f"The file holds {len(study.slices)} slices"
                 raise Rejected(415, f"{several}: send volumes to /segment/volume.")
@@ -157,10 +159,7 @@ class Endpoints:
             found = self._predictor.finish(grid, (grey.shape[0], grey.shape[1]))
             return answer(study, self._segmenter.finish(study, grey, found))
 
-        return await self._slices.each(study, finish)
-
-    def _check(self, study: Study, output: str) -> None:
-        seg.check(study, output, self._predictor.info)
+        return await self.slices.each(study, finish)
 
     def _file(
         self, study: Study, output: str, masks: list[Mask], warnings: list[list[str]]

@@ -12,21 +12,24 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
-from tumorseg.imaging.decode import Rejected
+from tumorseg.imaging.study import Rejected
 from tumorseg.serving.guard import no_file
-from tumorseg.serving.web.shield import in_memory
 
 MAX_FILES = 64
-_SMALL = 1024 * 1024  # read at once; a thread would take longer to start than this to read
+_SMALL = 1024 * 1024  # bytes of a body that is parsed in the event loop
 
-# BentoML's own file types write every upload to a disk, and fetch whatever address a client puts
-# in its place; these forms are read into memory, and nothing else is done. BentoML's client knows
-# a file to upload by the type `file`, OpenAPI knows it as binary.
+# BentoML's own file types write every upload to a disk, and fetch a URL that a client puts in its
+# place. BentoML's client knows a file to upload by the type `file`, OpenAPI knows it as binary.
 _File = Annotated[
     bytes,
     WithJsonSchema({"type": "file", "format": "binary"}, mode="validation"),
     WithJsonSchema({"type": "string", "format": "binary"}, mode="serialization"),
 ]
+
+
+def in_memory(*_: object, **__: object) -> BytesIO:
+    """Werkzeug's `stream_factory` that writes no upload to a disk."""
+    return BytesIO()
 
 
 class Form(bentoml.IODescriptor):
@@ -48,18 +51,17 @@ class Form(bentoml.IODescriptor):
     @classmethod
     def _read(cls, body: bytes, kind: str) -> Self:
         parser = FormDataParser(in_memory, max_form_memory_size=_SMALL, max_form_parts=1000)
+        texts, files = MultiDict[str, str](), MultiDict[str, FileStorage]()
         try:
             name, options = parse_options_header(kind)
             _, texts, files = parser.parse(BytesIO(body), name, len(body), options)
         except (HTTPException, ValueError):
-            texts, files = MultiDict(), MultiDict()
-        return cls._of(files, texts)
-
-    @classmethod
-    def _of(cls, files: MultiDict[str, FileStorage], texts: MultiDict[str, str]) -> Self:
-        """Takes what the form has a field for."""
-        named = {name: texts[name] for name in cls.model_fields if name in texts}
-        return cls.model_construct(**named | {"file": _bytes(files.get("file"))})
+            pass
+        sent = texts.to_dict() | {
+            "file": files["file"].stream.read() if "file" in files else None,
+            "files": [part.stream.read() for part in files.getlist("files")],
+        }
+        return cls.model_construct(**{key: sent[key] for key in cls.model_fields if key in sent})
 
 
 class PictureForm(Form):
@@ -81,10 +83,6 @@ class BatchForm(Form):
         description="Slices, each as for `/segment`.", min_length=1, max_length=MAX_FILES
     )
 
-    @classmethod
-    def _of(cls, files: MultiDict[str, FileStorage], texts: MultiDict[str, str]) -> Self:
-        return cls.model_construct(files=[_bytes(file) for file in files.getlist("files")])
-
 
 class VolumeForm(Form):
     """What `/segment/volume` takes."""
@@ -95,8 +93,7 @@ class VolumeForm(Form):
     )
     output: Literal["seg", "nifti"] | None = Field(
         default=None,
-        description="`seg` (DICOM SEG; only for DICOM, and what that is answered unless NIfTI is "
-        "asked for) or `nifti`.",
+        description="`seg` (DICOM SEG) or `nifti`; the kind that was sent if left out.",
     )
 
 
@@ -110,27 +107,15 @@ PictureForm.multipart_fields = VolumeForm.multipart_fields = ["file"]
 BatchForm.multipart_fields = ["files"]
 
 
-def _bytes(part: FileStorage | None) -> bytes | None:
-    return None if part is None else part.stream.read()
-
-
 def given(file: bytes | None) -> bytes:
-    """Returns the file that was sent.
-
-    Raises:
-        Rejected: 400 if none was.
-    """
+    """Returns the file that was sent; raises Rejected, 400, if none was."""
     if file is None:
         raise Rejected(400, no_file("file"))
     return file
 
 
 def flag(text: str | bool) -> bool:
-    """Reads a yes or no.
-
-    Raises:
-        Rejected: 400 for anything but true, false, 1, 0 or nothing.
-    """
+    """Reads a yes or no; raises Rejected, 400, for anything but true, false, 1, 0 or nothing."""
     known = {"true": True, "1": True, "false": False, "0": False, "": False}
     value = known.get(str(text).strip().lower())
     if value is None:

@@ -1,31 +1,28 @@
-"""The one key that the service may be locked with, and where it must be."""
+"""The API key, and where the service may listen without one."""
 
 import base64
 import binascii
 import ipaddress
 import os
 import secrets
-from collections.abc import Callable
+
+from starlette.datastructures import Headers
 
 from tumorseg.core.errors import InputError
-from tumorseg.imaging.decode import Refusal
 
 VARIABLE = "TUMORSEG_API_KEY"
 OPEN_VARIABLE = "TUMORSEG_OPEN"
-NO_KEY = Refusal(401, "The API key is missing or wrong: send it as the header X-API-Key.")
 
 
-def brings(header: Callable[[str, str], str], key: str) -> bool:
-    """Whether a request's headers hold the key; compared in constant time, against guessing.
+def has_key(headers: Headers, key: str) -> bool:
+    """Whether a request's headers hold the key; compared in constant time.
 
-    Args:
-        header: Gives a header by its name, or the second argument where there is none.
-        key: The key. Programs send it as X-API-Key or as a Bearer token, browsers as the password
-            of Basic authentication.
+    Programs send it as X-API-Key or as a Bearer token, browsers as the password of Basic
+    authentication.
     """
-    kind, _, text = header("authorization", "").partition(" ")
+    kind, _, text = headers.get("authorization", "").partition(" ")
     if kind.lower() not in ("basic", "bearer"):
-        text = header("x-api-key", "")
+        text = headers.get("x-api-key", "")
     sent = text.strip().encode("latin-1")  # the bytes that came
     if kind.lower() == "basic":
         try:
@@ -36,12 +33,12 @@ def brings(header: Callable[[str, str], str], key: str) -> bool:
 
 
 def is_open() -> bool:
-    """Whether whoever runs the service says that they guard it themselves, by a gateway."""
+    """Whether a gateway in front of the service decides who may use it, by TUMORSEG_OPEN=1."""
     return os.environ.get(OPEN_VARIABLE) == "1"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine has that name or address."""
+    """Whether a name or address is of this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -49,13 +46,13 @@ def is_loopback(host: str) -> bool:
 
 
 def check_reach(host: str) -> None:
-    """Allows an address to listen on.
+    """Checks that an address to listen on is loopback, or guarded.
 
     Raises:
-        InputError: Others reach it, no key is set, and nobody said that this is meant.
+        InputError: It is not, no key is set, and the service is not declared open.
     """
     if not (is_loopback(host) or os.environ.get(VARIABLE) or is_open()):
         raise InputError(
-            f"whoever reaches {host} could use the service: set {VARIABLE}, or {OPEN_VARIABLE}=1 "
-            "where a gateway of your own guards it"
+            f"--host {host}: other machines could use the service there; set {VARIABLE}, or "
+            f"{OPEN_VARIABLE}=1 where a gateway of your own guards it"
         )

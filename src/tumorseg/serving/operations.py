@@ -1,20 +1,24 @@
-"""What an operator sees of the service: one log line a request, and Prometheus metrics."""
+"""What an operator sees and controls: the request log, Prometheus metrics, and SIGTERM."""
 
+import asyncio
 import json
 import logging
 import re
 import secrets
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from types import FrameType
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tumorseg.inference.predictor import Segmentation
@@ -23,13 +27,13 @@ from tumorseg.monitoring.statistics import Recorder
 
 HEADER = "X-Request-ID"
 LOG = logging.getLogger("tumorseg.requests")
+KEEP_ALIVE_SECONDS = 5.0  # uvicorn's default, after which it closes an idle connection
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SECONDS = Histogram(
     "tumorseg_request_seconds",
     "Time from a request's head to its answer's end",
     ["route", "status"],
-    buckets=_SECONDS,
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
 QUEUE = Gauge(
     "tumorseg_queue_requests",
@@ -56,6 +60,7 @@ SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -65,17 +70,16 @@ SECURITY_HEADERS = {
 
 @dataclass
 class Entry:
-    """What the log will say about a request: nothing that came from a scan or names one.
+    """A request's log line; nothing in it comes from a scan.
 
     Attributes:
-        id: Taken from the client's X-Request-ID if that is a short token, else made.
-        route: The route's pattern, not the path that was asked for, which may hold a secret name.
+        id: The client's X-Request-ID if that is a short token, else a random one.
+        route: The pattern of the path, since the path may hold the secret name of a picture.
         method: GET, POST, …
-        status: Of the answer, whether or not anybody was left to hear it; 0 until it began.
+        status: Of the answer; 0 until it began.
         bytes: Of the request's body.
-        slices: That were segmented.
-        drawn: A number that is not in the log, by which the recorded statistics of one request's
-            slices know each other.
+        slices: Number of slices that were segmented.
+        drawn: A random number that is not logged; it groups the recorded statistics by request.
     """
 
     id: str
@@ -89,32 +93,32 @@ class Entry:
 
 @dataclass
 class State:
-    """Where one application stands; each has its own.
+    """The state of one application.
 
     Attributes:
         loaded: The model is loaded and has run once.
         failed: The model cannot be loaded.
-        stopping: A signal asked the process to end; accepted requests are being answered.
-        last_kept: When an answer last left its connection open, by `time.monotonic`; None if never.
+        stopping: SIGTERM came.
+        last_kept: When an answer last left its connection open, by `time.monotonic`.
     """
 
     loaded: bool = False
     failed: bool = False
     stopping: bool = False
-    last_kept: float | None = None
+    last_kept: float = float("-inf")
 
 
 _current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
 def request_id() -> str:
-    """Names the request at hand; empty outside of one."""
+    """The id of the current request; empty outside of one."""
     entry = _current.get()
     return entry.id if entry else ""
 
 
 def note_bytes(number: int) -> None:
-    """Says how many bytes the body of the request at hand has."""
+    """Sets the size of the current request's body in the log, in bytes."""
     if entry := _current.get():
         entry.bytes = number
 
@@ -126,7 +130,7 @@ def note_slice(
     recorder: Recorder | None = None,
     digest: str = "",
 ) -> None:
-    """Counts one segmented slice; the model's warming up, which is no request, does not count.
+    """Counts one segmented slice of the current request; does nothing outside of one.
 
     Args:
         found: The slice's mask and measures.
@@ -143,21 +147,10 @@ def note_slice(
             recorder.record(digest, entry.drawn, found.area_fraction, found.confidence, assessment)
 
 
-def identify(sent: str | None) -> str:
-    """Names a request: as its client did in `HEADER`, if that is a short token, else anew."""
-    return sent if sent and _SAFE_ID.fullmatch(sent) else secrets.token_hex(8)
-
-
-def log_failure(error: BaseException, request: str | None = None) -> None:
-    """Logs where an unforeseen error arose, but no message, which may quote a scan, and no path.
-
-    Args:
-        error: The error.
-        request: The id of the request; that of the request at hand if None.
-    """
+def log_failure(error: BaseException) -> None:
+    """Logs the type and traceback of an error, but not its message, which may quote a scan."""
     frames = "".join(traceback.format_tb(error.__traceback__))
-    name = request_id() if request is None else request
-    LOG.error(json.dumps({"request": name, "failed": type(error).__name__, "at": frames}))
+    LOG.error(json.dumps({"request": request_id(), "failed": type(error).__name__, "at": frames}))
 
 
 def start_log() -> None:
@@ -170,34 +163,56 @@ def start_log() -> None:
     LOG.setLevel(logging.INFO)
 
 
+def delay_sigterm(state: State) -> None:
+    """Passes SIGTERM on to uvicorn only when no open connection can bring another request.
+
+    Uvicorn closes idle connections at once, although a client may just be sending on one. Until
+    then requests are answered as before, but each answer closes its connection.
+
+    Args:
+        state: Gets `stopping`.
+    """
+    stop_server = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(stop_server):
+        return  # no server runs in this process
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        state.stopping = True
+        idle = time.monotonic() - state.last_kept
+        wait = 1 + max(0, KEEP_ALIVE_SECONDS - idle)
+        loop.call_soon_threadsafe(loop.call_later, wait, stop_server, number, None)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
 class Observed:
     """ASGI middleware, the outermost: names, times, counts and logs each request.
 
-    It also puts the security headers on every answer that has none of its own.
+    It also sets the security headers that an answer lacks.
 
     Args:
         app: The application behind it.
-        routes: Patterns by which requests are counted, such as `/uploads/{name}`.
+        routes: Patterns by which requests are counted, such as `/uploads/*`.
         state: While it says stopping, every answer closes its connection.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[str], state: State) -> None:
         self._app = app
-        self._routes = [Route(path, _nothing) for path in routes]
+        self._routes = tuple(routes)
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on and looks at what is answered."""
+        """Passes a request on and observes its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        sent = Headers(scope=scope).get(HEADER, "")
         entry = Entry(
-            identify(Headers(scope=scope).get(HEADER)),
-            self._route(scope),
-            scope["method"],
+            id=sent if _SAFE_ID.fullmatch(sent) else secrets.token_hex(8),
+            route=next((one for one in self._routes if fnmatchcase(scope["path"], one)), "other"),
+            method=scope["method"],
         )
-        # The pages name the request by it, too.
-        scope = {**scope, "headers": _named(scope, entry.id)}
         token = _current.set(entry)
         began = time.perf_counter()
 
@@ -218,30 +233,9 @@ class Observed:
             await self._app(scope, receive, answer)
         finally:
             _current.reset(token)
-            _tell(entry, time.perf_counter() - began)
-
-    def _route(self, scope: Scope) -> str:
-        # Another method than the route's own is a request to that route nevertheless.
-        asked: Scope = {"type": "http", "path": scope["path"], "method": "GET"}
-        hits = (route.path for route in self._routes if route.matches(asked)[0] == Match.FULL)
-        return next(hits, "other")
-
-
-async def _nothing() -> None:
-    """Stands where a route needs a function; the routes here are only compared."""
-
-
-def _named(scope: Scope, name: str) -> list[tuple[bytes, bytes]]:
-    headers = MutableHeaders(raw=list(scope["headers"]))
-    headers[HEADER] = name
-    return headers.raw
-
-
-def _tell(entry: Entry, seconds: float) -> None:
-    SECONDS.labels(entry.route, str(entry.status)).observe(seconds)
-    LOG.info(
-        json.dumps(
-            {
+            seconds = time.perf_counter() - began
+            SECONDS.labels(entry.route, str(entry.status)).observe(seconds)
+            line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "request": entry.id,
                 "method": entry.method,
@@ -251,5 +245,4 @@ def _tell(entry: Entry, seconds: float) -> None:
                 "bytes": entry.bytes,
                 "slices": entry.slices,
             }
-        )
-    )
+            LOG.info(json.dumps(line))

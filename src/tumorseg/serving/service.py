@@ -1,4 +1,4 @@
-"""The BentoML service: an API for programs, the Flask app's page for people."""
+"""The BentoML service: an API for programs, and the Flask app's page for people."""
 
 import logging
 import os
@@ -10,16 +10,16 @@ from typing import Any, cast
 import anyio.to_thread
 import bentoml
 import click
-from bentoml._internal.configuration.containers import BentoMLContainer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings, load_settings
-from tumorseg.imaging.decode import (
+from tumorseg.imaging.study import (
     MAX_BYTES,
     MAX_VOLUME_BYTES,
     TOO_MANY_BYTES,
@@ -34,43 +34,53 @@ from tumorseg.monitoring.statistics import Recorder
 from tumorseg.serving import openapi, operations, pages
 from tumorseg.serving.endpoints import Endpoints, answered
 from tumorseg.serving.forms import BatchForm, PictureForm, VolumeForm, flag, given
-from tumorseg.serving.guard import OPEN, Guard, Limit, Worded, refusal
-from tumorseg.serving.keys import VARIABLE, check_reach, is_open
-from tumorseg.serving.origins import KnownHosts, OtherOrigins
-from tumorseg.serving.shutdown import Shutdown
-from tumorseg.serving.web.flask_app import create_app, model_folder
-from tumorseg.serving.web.shield import OVERHEAD
+from tumorseg.serving.guard import STARTING, Guard, Limit, refusal
+from tumorseg.serving.keys import VARIABLE, check_reach
+from tumorseg.serving.web.flask_app import create_app
 from tumorseg.serving.web.store import Store
 
-MAX_BATCH_BYTES = 128 * 1024 * 1024
 _SETTINGS = Path(__file__).resolve().parents[2] / "service.json"
-_API_PATHS = ("/segment", "/segment/batch", "/segment/volume", "/version", "/docs.json")
+_BATCH_BYTES = 128 * 1024 * 1024
+_OVERHEAD = 64 * 1024  # what a form adds to the files themselves
+_TOO_MANY_FILES = Refusal(
+    413, f"The files have more than {_BATCH_BYTES // 1024**2} MiB together: send fewer."
+)
 _LIMITS = {
-    "/segment": Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES, "file"),
-    "/segment/batch": Limit(
-        MAX_BATCH_BYTES + OVERHEAD,
-        Refusal(
-            413, f"The files have more than {MAX_BATCH_BYTES // 1024**2} MiB together: send fewer."
-        ),
-        "files",
-    ),
-    "/segment/volume": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES, "file"),
-    "/studies": Limit(MAX_VOLUME_BYTES + OVERHEAD, TOO_MANY_VOLUME_BYTES),
+    "/segment": Limit(MAX_BYTES + _OVERHEAD, TOO_MANY_BYTES, "file"),
+    "/segment/batch": Limit(_BATCH_BYTES + _OVERHEAD, _TOO_MANY_FILES, "files"),
+    "/segment/volume": Limit(MAX_VOLUME_BYTES + _OVERHEAD, TOO_MANY_VOLUME_BYTES, "file"),
+    "/studies": Limit(MAX_VOLUME_BYTES + _OVERHEAD, TOO_MANY_VOLUME_BYTES),
 }
-# Flask judges its forms itself: clients of the superseded app look for its answers to those that
-# lack a file.
-_ELSEWHERE = Limit(MAX_BYTES + OVERHEAD, TOO_MANY_BYTES)
+_OTHER = Limit(MAX_BYTES + _OVERHEAD, TOO_MANY_BYTES)
+# The addresses outside of Flask, and their method.
+_METHODS = {
+    "/segment": "POST",
+    "/segment/batch": "POST",
+    "/segment/volume": "POST",
+    "/version": "GET",
+    "/docs.json": "GET",
+    "/livez": "GET",
+    "/readyz": "GET",
+    "/healthz": "GET",
+    "/metrics": "GET",
+}
+
+
+def model_folder() -> Path:
+    """The model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
+    named = os.environ.get("TUMORSEG_MODEL")
+    return Path(named) if named else Path(__file__).resolve().parents[2] / "model"
 
 
 class Application:
-    """What one application of the service holds; no other one in the process shares it.
+    """One application of the service; several in a process share no state.
 
     Args:
         settings: The limits.
 
     Attributes:
         settings: As given.
-        state: Where it stands.
+        state: Whether it is loaded, failed or stopping.
         pages: The Flask app, once the model is loaded.
         store: The page's pictures and studies.
     """
@@ -84,9 +94,9 @@ class Application:
         self._recorder: Recorder | None = None
 
     def start(self) -> None:
-        """Loads the model beside the event loop, which meanwhile answers the probes."""
+        """Loads the model in a thread, while the event loop answers the probes."""
         operations.start_log()
-        Shutdown(self.state, self.settings.timeout_seconds + 15).install()
+        operations.delay_sigterm(self.state)
         self._recorder = Recorder.from_environment(self.settings.statistics_rows)
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
@@ -107,16 +117,17 @@ class Application:
             observe=observe,
             segment=pages.joining(endpoints.slices),
             volumes=self.settings.max_volumes,
+            origins=self.settings.cors_origins,
         )
 
     def _load(self) -> None:
         try:
             endpoints, app = self.assemble()
-        except InputError as error:
-            logging.getLogger("bentoml").error("%s", error)
-            self.state.failed = True
         except Exception as error:
-            operations.log_failure(error)
+            if isinstance(error, InputError):
+                logging.getLogger("bentoml").error("%s", error)
+            else:
+                operations.log_failure(error)
             self.state.failed = True
         else:
             # However many volumes there are, these threads remain for pictures and the page.
@@ -128,7 +139,7 @@ class Application:
     def endpoints(self) -> Endpoints:
         """The API; raises Rejected, 503, as long as the model is not loaded."""
         if self._endpoints is None:
-            raise Rejected(*pages.STARTING)
+            raise Rejected(*STARTING)
         return self._endpoints
 
     def stop(self) -> None:
@@ -138,40 +149,38 @@ class Application:
 
     def routes(self) -> list[Route]:
         """The addresses that BentoML's own application does not have."""
+        flask_paths = [path.replace("*", "{rest:path}") for path in pages.PATHS]
+        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
         return [
             Route("/version", _version),
             Route("/docs.json", _docs),
             Route("/metrics", self._metrics),
-            *(Route(path, self.pages) for path in pages.PATHS),
+            *(Route(path, self.pages) for path in flask_paths),
+            Route("/{rest:path}", _nothing_there, methods=methods),
         ]
 
     def middleware(self) -> list[tuple[Any, dict[str, Any]]]:
         """ASGI middleware with its options, the outermost first."""
-        settings, key = self.settings, os.environ.get(VARIABLE) or None
-        patterns = [*_API_PATHS, *sorted(OPEN), *pages.PATHS]
+        routes = [*_METHODS, *pages.PATHS]
         layers: list[tuple[Any, dict[str, Any]]] = [
-            (operations.Observed, {"routes": patterns, "state": self.state})
+            (operations.Observed, {"routes": routes, "state": self.state})
         ]
-        if not (key or is_open()):
-            layers.append((KnownHosts, {"hosts": settings.hosts}))
-        if settings.cors_origins:
+        if self.settings.cors_origins:
             cors = {
-                "allow_origins": settings.cors_origins,
+                "allow_origins": self.settings.cors_origins,
                 "allow_credentials": True,
                 "allow_methods": ["GET", "POST", "DELETE"],
                 "allow_headers": ["Authorization", "X-API-Key", "X-Request-ID"],
                 "expose_headers": list(openapi.HEADERS),
             }
-            layers.append((OtherOrigins, cors))
-        limits = {
+            layers.append((CORSMiddleware, cors))
+        guard = {
+            "settings": self.settings,
             "limits": _LIMITS,
-            "other": _ELSEWHERE,
-            "max_queue": settings.max_queue,
-            "max_memory": settings.max_memory_mib * 1024 * 1024,
-            "seconds": settings.timeout_seconds,
-            "api_key": key,
+            "other": _OTHER,
+            "api_key": os.environ.get(VARIABLE) or None,
         }
-        return [*layers, (Guard, limits), (Worded, {})]
+        return [*layers, (Guard, guard)]
 
     async def _metrics(self, _: Request) -> Response:
         """Answers `/metrics`; there is one worker, so that its own figures are all."""
@@ -184,7 +193,7 @@ async def _version(_: Request) -> Response:
     try:
         info = load_info(model_folder())
     except InputError:
-        return refusal(pages.STARTING)
+        return refusal(STARTING)
     about = Version(
         bento=_bento(),
         model=ModelVersion(
@@ -197,16 +206,18 @@ async def _version(_: Request) -> Response:
 
 
 async def _docs(_: Request) -> Response:
-    """Answers `/docs.json` in BentoML's place, which knows neither our refusals nor examples."""
+    """Answers `/docs.json` in place of BentoML, whose document lacks errors and examples."""
     return JSONResponse(openapi.describe(_bento()))
 
 
-def _host() -> str:
-    """The address that `bentoml serve` is about to listen on; its worker only gets the socket."""
-    command = click.get_current_context(silent=True)
-    given_host = command.params.get("host") if command else None  # by --host or BENTOML_HOST
-    # Private, as BentoML has no other way to the address that its configuration names.
-    return str(given_host or BentoMLContainer.http.host.get())
+async def _nothing_there(request: Request) -> Response:
+    """Answers requests to a wrong address, or with a wrong method to one outside of Flask."""
+    allowed = _METHODS.get(request.scope["path"])
+    if allowed is None:
+        return refusal(Refusal(404, "There is nothing at this address: see /docs.json."))
+    answer = refusal(Refusal(405, f"This address takes {allowed} only: see /docs.json."))
+    answer.headers["Allow"] = allowed
+    return answer
 
 
 def _bento() -> str:
@@ -255,7 +266,7 @@ class _Api:
 
 
 def create_service(application: Application | None = None) -> Any:
-    """Makes a BentoML service, whose application is its own.
+    """Makes a BentoML service.
 
     Args:
         application: The application; one with the bento's settings if None.
@@ -265,14 +276,13 @@ def create_service(application: Application | None = None) -> Any:
     @bentoml.asgi_app(Starlette(routes=own.routes()), path="/")
     @bentoml.service(
         name="tumorseg",
-        # Uploads live in the memory of one process, so a second one would not find them.
+        # Uploads lie in the memory of one process, so a second one would not find them.
         workers=1,
-        # Ours comes first, and answers with a sentence.
+        # `Guard` answers earlier, with a sentence.
         traffic={"timeout": own.settings.timeout_seconds + 15},
-        # Both would write down paths, and with them the secret names of pictures.
+        # Both would record paths, and with them the secret names of pictures.
         logging={"access": {"enabled": False}},
         metrics={"enabled": False, "namespace": "tumorseg"},
-        # What runs in a container says otherwise by BENTOML_HOST.
         http={"host": "127.0.0.1"},
     )
     class TumorSegmentation(_Api):
@@ -282,9 +292,11 @@ def create_service(application: Application | None = None) -> Any:
 
         @bentoml.on_deployment
         def check() -> None:
-            """Stops `bentoml serve` with one sentence, rather than have it restart its worker."""
+            """Ends `bentoml serve` with one sentence, where BentoML would restart its worker."""
+            command = click.get_current_context(silent=True)
+            host = command.params.get("host") if command else None  # --host or BENTOML_HOST
             try:
-                check_reach(_host())
+                check_reach(host or "127.0.0.1")
                 own.assemble()
             except InputError as error:
                 raise SystemExit(f"Error: {error}") from None

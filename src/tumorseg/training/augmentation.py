@@ -1,7 +1,4 @@
-"""Random transformations of image and mask together; the only module that knows albumentations.
-
-That library is unmaintained; whatever replaces it replaces this file.
-"""
+"""Random transformations of image and mask together; only this module uses albumentations."""
 
 import json
 import random
@@ -13,7 +10,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
 from tumorseg.core.params import AugmentParams
 
@@ -23,7 +19,7 @@ Policy = Callable[[NDArray[np.uint8], NDArray[np.uint8], int], Pair]
 
 
 def save_policy(params: AugmentParams, path: Path) -> None:
-    """Writes the policy that `params` describe as albumentations' JSON, for `load_policy`."""
+    """Writes the augmentation policy as albumentations' JSON, for `load_policy`."""
     degrees, shear = params.rotation_degrees, params.shear_degrees
     policy = A.Compose(
         [
@@ -55,24 +51,11 @@ def save_policy(params: AugmentParams, path: Path) -> None:
 
 
 def load_policy(path: Path) -> Policy:
-    """Reads a policy file.
-
-    Returns:
-        A function of image, mask and seed; the same seed always gives the same result.
-
-    Raises:
-        InputError: The file is missing or holds no policy.
-    """
-    try:
-        compose = A.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: holds no augmentation policy ({error}); run `dvc repro augment`"
-        ) from None
+    """Reads a policy file; the same seed always gives the same transformation."""
+    compose = A.from_dict(json.loads(path.read_text()))
 
     def apply(image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int) -> Pair:
-        # set_random_seed would give every transformation the same seed, so that they all act, or
-        # none does; one shared stream keeps their draws independent.
+        # set_random_seed would give every transformation the same draws; these share one stream.
         compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = compose(image=image, mask=mask)
         return result["image"], result["mask"]

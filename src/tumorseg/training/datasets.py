@@ -1,4 +1,4 @@
-"""What training draws: slices in an order and with transformations that only the seed decides."""
+"""Data sets and sampler of training; order and augmentation follow from the seed alone."""
 
 from collections.abc import Iterator
 
@@ -18,11 +18,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class TrainingSlices(Dataset[tuple[Tensor, Tensor, int]]):
-    """Slices as the network sees them in training: augmented, normalised.
-
-    Item (epoch, index) depends on nothing but the seed, the epoch and the index, whatever the
-    number of workers, the order, or how often training was interrupted.
-    """
+    """Augmented, normalised slices; item (epoch, index) depends only on seed, epoch and index."""
 
     def __init__(self, slices: Slices, policy: Policy, seed: int) -> None:
         self.slices, self.policy, self.seed = slices, policy, seed
@@ -55,8 +51,8 @@ class ValidationSlices(Dataset[tuple[Tensor, Tensor, int]]):
 class EpochSampler(Sampler[Draw]):
     """A new order each epoch, the same for every network that is trained with the same seed.
 
-    Several processes deal it out like cards, so that their batches of one step are together the
-    one process's batch; the first few slices fill up the last round.
+    Process r of n takes every n-th slice from the r-th on, so that the batches of a step together
+    are a single process's batch; the order is padded with its first slices to a multiple of n.
 
     Args:
         length: Number of slices.

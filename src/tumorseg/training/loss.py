@@ -11,9 +11,8 @@ def dice_loss(logits: Tensor, target: Tensor, over: str = "slice", smooth: float
     Args:
         logits: float, shape (B, 1, H, W).
         target: 0 or 1, same shape.
-        over: `batch` pools all pixels, so that large tumours weigh more and slices without tumour
-            little; `slice` averages the slices' own losses, so that each weighs the same.
-        smooth: Added above and below, so that what is empty has a defined value.
+        over: `batch` pools all pixels; `slice` averages the losses of the slices.
+        smooth: Added to numerator and denominator.
 
     Returns:
         A scalar in [0, 1).

@@ -1,7 +1,7 @@
 """U-Net and Attention U-Net. Both are built from the same blocks; only the skip's gate differs.
 
 U-Net: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597. Attention gates: Oktay et al.
-2018, https://arxiv.org/abs/1804.03999. Shapes in the comments are batch, channels, height, width.
+2018, https://arxiv.org/abs/1804.03999. Shapes in comments are batch, channels, height, width.
 """
 
 from collections.abc import Callable
@@ -28,18 +28,18 @@ def double_conv(inputs: int, outputs: int, norm: str) -> nn.Sequential:
 
 
 class PassSkip(nn.Module):
-    """The plain U-Net's skip connection: what comes in goes out."""
+    """The plain U-Net's skip connection."""
 
     def forward(self, skip: Tensor, signal: Tensor) -> Tensor:
-        """Returns `skip`; `signal`, from the level below, has no say."""
+        """Returns `skip`, whatever `signal`, from the level below."""
         return skip
 
 
 class AttentionGate(nn.Module):
-    """Additive attention gate: the level below decides where the skip connection is heard.
+    """Additive attention gate: scales a skip connection x by a map computed from x and g.
 
-    α = σ(ψ(ReLU(W_x x + W_g g))), output α·x, with 1×1 convolutions W_x, W_g and ψ. As in the
-    project that this one supersedes, g has already been upsampled to the size of x.
+    α = σ(ψ(ReLU(W_x x + W_g g))), output α·x, with 1×1 convolutions W_x, W_g and ψ; g, from the
+    level below, has already been upsampled to the size of x.
     """
 
     def __init__(self, channels: int) -> None:
@@ -66,8 +66,7 @@ class UNet(nn.Module):
             that height and width must be multiples of space_to_depth · 2ⁿ⁻¹.
         norm: What follows each convolution: `batch` or `instance` normalisation, or `none`.
         space_to_depth: Side of the square of pixels that the first level sees as channels of one
-            (Shi et al. 2016). With 1 the network is the published one; with 2 its first and
-            costliest level runs at half the resolution, and the last one writes four pixels each.
+            (Shi et al. 2016); 1 is the published network, 2 runs it at half the resolution.
     """
 
     def __init__(self, channels: list[int], norm: str = "batch", space_to_depth: int = 1) -> None:
@@ -114,11 +113,11 @@ class AttentionUNet(UNet):
 
 
 class Probabilities(nn.Module):
-    """A network as it is evaluated and served: it answers probabilities.
+    """A network as it is evaluated and served: images → probabilities.
 
     Args:
         network: `UNet` or `AttentionUNet`.
-        flips: Whether to average the answers to the slice and to its mirror image.
+        flips: Whether to average the outputs for the slice and for its mirror image.
     """
 
     def __init__(self, network: UNet, flips: bool) -> None:

@@ -15,7 +15,7 @@ from tumorseg.data.arrays import Slices, sizes, true_masks
 from tumorseg.data.audit import copied_masks
 from tumorseg.data.leakage import Thumbnails
 from tumorseg.evaluation import baselines
-from tumorseg.evaluation.calibration import Reliability, best_threshold, dice_by_threshold
+from tumorseg.evaluation.calibration import Reliability, best_threshold
 from tumorseg.evaluation.metrics import count, distances, lesions, score
 from tumorseg.evaluation.results import Comparison, Run
 from tumorseg.imaging.preprocess import Mask, to_input, to_native
@@ -38,7 +38,7 @@ def probabilities(
     """Tumour probabilities on the grid, computed on the GPU if there is one, in full float32.
 
     Args:
-        network: In evaluation mode, on the CPU, where it is again afterwards.
+        network: In evaluation mode, on the CPU.
         images: Grey slices, uint8, shape (N, S, S).
         batch_size: Slices at a time.
 
@@ -48,7 +48,7 @@ def probabilities(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     parts = []
-    # The service computes in float32; TF32 would round ten bits earlier.
+    # In full float32, like the service, not in TF32.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for start in range(0, len(images), batch_size):
             batch = np.stack([to_input(image) for image in images[start : start + batch_size]])
@@ -58,7 +58,7 @@ def probabilities(
 
 
 def at_native_size(found: NDArray[np.float32], rows: pd.DataFrame) -> Iterator[NDArray[np.float32]]:
-    """Brings probabilities on the grid to the images' own sizes, the way the service does."""
+    """Resizes probabilities on the grid to the images' own sizes."""
     for probability, size in zip(found, sizes(rows), strict=True):
         yield to_native(probability, size)
 
@@ -87,7 +87,10 @@ def score_masks(
         entry |= {"group": row.split_group, "category": row.categories}
         entry |= count(mask, truth) | lesions(mask, truth, params.lesion_overlap)
         if unit is not None:
-            spacing = _spacing(str(row.spacing_mm)) if unit == "mm" else None
+            spacing = None
+            if unit == "mm":
+                height, width = str(row.spacing_mm).split("×")
+                spacing = float(height), float(width)
             entry |= distances(mask, truth, spacing, params.surface_tolerance)
         table.append(entry | {"mask_rle": coco.encode(mask), "truth_rle": row.mask_rle})
     return score(pd.DataFrame(table).astype({"seed": "Int64"}))
@@ -107,7 +110,11 @@ def compare(
     reliability = {name: Reliability() for name, _ in networks}
     for (name, seed), network in networks.items():
         found = {split: probabilities(network, slices[split].images) for split in ("valid", "test")}
-        threshold = thresholds[name, seed] = choose_threshold(found["valid"], rows["valid"], params)
+        threshold = params.threshold
+        if threshold == "validation":
+            native = at_native_size(found["valid"], rows["valid"])
+            threshold = best_threshold(native, true_masks(rows["valid"]))
+        thresholds[name, seed] = threshold
         for split, maps in found.items():
             masks: Iterator[Mask] = (p >= threshold for p in at_native_size(maps, rows[split]))
             measured = unit if split == "test" else None
@@ -126,18 +133,3 @@ def compare(
     }.items():
         tables.append(score_masks(name, masks, rows["test"], params, unit=unit))
     return Comparison(pd.concat(tables, ignore_index=True), thresholds, reliability, unit)
-
-
-def choose_threshold(
-    found: NDArray[np.float32], rows: pd.DataFrame, params: EvaluateParams
-) -> float:
-    """The threshold of params, or the one with the highest mean Dice on the given slices."""
-    if params.threshold != "validation":
-        return params.threshold
-    table = dice_by_threshold(at_native_size(found, rows), true_masks(rows))
-    return best_threshold(table)
-
-
-def _spacing(text: str) -> tuple[float, float]:
-    row, column = text.split("×")
-    return float(row), float(column)

@@ -16,11 +16,14 @@ from tumorseg.training.networks import UNet
 
 
 class Segmenter(lightning.LightningModule):
-    """What one step and one epoch of training are.
+    """The training of one network.
 
     Args:
-        network: What is trained.
+        network: `UNet` or `AttentionUNet`.
         params: The section train.common.
+
+    Attributes:
+        best: Number (`epoch`), validation `loss` and `weights` of the best epoch so far.
     """
 
     def __init__(self, network: UNet, params: CommonTrainParams) -> None:
@@ -28,7 +31,6 @@ class Segmenter(lightning.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params = params
         self.resumed_plateau: dict[str, Any] | None = None
-        # The epoch with the lowest validation loss: its number, loss and weights.
         self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf"), "weights": {}}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,7 @@ class Segmenter(lightning.LightningModule):
         return loss * self._share_of_step(number, size)
 
     def _share_of_step(self, number: int, size: int) -> float:
-        """Makes a step the mean of its slices; Lightning takes that of its passes, full or not."""
+        """Factor of a pass that makes a step's loss the mean of its slices, not of its passes."""
         passes = self.trainer.accumulate_grad_batches
         if passes == 1:
             return 1.0
@@ -67,13 +69,13 @@ class Segmenter(lightning.LightningModule):
         return size * passes / min(full, len(loader.sampler) - before)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts counting, and keeps the weights that are judged: averaged ones, if so chosen."""
-        self.sums = torch.zeros(3, device=self.device)  # of loss and Dice, and how many slices
+        """Resets the sums, and keeps the weights that are validated (maybe averaged ones)."""
+        self.sums = torch.zeros(3, device=self.device)  # of loss, of Dice, and of slices
         state = self.network.state_dict()
-        self.judged = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        self.validated = {k: value.detach().to("cpu", copy=True) for k, value in state.items()}
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Loss and hard mean Dice at 0.5, on the grid."""
+        """Sums loss and Dice at threshold 0.5, on the grid."""
         logits, loss = self.loss(batch)
         hard, truth = logits > 0, batch[1] > 0
         positive, negative = (hard & truth).sum((1, 2, 3)), (hard ^ truth).sum((1, 2, 3))
@@ -82,9 +84,7 @@ class Segmenter(lightning.LightningModule):
         self.sums += self.sums.new_tensor([float(loss) * size, scores.sum(), size])
 
     def on_validation_epoch_end(self) -> None:
-        """Means over the slices of all processes.
-
-        Summed here, since Lightning's own mean is off where processes have unequal shares.
+        """Means over the slices of all processes, which may have unequal shares.
 
         Raises:
             InputError: The loss is not a number.
@@ -98,27 +98,23 @@ class Segmenter(lightning.LightningModule):
                 f"epoch {epoch}: the validation loss is {found}; lower train.common.learning_rate"
             )
         if found < self.best["loss"]:
-            self.best = {"epoch": epoch, "loss": found, "weights": self.judged}
+            self.best = {"epoch": epoch, "loss": found, "weights": self.validated}
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with one of two schedules.
 
-        One cycle (Smith and Topin 2018) warms up and then falls to nothing along a cosine; plateau
+        One cycle (Smith and Topin 2018) warms up and then falls to zero along a cosine; plateau
         lowers the rate when the validation loss stops falling.
         """
         common = self.params
-        # Biases and the scales of normalisation are not decayed: they do not overfit.
-        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        # Biases and the scales of normalisation are not decayed.
         others = [p for p in self.network.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [
-            {"params": weights},
+            {"params": [p for p in self.network.parameters() if p.ndim > 1]},
             {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(
-            groups,
-            lr=common.learning_rate,
-            weight_decay=common.weight_decay,
-            fused=True,  # one pass over the weights
+            groups, lr=common.learning_rate, weight_decay=common.weight_decay, fused=True
         )
         if common.schedule == "one_cycle":
             steps = int(self.trainer.estimated_stepping_batches)
@@ -126,11 +122,11 @@ class Segmenter(lightning.LightningModule):
                 optimizer,
                 common.learning_rate,
                 total_steps=steps,
-                # One step is no way up; PyTorch would divide by its length, zero.
+                # PyTorch divides by the number of warm-up steps minus one.
                 pct_start=common.warm_up if common.warm_up * steps > 1.5 else 0.0,
             )
             return [optimizer], [{"scheduler": cycle, "interval": "step"}]
-        # Ours rather than Lightning's, which would step it after the checkpoint of the epoch.
+        # Stepped here, since Lightning would step it after the checkpoint of the epoch.
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer,
             factor=common.plateau_factor,
@@ -140,33 +136,24 @@ class Segmenter(lightning.LightningModule):
         return optimizer
 
     def on_train_epoch_end(self) -> None:
-        """Lets the plateau schedule see the epoch."""
+        """Steps the plateau schedule."""
         if self.params.schedule == "plateau":
             self.plateau.step(float(self.trainer.callback_metrics["val_loss"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the best weights and the plateau schedule; Lightning keeps the other's state."""
+        """Adds the best weights and the plateau schedule; Lightning saves the other schedule."""
         checkpoint["best"] = self.best
         if self.params.schedule == "plateau":
             checkpoint["plateau"] = self.plateau.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores both; the schedule's state once the optimiser exists."""
+        """Restores the best weights; the schedule follows in `on_train_start`."""
         self.best = checkpoint["best"]
         self.resumed_plateau = checkpoint.get("plateau")
 
     def on_train_start(self) -> None:
-        """Restores the plateau schedule of a checkpoint.
-
-        Raises:
-            InputError: Not all processes found the same checkpoint.
-        """
-        if self.trainer.world_size > 1:
-            epochs: Any = self.all_gather(torch.tensor(self.current_epoch, device=self.device))
-            if epochs.min() != epochs.max():
-                raise InputError(
-                    f"the processes go on from different epochs, {sorted(set(epochs.tolist()))}: "
-                    "put the repository on a disk that all nodes share"
-                )
+        """Restores the plateau schedule of a checkpoint, and prints where a training resumes."""
+        if self.current_epoch and self.trainer.is_global_zero:
+            print(f"going on after epoch {self.current_epoch}")
         if self.resumed_plateau is not None:
             self.plateau.load_state_dict(self.resumed_plateau)

@@ -1,33 +1,26 @@
-"""The web page and the superseded app's routes, as a Flask app that any WSGI server can run.
+"""The web page and the superseded app's routes, as a Flask app for one process with threads."""
 
-Alone it needs one process, in whose memory pictures and studies are kept, and more threads than
-volumes may take; a gateway in front of it decides whom it answers.
-"""
-
-import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import flask
 from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
+from werkzeug.formparser import FormDataParser
 
-from tumorseg.imaging.decode import MAX_VOLUME_BYTES, Rejected, is_picture
+from tumorseg.imaging.decode import is_picture
 from tumorseg.imaging.render import mask_png, overlay, to_png
+from tumorseg.imaging.study import MAX_VOLUME_BYTES, Rejected
 from tumorseg.inference.answers import ModelNamed
 from tumorseg.inference.predictor import ModelInfo, Predictor
 from tumorseg.inference.segment import Observer, SegmentSlices, StudySegmenter, unobserved
 from tumorseg.monitoring.ood import OodDetector
-from tumorseg.serving.operations import log_failure
-from tumorseg.serving.web.shield import (
-    MemoryRequest,
-    add_errors,
-    add_limits,
-    refuse_other_sites,
-    request_id,
-    secure,
-)
-from tumorseg.serving.web.store import CookieSessions, Store, begun, find, keep
+from tumorseg.serving.forms import in_memory
+from tumorseg.serving.guard import FAILED, refusal_headers
+from tumorseg.serving.operations import log_failure, request_id
+from tumorseg.serving.web.store import CookieSessions, Store, begun, find, from_listed_page, keep
 from tumorseg.serving.web.studies import add_studies
 
 # The one name that the superseded page asks for; here it is "the last upload of this session".
@@ -37,19 +30,22 @@ _HERE = Path(__file__).parent
 _PARTS = ("page.css", "measures.js", "viewer.js", "chart.js", "sending.js", "studies.js", "page.js")
 
 
+class _Parser(FormDataParser):
+    def __init__(self, stream_factory: Any = None, **options: Any) -> None:
+        super().__init__(in_memory, **options)
+
+
+class _Request(flask.Request):
+    form_data_parser_class = _Parser
+
+
 class _App(flask.Flask):
-    request_class = MemoryRequest
+    request_class = _Request
     session_interface = CookieSessions()
 
     def log_exception(self, exc_info: Any) -> None:
-        """Logs what failed in place of Flask, which would write down path and message."""
-        log_failure(exc_info[1], request_id())
-
-
-def model_folder() -> Path:
-    """Names the model's folder: `TUMORSEG_MODEL` if set, else `model` beside the package."""
-    named = os.environ.get("TUMORSEG_MODEL")
-    return Path(named) if named else Path(__file__).resolve().parents[3] / "model"
+        """Logs an error in place of Flask, which would log message and path."""
+        log_failure(exc_info[1])
 
 
 def create_app(
@@ -58,6 +54,7 @@ def create_app(
     observe: Observer = unobserved,
     segment: SegmentSlices | None = None,
     volumes: int = 2,
+    origins: Sequence[str] = (),
 ) -> flask.Flask:
     """Makes the web app.
 
@@ -67,88 +64,52 @@ def create_app(
         observe: Is called for each slice that is segmented.
         segment: Finds the tumour in slices; the predictor itself if None.
         volumes: How many may be decoded and segmented at a time.
+        origins: Of other sites whose pages may show the pictures and send the cookie.
     """
     app = _App(__name__, template_folder=str(_HERE), static_folder=None)
     app.secret_key = secrets.token_bytes(32)
     app.config.update(
-        SESSION_COOKIE_NAME="tumorseg",
-        SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_NAME="tumorseg", SESSION_COOKIE_HTTPONLY=True, LISTED_ORIGINS=origins
     )
     store = Store() if store is None else store
     detector = OodDetector(predictor.info.inputs)
     segmenter = StudySegmenter(segment or predictor.segment_many, detector, observe)
-    refuse_other_sites(app)
-    add_limits(app)
     _add_page(app, predictor.info, store)
     _add_upload(app, predictor.info, segmenter, store)
-    _add_pictures(app, store)
     add_studies(app, predictor.info, segmenter, store, volumes)
-    add_errors(app)
-    app.after_request(secure)
+    _add_errors(app)
+
+    @app.get("/<any(uploads, segmented):folder>/<name>")
+    def picture(folder: str, name: str) -> flask.Response:
+        found = find(store, f"{folder}/{name}")
+        if found is None:
+            flask.abort(404, "This picture is not kept (any longer): upload it again.")
+        return flask.Response(found, mimetype=_mimetype(found))
+
+    @app.after_request
+    def show_elsewhere(response: flask.Response) -> flask.Response:
+        if from_listed_page():
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        return response
+
     return app
 
 
-def _title(info: ModelInfo) -> str:
-    """Names the network as people write it."""
-    return _TITLES.get(info.architecture, info.architecture)
+def _add_errors(app: flask.Flask) -> None:
+    """Answers every error with its status and one sentence under `error`."""
 
+    @app.errorhandler(Rejected)
+    def rejected(error: Rejected) -> tuple[dict[str, str], int, dict[str, str]]:
+        content = {"error": error.sentence, "request_id": request_id()}
+        return content, error.status, refusal_headers(error.status)
 
-def _facts(info: ModelInfo) -> list[tuple[str, str]]:
-    """Lists what identifies the model, as (name, value)."""
-    return [
-        ("Network", _title(info)),
-        ("Version", info.version),
-        ("Sees", f"one slice at a time, at {info.image_size} × {info.image_size} pixels"),
-        ("Threshold", f"{info.threshold:.2f}"),
-        ("Weights", info.digest[:12]),
-        ("Training data", info.data_md5[:12]),
-        ("Code", info.git_sha[:12]),
-    ]
-
-
-def _limits(info: ModelInfo) -> list[str]:
-    """Says in sentences how well the model did on slices that it was not trained on.
-
-    Only what `model.json` knows is said; older models know less.
-    """
-    sentences = []
-    for figures, split in ((info.test, "test"), (info.validation, "validation")):
-        if (dice := _number(figures, "mean_dice")) is None:
-            continue
-        slices = _number(figures, "slices")
-        on = f"{slices:.0f} {split} slices" if slices else f"the {split} split"
-        sentences.append(f"Mean Dice {dice:.2f}{_interval(figures)} on {on}.")
-        if split == "test":
-            sentences += _beside(figures)
-    return sentences or ["How well this model does was not recorded with it."]
-
-
-def _beside(figures: dict[str, Any]) -> list[str]:
-    """What the test's mean Dice has to be read with."""
-    sentences = []
-    if (copy := _number(figures, "copy_mean_dice")) is not None:
-        sentences.append(
-            "Copying the mask of the most similar training slice, which takes no network, scores "
-            f"{copy:.2f} there."
-        )
-    found, right = (_number(figures, f"lesion_{k}") for k in ("sensitivity", "precision"))
-    if found is not None and right is not None:
-        sentences.append(
-            f"There it marked {found:.0%} of the tumours; {right:.0%} of the regions that it "
-            "marked were tumours."
-        )
-    return sentences
-
-
-def _interval(figures: dict[str, Any]) -> str:
-    low, high = (_number(figures, f"mean_dice_{end}") for end in ("low", "high"))
-    return "" if low is None or high is None else f" (95% interval {low:.2f} to {high:.2f})"
-
-
-def _number(figures: dict[str, Any], key: str) -> float | None:
-    value = figures.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    @app.errorhandler(HTTPException)
+    def other(error: HTTPException) -> Any:
+        response: Any = error.get_response()
+        sentence = FAILED.sentence if error.code == FAILED.status else error.description
+        response.data = flask.json.dumps({"error": sentence, "request_id": request_id()})
+        response.content_type = "application/json"
+        return response
 
 
 def _add_page(app: flask.Flask, info: ModelInfo, store: Store) -> None:
@@ -156,22 +117,26 @@ def _add_page(app: flask.Flask, info: ModelInfo, store: Store) -> None:
     style, *scripts = (Markup((_HERE / name).read_text()) for name in _PARTS)
 
     @app.get("/")
-    def page() -> str:
+    def page() -> flask.Response:
         # From here on the browser has a cookie, so that no name alone opens what it sends.
         begun()
-        flask.g.nonce = secrets.token_urlsafe(16)
-        return flask.render_template(
+        nonce = secrets.token_urlsafe(16)
+        text = flask.render_template(
             "page.html",
             info=info,
-            title=_title(info),
-            facts=_facts(info),
-            limits=_limits(info),
+            title=_TITLES.get(info.architecture, info.architecture),
             most=MAX_VOLUME_BYTES,
             minutes=round(store.seconds / 60),
-            nonce=flask.g.nonce,
+            nonce=nonce,
             style=style,
             script=Markup("\n").join(scripts),
         )
+        policy = (
+            "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+            f"img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; "
+            f"script-src 'nonce-{nonce}'"
+        )
+        return flask.Response(text, headers={"Content-Security-Policy": policy})
 
 
 def _add_upload(app: flask.Flask, info: ModelInfo, segmenter: StudySegmenter, store: Store) -> None:
@@ -201,7 +166,7 @@ def _add_upload(app: flask.Flask, info: ModelInfo, segmenter: StudySegmenter, st
         reply = {
             "segmented_img": kept("segmented", to_png(overlay(grey, found.mask))),
             "mask_img": kept("segmented", mask_png(found.mask)),
-            # From here on more than the superseded app's contract has; its clients look past it.
+            # From here on more than the superseded app's contract has; its clients ignore it.
             "uploaded_img": kept("uploads", original),
             "width": grey.shape[1],
             "height": grey.shape[0],
@@ -214,15 +179,5 @@ def _add_upload(app: flask.Flask, info: ModelInfo, segmenter: StudySegmenter, st
         return reply
 
 
-def _add_pictures(app: flask.Flask, store: Store) -> None:
-    @app.get("/<any(uploads, segmented):folder>/<name>")
-    def picture(folder: str, name: str) -> flask.Response:
-        found = find(store, f"{folder}/{name}")
-        if found is None:
-            flask.abort(404, "This picture is not kept (any longer): upload it again.")
-        return flask.Response(found, mimetype=_mimetype(found))
-
-
 def _mimetype(picture: bytes) -> str:
-    """Tells JPEG from PNG: nothing else that was decoded is kept as it came."""
     return "image/jpeg" if picture.startswith(b"\xff\xd8") else "image/png"

@@ -12,12 +12,12 @@ from flask.sessions import SecureCookieSessionInterface
 
 
 class Store:
-    """Keeps things in memory, for a limited time and up to a limited size; the oldest go first.
+    """Keeps values in memory, for a limited time and up to a limited size; the oldest go first.
 
     Args:
-        seconds: How long an entry lives.
+        seconds: How long an entry is kept.
         max_bytes: What all entries together may hold.
-        clock: Tells the time in seconds; tests set their own.
+        clock: Gives the time in seconds.
 
     Attributes:
         seconds: As given.
@@ -33,91 +33,81 @@ class Store:
         self.seconds = seconds
         self.max_bytes = max_bytes
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._entries: OrderedDict[str, tuple[float, Any, int]] = OrderedDict()
         self._bytes = 0
         self._sweeper: threading.Timer | None = None
 
     def put(self, key: str, value: Any, size: int | None = None) -> None:
-        """Keeps `value` under `key`, in place of what was there.
-
-        Args:
-            key: Its name.
-            value: Anything that nobody changes any more.
-            size: Its size in bytes; `len(value)` if None.
-        """
+        """Keeps `value`, of `size` bytes (`len(value)` if None), in place of what `key` had."""
         size = len(value) if size is None else size
         with self._lock:
-            self._drop(key)
+            self.remove(key)
             self._entries[key] = (self._clock(), value, size)
             self._bytes += size
-            self._tidy()
-            self._sweep_later()
+            self._drop_old()
+            if self._sweeper is None:
+                self._sweep()
 
     def get(self, key: str) -> Any:
-        """Returns what is kept under `key`; None if nothing is, or no longer."""
+        """Returns what is kept under `key`; None if nothing is."""
         with self._lock:
-            self._tidy()
-            entry = self._entries.get(key)
-            return entry[1] if entry else None
+            self._drop_old()
+            return self._entries.get(key, (0, None, 0))[1]
 
     def remove(self, key: str) -> None:
-        """Lets go of what is kept under `key`, if anything is."""
+        """Drops what is kept under `key`, if anything is."""
         with self._lock:
-            self._drop(key)
+            self._bytes -= self._entries.pop(key, (0, None, 0))[2]
 
     @property
     def held(self) -> int:
-        """How many bytes the entries that are alive hold."""
+        """The size of all entries, in bytes."""
         with self._lock:
-            self._tidy()
+            self._drop_old()
             return self._bytes
 
-    def __len__(self) -> int:
-        """Returns how many entries are alive."""
-        with self._lock:
-            self._tidy()
-            return len(self._entries)
-
-    def _drop(self, key: str) -> None:
-        _, _, size = self._entries.pop(key, (0.0, None, 0))
-        self._bytes -= size
-
-    def _tidy(self) -> None:
-        # Entries stand in the order of their age, so the first tells about all.
-        oldest_allowed = self._clock() - self.seconds
+    def _drop_old(self) -> None:
         while self._entries:
-            key, (born, _, _) = next(iter(self._entries.items()))
-            if self._bytes <= self.max_bytes and born > oldest_allowed:
+            key, (since, _, _) = next(iter(self._entries.items()))
+            if self._bytes <= self.max_bytes and self._clock() < since + self.seconds:
                 break
-            self._drop(key)
-
-    def _sweep_later(self) -> None:
-        """Has the last scan leave the memory on time, though nobody may ever come back."""
-        if self._sweeper is None and self._entries:
-            born, _, _ = next(iter(self._entries.values()))
-            left = max(0.0, born + self.seconds - self._clock())
-            self._sweeper = threading.Timer(left, self._sweep)
-            self._sweeper.daemon = True
-            self._sweeper.start()
+            self.remove(key)
 
     def _sweep(self) -> None:
+        """Drops what is too old now, and again when the next entry will be."""
         with self._lock:
+            self._drop_old()
             self._sweeper = None
-            self._tidy()
-            self._sweep_later()
+            if self._entries:
+                since, _, _ = next(iter(self._entries.values()))
+                left = max(0.0, since + self.seconds - self._clock())
+                self._sweeper = threading.Timer(left, self._sweep)
+                self._sweeper.daemon = True
+                self._sweeper.start()
 
 
-# Under this owner lies what a client without cookies sent; the name alone opens it.
+# The owner of what a client without cookies sent; the name alone opens it.
 _NOBODY = ""
 
 
+def from_listed_page() -> bool:
+    """Whether a page of a listed origin sent this request; `<img>` sends only a Referer."""
+    referer = "/".join(flask.request.headers.get("Referer", "").split("/", 3)[:3])
+    origin = flask.request.headers.get("Origin") or referer
+    return origin in flask.current_app.config["LISTED_ORIGINS"]
+
+
 class CookieSessions(SecureCookieSessionInterface):
-    """Signed cookies that travel encrypted wherever the page does."""
+    """Signed session cookies, for HTTPS only where they were set over HTTPS."""
 
     def get_cookie_secure(self, app: flask.Flask) -> bool:
-        """Tells whether the cookie is for HTTPS only: where it was set over HTTPS."""
+        """Whether browsers may send the cookie over HTTPS only."""
         return flask.request.is_secure
+
+    def get_cookie_samesite(self, app: flask.Flask) -> str:
+        """Lets pages of listed sites send the cookie; browsers accept that with HTTPS only."""
+        return "None" if flask.request.is_secure and from_listed_page() else "Lax"
 
 
 def current() -> str | None:
@@ -138,7 +128,7 @@ def keep(
     A client that came without a cookie may be a script that never sends one: for such clients the
     name opens it too, unless it is `guessable`. Another session never gets it.
     """
-    # What this very request began is no cookie that the client came with.
+    # A session that this very request began is no cookie that the client came with.
     came_with_cookie = current() is not None and not flask.session.modified
     store.put(f"{begun()}/{name}", value, size)
     if not (came_with_cookie or guessable):
@@ -146,11 +136,11 @@ def keep(
 
 
 def find(store: Store, name: str) -> Any:
-    """Returns what `keep` kept under `name` for this request's client; None if nothing (now)."""
+    """Returns what `keep` kept under `name` for this request's client; None if nothing."""
     return store.get(f"{current() or _NOBODY}/{name}")
 
 
 def forget(store: Store, name: str) -> None:
-    """Lets go of what `keep` kept under `name` for this request's client."""
+    """Drops what `keep` kept under `name` for this request's client."""
     for owner in (current() or _NOBODY, _NOBODY):
         store.remove(f"{owner}/{name}")

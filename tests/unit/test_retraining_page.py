@@ -1,4 +1,4 @@
-"""What the page of a retraining says of the champion, wherever the run ended."""
+"""The page of a retraining: the decision on the champion, wherever the run ended."""
 
 import pytest
 
@@ -13,7 +13,7 @@ PROMOTED = DECISION | {
 
 
 @pytest.mark.parametrize(
-    ("ran", "failure", "title", "said", "unsaid"),
+    ("ran", "failure", "title", "present", "absent"),
     [
         (["promote"], None, "a new champion", "Promoted, mean Dice 0.6", "failed"),
         (
@@ -33,7 +33,7 @@ PROMOTED = DECISION | {
         ([], None, "nothing to decide", "None was due", "failed"),
     ],
 )
-def test_the_decision_is_told_also_where_the_run_failed(ran, failure, title, said, unsaid) -> None:
+def test_the_page_has_the_decision_after_a_failure_too(ran, failure, title, present, absent):
     text = page(
         when="2026-01-01",
         because="a test",
@@ -45,5 +45,5 @@ def test_the_decision_is_told_also_where_the_run_failed(ran, failure, title, sai
         decision=PROMOTED,
         failure=failure,
     )
-    assert f"# Retraining: {title}\n" in text and said in text and unsaid not in text
+    assert f"# Retraining: {title}\n" in text and present in text and absent not in text
     assert "Champion now: version 2." in text
