@@ -91,9 +91,6 @@ def end_stages() -> None:
 def take_in(batch: Path, params: RetrainParams) -> None:
     """Makes the slices of a batch that pass a new data version, and sets the others aside."""
     taken = intake.take_in(batch, load_params(ValidateParams), load_params(SplitParams), params)
-    if taken is None:
-        print("the batch changed while it was read; it is left for the next time")
-        return
     print(
         f"batch {taken.batch} ({taken.kind}, {taken.slices} slices): {taken.train} to train, "
         f"{taken.valid} to valid, {sum(taken.refused.values())} to quarantine; "

@@ -88,7 +88,7 @@ main(wait)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_flow_is_marked_as_crashed_and_a_living_one_is_not(prefect_url, tmp_path) -> None:
     path = {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", "PREFECT_API_URL": prefect_url}
 

@@ -122,10 +122,10 @@ def test_a_busy_service_is_asked_again_and_a_dead_one_on_demand(browser, predict
 
     with opened(browser, sometimes) as page:
         page.choose(("first.jpg", JPEG))
-        said = page.line("first.jpg").get_by_role("alert")
-        said.get_by_text("Two volumes are being decoded.").wait_for()
+        alert = page.line("first.jpg").get_by_role("alert")
+        alert.get_by_text("Two volumes are being decoded.").wait_for()
         page.ready("first.jpg")
-        assert (busy, said.is_visible()) == ([0], False)
+        assert (busy, alert.is_visible()) == ([0], False)
         page.page.route("**/studies", lambda route: route.abort())
         page.choose(("second.jpg", JPEG))
         second = page.line("second.jpg")
@@ -217,19 +217,6 @@ def test_a_nifti_volume_from_choosing_it_to_its_mask(browser, predictor):
         assert int(np.asarray(mask.dataobj).sum()) == sum(areas)
 
 
-def pinch(page: Any) -> None:
-    """Two fingers move apart on the slice."""
-    canvas = page.locator("#painted")
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    for kind, apart in (("touchStart", 20), ("touchMove", 40), ("touchMove", 70)):
-        points = [{"x": x + side * apart, "y": y, "id": side + 1} for side in (-1, 1)]
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_readable_on_a_telephone(browser, predictor, scheme):
     options = {"color_scheme": scheme, "has_touch": True, "is_mobile": True}
@@ -242,7 +229,5 @@ def test_readable_on_a_telephone(browser, predictor, scheme):
             page.page.evaluate("scrollTo(0, document.body.scrollHeight)")
             note = page.page.get_by_text("Research use only").bounding_box()
             assert 0 <= note["y"] < 100
-        pinch(page.page)
-        assert int(page.text("zoom").rstrip("%")) > 120
         light = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (int(light.split("(")[1].split(",")[0]) > 128) == (scheme == "light")

@@ -310,14 +310,13 @@ def test_a_schedule_plans_runs_also_after_it_was_stopped_once(repository) -> Non
 
     for _ in range(2):
         command = [sys.executable, "-m", "pipelines.retrain", "--cron", "0 3 * * *"]
-        process = subprocess.Popen(command)
-        deadline = time.monotonic() + 90
-        while state() != (True, [False]):
-            assert process.poll() is None and time.monotonic() < deadline, state()
-            time.sleep(0.5)
-        process.terminate()
-        process.wait(60)
-        assert state() == (False, [True])
+        with subprocess.Popen(command) as process:
+            deadline = time.monotonic() + 240
+            while state() != (True, [False]) and time.monotonic() < deadline:
+                assert process.poll() is None, state()
+                time.sleep(0.5)
+            process.terminate()
+        assert time.monotonic() < deadline and state() == (False, [True])
 
 
 def test_prefect_yaml_has_flows_that_are_there() -> None:

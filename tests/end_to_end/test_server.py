@@ -24,7 +24,7 @@ with prefect_server() as url:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_commands_at_once_share_a_server_and_the_last_one_ends_it(tmp_path) -> None:
     (tmp_path / "dvc.yaml").touch()
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

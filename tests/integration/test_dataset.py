@@ -48,17 +48,12 @@ def test_unrecorded_data_are_never_lost(repository, phantom, coco_folder) -> Non
     assert contents(repository / "data") == before
 
 
-def test_another_layout_is_refused_before_anything_is_touched(repository, phantom, tmp_path):
+def test_what_fails_leaves_the_old_data(repository, phantom, coco_folder, monkeypatch, tmp_path):
     use(phantom)
     (tmp_path / "images" / "train").mkdir(parents=True)
     for folder in (tmp_path / "images", tmp_path / "nowhere", repository / "data"):
         with pytest.raises(InputError, match=folder.name):
             use(folder)
-    assert contents(repository / "data") == contents(phantom)
-
-
-def test_a_failing_dvc_puts_the_old_data_back(repository, phantom, coco_folder, monkeypatch):
-    use(phantom)
     real = dataset.dvc
 
     def failing(*arguments: str) -> str:

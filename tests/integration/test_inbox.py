@@ -83,20 +83,6 @@ def test_each_tie_to_the_test_split_keeps_a_slice_out(data, batch, tmp_path, mon
     }
 
 
-def test_numbers_in_names_are_neighbours_too(batch, tmp_path, monkeypatch) -> None:
-    folder = CocoFolder(tmp_path / "data")
-    for split, number in (("train", 1), ("valid", 5), ("test", 20)):
-        folder.add(split, f"{number}_x.png", [(9, 9, 20, 20)], pixels=picture(number))
-    for number in (19, 22, 2):
-        batch.add(f"{number}_y.png", picture(number + 200))
-    found, _ = examine(batch.write(), folder.write(), tmp_path, monkeypatch, valid_share=1.0)
-    assert found == {
-        "19_y.png": ("test_neighbour", None),
-        "22_y.png": (None, "valid"),
-        "2_y.png": (None, "train"),
-    }
-
-
 def test_what_fails_a_check_or_is_there_already_stays_out(data, batch, tmp_path, monkeypatch):
     batch.add("S10.PNG", picture(110))  # a name that some file systems do not keep apart
     batch.add("copy.png", picture(11))
@@ -150,20 +136,6 @@ def test_a_picture_without_labels_is_seen_beside_a_namesake_with(
     (batch.root / "train" / "dataset_description.json").write_text('{"Name": "of BIDS"}')
     found, _ = examine(batch.root, data, tmp_path, monkeypatch)
     assert found["a001.png"][0] is None and found["valid/a001.png"] == ("unreadable", None)
-
-
-def test_a_pair_that_does_not_fit_leaves_the_others_alone(data, tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "inbox" / "pairs"
-    folder.mkdir(parents=True)
-    for number in range(4):
-        Image.fromarray(picture(130 + number)).save(folder / f"case{number}.png")
-        Image.fromarray(picture(0) * 0).save(folder / f"case{number}_mask.png")
-    (folder / "case1_mask.png").write_bytes(b"no picture")
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "case2_mask.png")
-    (folder / "case3_mask.png").unlink()
-    found, _ = examine(folder, data, tmp_path, monkeypatch)
-    reasons = {"case1.png": "unreadable", "case2.png": "unreadable", "case3.png": "unreadable"}
-    assert {name: reason for name, (reason, _) in found.items()} == {"case0.png": None} | reasons
 
 
 def test_a_folder_that_cannot_be_imported_is_refused_whole(data, tmp_path, monkeypatch) -> None:

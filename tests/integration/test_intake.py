@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.inboxes import Batch, check_taken, picture, take_all
-from tests.support.retraining import git, sections
+from tests.support.retraining import git
 from tests.support.samples import contents
 from tumorseg.core import git as versions
 from tumorseg.core.errors import InputError, StageError
@@ -87,26 +87,6 @@ def test_what_dvc_or_git_refuse_is_taken_back(repository, template, monkeypatch,
     check_taken(repository, template)
 
 
-def test_a_version_from_elsewhere_is_not_taken_for_the_one_cut_off(
-    repository, template, quick, monkeypatch
-) -> None:
-    class Killed(BaseException):
-        """Stands for a signal: nothing catches it."""
-
-    def killed(*_: str) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(intake, "dvc", killed)
-        take_all(repository)
-    record = repository / "data.dvc"  # what `git pull` may bring
-    record.write_text(record.read_text().replace(intake.version(), "f" * 32 + ".dir"))
-    git(repository, "commit", "-q", "-m", "Another version", "data.dvc")
-    intake.recover(sections(repository)[2])
-    assert contents(repository / "inbox") == contents(template / "inbox")
-    assert contents(repository / "data") == contents(template / "data")
-
-
 def test_what_comes_late_stays_in_the_inbox(repository, quick, monkeypatch) -> None:
     late, real = Path("inbox/monday/late.jpg"), intake.dvc
 
@@ -120,18 +100,6 @@ def test_what_comes_late_stays_in_the_inbox(repository, quick, monkeypatch) -> N
     assert late.exists()
     again = take_all(repository)[-1]
     assert again.train + again.valid == 0 and again.refused["duplicate"] == 8
-
-
-def test_a_batch_that_changes_while_it_is_read_is_left(repository, quick, monkeypatch) -> None:
-    real = intake.examine
-
-    def slow(batch, *rest):
-        (batch / "late.jpg").write_bytes(b"late")
-        return real(batch, *rest)
-
-    monkeypatch.setattr(intake, "examine", slow)
-    assert intake.take_in(Path("inbox/monday"), *sections(repository)) is None
-    assert not list(repository.glob(".data*"))
 
 
 def test_a_batch_of_which_nothing_joins_makes_no_version(repository, quick) -> None:

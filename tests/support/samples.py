@@ -225,8 +225,6 @@ def nifti_pairs(root: Path, axis: str = "axial") -> Sample:
 def nifti_nnunet(root: Path) -> Sample:
     """imagesTr/ with two channels and labelsTr/, coronal slices."""
     sample = Sample(root, options=Options(axis="coronal", modality="0001"))
-    (root / "imagesTr").mkdir(parents=True)
-    (root / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "T1c"}}')
     for seed in range(3):
         intensities, labels = head(seed)
         name = f"BRATS_{seed:03d}"
@@ -243,10 +241,9 @@ def nifti_brats(root: Path) -> Sample:
     for seed in range(3):
         intensities, labels = head(seed)
         name = f"BraTS20_Training_{seed:03d}"
-        for modality in ("flair", "t1", "t2"):
-            save_nifti(root / name / f"{name}_{modality}.nii", 0 * intensities, "LPS", turn=0)
-        save_nifti(root / name / f"{name}_t1ce.nii", intensities, "LPS", turn=0)
-        save_nifti(root / name / f"{name}_seg.nii", labels.astype(np.float32), "LPS", turn=0)
+        volumes = dict.fromkeys(("flair", "t1", "t2"), 0 * intensities)
+        for ending, values in (volumes | {"t1ce": intensities, "seg": labels * 1.0}).items():
+            save_nifti(root / name / f"{name}_{ending}.nii", values, "LPS", turn=0)
         _expect(sample, name, labels)
     return sample
 

@@ -1,8 +1,8 @@
 """The service for tests: as a real `bentoml serve`, and in this process."""
 
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +21,7 @@ SOURCE = "tumorseg.serving.service:TumorSegmentation"
 
 def start(tag: str, log: Path, **more: str) -> tuple[subprocess.Popen[bytes], str]:
     """Starts `bentoml serve` for a bento's tag or `SOURCE`; returns it and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = 10_000 + secrets.randbelow(20_000)  # below those that the system gives away meanwhile
     command = [sys.executable, "-m", "bentoml", "serve", tag, "--host", "127.0.0.1"]
     with log.open("wb") as out:
         process = subprocess.Popen(

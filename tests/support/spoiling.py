@@ -17,17 +17,12 @@ HEALTHY = tuple(f"{split}/{name}.png" for split in coco.SPLITS for name in "abc"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What validate makes of a case.
+    """What validate makes of a case."""
 
-    Attributes:
-        problems: Path in the manifest → the finding's name and a phrase of its sentence.
-        oddities: Names noted with the image itself.
-        error: A phrase of the one-line error that ends the run.
-    """
-
+    # Path in the manifest → the finding's name and a phrase of its sentence.
     problems: dict[str, tuple[str, str]] = field(default_factory=dict)
-    oddities: tuple[str, ...] = ()
-    error: str | None = None
+    oddities: tuple[str, ...] = ()  # names noted with the image itself
+    error: str | None = None  # a phrase of the one-line error that ends the run
 
 
 # {name} is the spoilt image's file, {number} its place in the lists.
@@ -53,18 +48,11 @@ def error(phrase: str) -> Outcome:
 
 @dataclass
 class Spot:
-    """One image of the train split with one annotation, to be spoilt.
+    """One image of the train split with one annotation, to be spoilt."""
 
-    Attributes:
-        folder: data/train.
-        document: Its JSON, written after the spoiling.
-        number: Place of the image and of its annotation in the lists; also their ids.
-        name: The image's file name.
-    """
-
-    folder: Path
-    document: dict[str, Any]
-    number: int
+    folder: Path  # data/train
+    document: dict[str, Any]  # its JSON, written after the spoiling
+    number: int  # place of the image and of its annotation in the lists; also their ids
     name: str
 
     @property
@@ -92,23 +80,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class Case:
-    """One malformed or odd input.
-
-    Attributes:
-        name: What it is, in a few words.
-        spoil: Takes a Spot, or for cases about a whole folder, data/.
-        outcome: What validate must make of it.
-        suffix: Of the image.
-        imports: A phrase of the importer's error; None where the folder is imported.
-        slow: Takes seconds.
-    """
+    """One malformed or odd input."""
 
     name: str
-    spoil: Callable[[Any], None]
-    outcome: Outcome = USABLE
+    spoil: Callable[[Any], None]  # takes a Spot, or for cases about a whole folder, data/
+    outcome: Outcome = USABLE  # what validate must make of it
     suffix: str = ".png"
-    imports: str | None = None
-    slow: bool = False
+    imports: str | None = None  # a phrase of the importer's error; None: it is imported
 
 
 def healthy(data: Path) -> dict[str, dict[str, Any]]:

@@ -27,10 +27,6 @@ def entry(**values: Any):
     return lambda spot: spot.image.update(values)
 
 
-def without(key: str):
-    return lambda spot: spot.image.pop(key)
-
-
 def listed_as(name: str):
     """The JSON gives another name; {name} is the file's."""
 
@@ -77,20 +73,15 @@ ENTRIES = [
          Outcome({"train/a\\nb.png": ("bad_name", "control")})),
     Case("accents, blanks and emoji in the name", renamed("Kopf – Größe 🧠.png")),
     Case("name of 6000 letters", listed_as(LONG), lost("unreadable", f"train/{LONG}", "too long")),
-    Case("zero byte in the name", listed_as("a\0.png"), lost("bad_name", "train/a\\x00.png")),
     Case("absolute path", listed_as("/etc/hostname"),
          lost("outside", "train//etc/hostname", "leads out")),
     Case("../ in the path", listed_as("../../{name}"),
          lost("outside", "train/../../{name}", "leads out")),
     Case("./ before the name", listed_as("./{name}")),
-    Case("empty name", listed_as(""), lost("outside", "train/")),
     Case("a number for a name", entry(file_name=5), lost("bad_entry", ENTRY, "file_name")),
     Case("listed twice", again(id=10**6), finding("listed_twice", "more than once")),
-    Case("listed twice, once with ./", lambda s: s.document["images"].append(
-        s.image | {"id": 10**7, "file_name": f"./{s.name}"}), finding("listed_twice")),
     Case("two images with one id", same_id, finding(
         "duplicate_id", "shares its id", duplicate_id="train/twin-{name}")),
-    Case("no width", without("width"), finding("bad_entry", "its width")),
     *(Case(f"width {width!r}", entry(width=width), finding("size_mismatch", "its JSON says"))
       for width in (0, -80, 1e12)),
     *(Case(f"width {width!r}", entry(width=width), finding("bad_entry", "its width: "))
@@ -100,7 +91,7 @@ ENTRIES = [
         IMAGE: ("bad_entry", "its id"), ANNOTATION: ("orphan_annotation", "")}))
       for value in (None, True, [1])),
     Case("slice number 1e30", entry(slice_number=1e30), finding("bad_entry", "slice_number")),
-    Case("spacing NaN", entry(spacing_mm=[NAN, 1]), finding("bad_entry", "spacing_mm")),
+    Case("spacing NaN", entry(spacing_mm=[NAN, 1]), finding("bad_entry", "its spacing")),
     Case("a list for a group", entry(group=["p"]), finding("bad_entry", "its group")),
 ]  # fmt: skip
 
@@ -155,7 +146,6 @@ LABELS = [
       for value in (NAN, INF, HUGE, 1e9, 2**31)),
     Case("negative coordinates", polygon(-9, -9, 30, 8, 20, 30), odd("out_of_frame")),
     Case("polygon of 2 points", polygon(1, 1, 20, 20), bad("three points")),
-    Case("no points", polygon(), bad("three points")),
     Case("polygon not in a list", label(segmentation=[5, 5, 30, 8, 20, 30]), bad("plain list")),
     Case("text for a segmentation", label(segmentation="all"), bad("neither a list")),
     Case("neither segmentation nor box", lambda s: only(s, "segmentation", "bbox"),
@@ -164,18 +154,14 @@ LABELS = [
     *(Case(f"box {values}", box(*values), bad(phrase)) for values, phrase in (
         ((10, 10, NAN, 5), "finite"), ((10, 10, 20), "x, y, width"), ((10, 10, -5, 5), "below 0"),
         (("10", "10", "5", "5"), "plain list"), ((1e308, 1e308, 1e308, 5), "finite"))),
-    Case("box of no width", box(10, 10, 0, 5), odd("empty_label")),
     Case("polygon out of the frame", polygon(200, 200, 220, 200, 210, 230),
          odd("empty_label", "out_of_frame")),
-    Case("polygon partly out", polygon(70, 50, 120, 50, 90, 90), odd("out_of_frame")),
     Case("polygon that crosses itself", polygon(10, 10, 40, 40, 40, 10, 10, 40),
          odd("self_intersection")),
-    Case("polygon without area", polygon(5, 5, 5, 5, 5, 5), odd("empty_label")),
     Case("polygon of 40 000 strokes", zigzag, bad("longer than")),
     Case("500 boxes without area", label(segmentation=[[k / 9, 5] * 3 for k in range(500)]),
          odd("empty_label")),
     Case("run lengths of another size", run_lengths([81], (9, 9)), bad("run lengths are for")),
-    Case("run lengths without counts", label(segmentation={"size": [64, 80]}), bad("neither text")),
     Case("negative run", run_lengths([100, -50, TOTAL - 50]), SUM),
     Case("runs that stop short", run_lengths([100, 50]), SUM),
     Case("runs that wrap around", run_lengths([2**32, TOTAL]), SUM),
@@ -183,6 +169,5 @@ LABELS = [
     Case("packed runs of garbage", run_lengths("\x01\xff garbage"), TEXT),
     Case("packed runs cut short", run_lengths("o" * 9), TEXT),
     Case("packed run of 60 bits", run_lengths("o" * 11 + "0"), TEXT),
-    Case("packed runs that stop short", run_lengths("05"), SUM),
     Case("no category", lambda s: only(s, "category_id"), USABLE),
 ]  # fmt: skip

@@ -23,12 +23,8 @@ def as_format(kind: str):
     return lambda spot: spot.save(Image.fromarray(spot.pixels()), kind)
 
 
-def noise(mode: str, *channels: int, kind: str = "PNG", **options):
-    def spoil(spot: Spot) -> None:
-        pixels = spot.pixels(HEIGHT, WIDTH, *channels)
-        spot.save(Image.fromarray(pixels).convert(mode), kind, **options)
-
-    return spoil
+def palette(spot: Spot) -> None:
+    spot.save(Image.fromarray(spot.pixels(HEIGHT, WIDTH, 3)).convert("P"))
 
 
 def sized(width: int, height: int):
@@ -43,18 +39,13 @@ def deep(spot: Spot) -> None:
     spot.save(Image.fromarray(spot.pixels().astype(np.uint16) * 200))
 
 
-def cmyk(spot: Spot) -> None:
-    spot.save(Image.fromarray(spot.pixels(HEIGHT, WIDTH, 4), "CMYK"), "JPEG")
-
-
 def turned(width: int, height: int, orientation: int):
-    """A file of 80×64 or 64×64 that EXIF turns; the JSON has the size given."""
+    """A file of 80×64 that EXIF turns; the JSON has the size given."""
 
     def spoil(spot: Spot) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
-        pixels = spot.pixels(64, 64 if width == height else WIDTH)
-        spot.save(Image.fromarray(pixels), "JPEG", exif=exif)
+        spot.save(Image.fromarray(spot.pixels()), "JPEG", exif=exif)
         spot.image.update(width=width, height=height)
         spot.annotation["segmentation"] = [[5, 5, 20, 8, 12, 20]]
 
@@ -94,12 +85,9 @@ def checksum(spot: Spot) -> None:
     spot.path.write_bytes(file)
 
 
-def several(kind: str):
-    def spoil(spot: Spot) -> None:
-        image = Image.fromarray(spot.pixels())
-        spot.save(image, kind, save_all=True, append_images=[image.rotate(180)])
-
-    return spoil
+def two_pictures(spot: Spot) -> None:
+    image = Image.fromarray(spot.pixels())
+    spot.save(image, "MPO", save_all=True, append_images=[image.rotate(180)])
 
 
 def replaced(make):
@@ -112,24 +100,11 @@ def replaced(make):
     return spoil
 
 
-def linked(target: str):
-    return replaced(lambda spot: spot.path.symlink_to(target.format(name=spot.name)))
-
-
 def link_out(spot: Spot) -> None:
     secret = spot.folder.parent.parent / "outside"
     secret.mkdir(exist_ok=True)
     spot.path.rename(secret / spot.name)
     spot.path.symlink_to(secret / spot.name)
-
-
-def folder_link_out(spot: Spot) -> None:
-    secret = spot.folder.parent.parent / "outside"
-    (secret / "deeper").mkdir(parents=True, exist_ok=True)
-    spot.path.rename(secret / "deeper" / spot.name)
-    link = f"link{spot.number}"
-    (spot.folder / link).symlink_to(secret, target_is_directory=True)
-    spot.name = spot.image["file_name"] = f"{link}/deeper/{spot.name}"
 
 
 def link_into_cache(spot: Spot) -> None:
@@ -158,18 +133,12 @@ PICTURES = [
     *(Case(f"{kind} called .png", as_format(kind), OTHER_FORMAT) for kind in ("GIF", "TIFF", "WEBP",
          "BMP")),
     Case("16-bit PNG", deep),
-    Case("CMYK JPEG", cmyk, odd("coloured"), ".jpg"),
-    Case("RGB with alpha", noise("RGBA", 4), odd("coloured")),
-    Case("palette", noise("P", 3), odd("coloured")),
-    Case("several pictures in a JPEG", several("MPO"), suffix=".jpg"),
-    Case("animated PNG", several("PNG")),
-    Case("EXIF turns a square", turned(64, 64, 6), odd("rotated"), ".jpg"),
+    Case("palette", palette, odd("coloured")),
+    Case("several pictures in a JPEG", two_pictures, suffix=".jpg"),
     Case("EXIF turns, JSON upright", turned(64, 80, 6), odd("rotated"), ".jpg"),
     Case("EXIF turns, JSON as stored", turned(80, 64, 6), finding("size_mismatch", "EXIF turns it"),
          ".jpg"),
-    Case("EXIF is garbage", inserted(b"eXIf", b"II*\0\xff\xff\xff\xff" * 9)),
     Case("PNG claims 100000×100000", claims(100_000, 100_000), BROKEN),
-    Case("PNG claims 2³¹ pixels a side", claims(2**31, 2**31), BROKEN),
     Case("PNG of 200 MiB text, zTXt", inserted(b"zTXt", b"a\0\0" + BOMB), BROKEN),
     Case("PNG with a wrong checksum", checksum, finding("unreadable", "damaged header")),
     Case("side of 5000", sized(5000, 64), finding("too_large", "5000×64")),
@@ -180,12 +149,10 @@ PICTURES = [
          "no regular file"), ".jpg"),
     Case("pipe called .jpg", replaced(lambda s: os.mkfifo(s.path)), finding("not_a_file",
          "no regular file"), ".jpg", imports=SPECIAL),
-    Case("link to nothing", linked("gone.png"), finding("missing_file"), imports=SPECIAL),
-    Case("link to itself", linked("{name}"), finding("unreadable"), imports=SPECIAL),
-    Case("link to another image of the split", linked("a.png")),
+    Case("link to nothing", replaced(lambda s: s.path.symlink_to("gone.png")),
+         finding("missing_file"), imports=SPECIAL),
     Case("link into DVC's cache", link_into_cache),
     Case("link out of the folder", link_out, finding("outside", "is a link"), imports=OUT),
-    Case("folder is a link out", folder_link_out, finding("outside", "is a link"), imports=OUT),
     Case("no permission", lambda s: s.path.chmod(0), finding("unreadable", "Permission denied"),
          imports="cannot be copied"),
     Case("entry without a name", unlisted, finding("unlisted", "is not listed", bad_entry=ENTRY)),

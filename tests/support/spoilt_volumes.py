@@ -8,7 +8,13 @@ import nibabel
 import numpy as np
 from PIL import Image
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit, JPEGLosslessSV1, RLELossless, SegmentationStorage
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    RLELossless,
+    SegmentationStorage,
+)
 
 from tests.support.made_volumes import (
     COUNT,
@@ -59,12 +65,6 @@ def scans(height: int, width: int, count: int) -> bytes:
     return jpeg[:end] + jpeg[last:end] * count + jpeg[end:]
 
 
-def deflated() -> bytes:
-    (dataset,) = series(count=1)
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
-    return dicom_bytes(dataset)
-
-
 def as_nifti(array: np.ndarray, place: np.ndarray | None = None) -> bytes:
     return nibabel.Nifti1Image(array, affine() if place is None else place).to_bytes()
 
@@ -94,7 +94,7 @@ REJECTED = {
     "JPEG Lossless": (as_syntax(JPEGLosslessSV1), 415, "JPEG-LS or RLE"),
     "unknown transfer syntax": (FILE.replace(b"0008.1.2.1\0", b"0008.1.2.9\0"), 415,
          "JPEG-LS or RLE"),
-    "deflated": (deflated(), 415, "deflated"),
+    "deflated": (as_syntax(DeflatedExplicitVRLittleEndian), 415, "deflated"),
     "damaged JPEG frame": (as_syntax(JPEGBaseline8Bit), 400, "damaged"),
     "larger JPEG frame": (as_syntax(JPEGBaseline8Bit, encode(Image.fromarray(disc()), "JPEG")), 400,
          "damaged"),
@@ -122,7 +122,6 @@ REJECTED = {
     "several multi-frames":
          (zipped([dicom_bytes(enhanced(SOPInstanceUID=f"1.{n}")) for n in range(2)]), 400,
          "several frames"),
-    "513 slices": (series_zip(series(count=513, shape=(16, 16))), 413, "512 slices"),
     "empty zip": (zipped([]), 415, "no DICOM image"),
     "zip of pictures": (zipped([encode(Image.fromarray(disc()))]), 415, "no DICOM image"),
     "zip in a zip": (zipped([ZIP]), 415, "no DICOM image"),

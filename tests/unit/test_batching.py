@@ -118,23 +118,6 @@ def test_a_failure_of_the_network_reaches_all_of_its_batch_and_the_next_run_work
     assert worked == [(9.0, 9.0)]
 
 
-def test_a_cancelled_volume_is_not_computed_to_its_end():
-    network = Network(0.02)
-    slices = Slices(network, Settings(max_batch_size=2))
-    volume = Study("nifti", [disc()] * 200)
-
-    async def cancel():
-        task = asyncio.ensure_future(slices.each(volume, mean))
-        await asyncio.sleep(0.1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return await slices.each(one(3), mean)
-
-    assert asyncio.run(cancel()) == [(3.0, 3.0)]
-    assert sum(network.batches) < 60
-
-
 class Slow:
     """Work in a thread."""
 

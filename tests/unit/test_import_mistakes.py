@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from tests.support import samples
 from tests.support.samples import contents
 from tumorseg.core.errors import InputError
-from tumorseg.data import coco
 from tumorseg.importers import Options, import_folder
 
 Change = Callable[[Path], Any]
@@ -42,30 +40,15 @@ def volume(name: str, values: np.ndarray, turn: float = 7.0) -> Change:
     return lambda folder: samples.save_nifti(folder / name, values, "RAS", turn=turn)
 
 
-def edit_dicom(pattern: str, change: Callable[[pydicom.Dataset], Any]) -> Change:
-    def edit(folder: Path) -> None:
-        for path in folder.glob(pattern):
-            dataset = pydicom.dcmread(path)
-            change(dataset)
-            dataset.save_as(path)
-
-    return edit
+def moved(folder: Path) -> None:
+    """The images lie 3 mm beside where they were."""
+    for path in (folder / "P1" / "series").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient[0] += 3
+        dataset.save_as(path)
 
 
-def moved(dataset: pydicom.Dataset) -> None:
-    dataset.ImagePositionPatient[0] += 3
-
-
-def without_pixels(dataset: pydicom.Dataset) -> None:
-    del dataset.PixelData
-
-
-def four_axes(folder: Path) -> None:
-    series = nibabel.Nifti1Image(np.zeros((26, 22, 9, 4), np.float32), np.eye(4))
-    nibabel.save(series, folder / "case2.nii.gz")
-
-
-LGG, COCO, SPLITS = samples.lgg_pairs, samples.coco_single, samples.coco_polygons
+LGG, COCO = samples.lgg_pairs, samples.coco_single
 NIFTI, BRATS, DICOM = samples.nifti_pairs, samples.nifti_brats, samples.dicom_series
 LABELS = samples.head(1)[1]
 # What is built, what is changed in it, and words of the sentence about it.
@@ -88,20 +71,10 @@ MISTAKES: dict[str, tuple[Change, Change, str]] = {
         remove("test"),
         "has slices in train, valid, and none in the other splits",
     ),
-    "a broken JSON": (
-        SPLITS,
-        lambda f: (f / "test" / coco.ANNOTATIONS).write_text("{"),
-        f"test/{coco.ANNOTATIONS}: is not valid JSON",
-    ),
-    "splits without any image": (
-        SPLITS,
-        remove("*.png"),
-        "lists 12 images, and 12 cannot be used.*`tumorseg data labels`",
-    ),
     "most images missing": (
         COCO,
         remove("scan [0-7].*"),
-        "lists 12 images, and 8 cannot be used, such as scan 0.png, which is listed",
+        "lists 12 images, and 8 cannot be used, such as scan 0.png, which .*`tumorseg data labels`",
     ),
     "two COCO files": (
         COCO,
@@ -111,14 +84,13 @@ MISTAKES: dict[str, tuple[Change, Change, str]] = {
     "labels of another shape": (
         NIFTI,
         volume("case1_seg.nii.gz", LABELS[:-1]),
-        r"case1_seg.nii.gz: has shape \(25, 22, 9\), but .*case1.nii.gz has \(26, 22, 9\)",
+        r"case1_seg.nii.gz: has shape \(25, 22, 9\) and .*case1.nii.gz has \(26, 22, 9\)",
     ),
     "labels elsewhere": (
         NIFTI,
         volume("case1_seg.nii.gz", LABELS, turn=9),
-        "case1_seg.nii.gz: lies elsewhere than .*case1.nii.gz",
+        "case1_seg.nii.gz: .*or it lies elsewhere",
     ),
-    "four axes": (NIFTI, four_axes, "case2.nii.gz: The NIfTI file has 4 axes, not three"),
     "labels that are not whole": (
         NIFTI,
         volume("case0_seg.nii.gz", samples.head(0)[1] / 3),
@@ -143,13 +115,8 @@ MISTAKES: dict[str, tuple[Change, Change, str]] = {
     ),
     "a segmentation on another grid": (
         DICOM,
-        edit_dicom("P1/series/*", moved),
+        moved,
         "P1/seg.dcm: lies on another pixel grid than .*P1/series/",
-    ),
-    "no pixels": (
-        DICOM,
-        edit_dicom("P2/series/1", without_pixels),
-        "P2/series/1: The DICOM file holds no image",
     ),
     "cut pixels": (DICOM, cut("P2/series/1", 2500), "P2/series/1: cannot be read"),
     "options without volumes": (LGG, bool, "source: is masks; --axis"),

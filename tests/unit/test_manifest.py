@@ -48,7 +48,14 @@ def test_every_finding_of_the_params_is_an_expectation_and_the_other_way_round()
 
 def test_a_row_says_what_later_stages_need(coco_folder, manifest_of, tmp_path) -> None:
     coco_folder.add("train", "12_a.png", [(0, 0, 40, 32)])
-    table = manifest_of(coco_folder.write())
+    extra = {"group": "patient 7", "slice_number": 3, "spacing_mm": [0.5, 0.75]}
+    coco_folder.documents["test"]["images"][0] |= extra
+    coco_folder.add("train", "TCGA_CS_4941_12.png")
+    pattern = {"name_pattern": r"(?P<group>[A-Z]\w+_)?(?P<number>\d+)[_.]"}
+    table = manifest_of(coco_folder.write(), PARAMS.model_copy(update=pattern))
+    places = table.set_index("path")[["group", "slice_number", "spacing_mm"]]
+    assert tuple(places.loc["test/t.png"]) == ("patient 7", 3, "0.5×0.75")
+    assert tuple(places.loc["train/TCGA_CS_4941_12.png"]) == ("TCGA_CS_4941_", 12, "")
     row = table[table["path"] == "train/12_a.png"].iloc[0]
     assert (row["width"], row["height"], row["mode"], row["annotations"]) == (80, 64, "L", 1)
     assert row["tumour_fraction"] == pytest.approx(0.25)
@@ -57,24 +64,9 @@ def test_a_row_says_what_later_stages_need(coco_folder, manifest_of, tmp_path) -
     assert row["categories"] == "tumour"
     assert len(row["sha256"]) == 64
     assert decode(row["mask_rle"], 64, 80)[:32, :40].all()
-    assert np.load(tmp_path / "small.npy").shape == (3, 48, 48)
+    assert np.load(tmp_path / "small.npy").shape == (4, 48, 48)
     save_manifest(table, tmp_path / "m.parquet")
     assert load_manifest(tmp_path / "m.parquet").equals(table)
-
-
-def test_group_number_and_spacing_come_from_the_json(coco_folder, manifest_of) -> None:
-    coco_folder.add("train", "12_a.png")
-    extra = {"group": "patient 7", "slice_number": 3, "spacing_mm": [0.5, 0.75]}
-    coco_folder.documents["train"]["images"][0] |= extra
-    row = manifest_of(coco_folder.write()).query("split == 'train'").iloc[0]
-    assert (row["group"], row["slice_number"], row["spacing_mm"]) == ("patient 7", 3, "0.5×0.75")
-
-
-def test_group_and_number_come_from_the_name(coco_folder, manifest_of) -> None:
-    coco_folder.add("train", "TCGA_CS_4941_12.png")
-    pattern = PARAMS.model_copy(update={"name_pattern": r"(?P<group>\w+)_(?P<number>\d+)\."})
-    row = manifest_of(coco_folder.write(), pattern).query("split == 'train'").iloc[0]
-    assert (row["group"], row["slice_number"]) == ("TCGA_CS_4941", 12)
 
 
 def test_a_good_set_passes_and_writes_data_docs(phantom, manifest_of, tmp_path) -> None:
@@ -127,11 +119,15 @@ def test_offenders_are_named_and_stop_the_run(coco_folder, manifest_of, tmp_path
     stop_on_critical(lines_of(table, tmp_path, tolerant))
 
 
-def test_a_file_in_two_splits_is_critical(coco_folder, manifest_of, tmp_path) -> None:
+def test_a_file_in_two_splits_and_a_huge_tumour_are_critical(
+    coco_folder, manifest_of, tmp_path
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 80), np.uint8)
     coco_folder.add("train", "a.png", [(3, 3, 9, 9)], pixels=pixels)
     coco_folder.add("test", "b.png", [(3, 3, 9, 9)], pixels=pixels)
+    coco_folder.add("train", "huge.png", [(0, 0, 80, 60)])
     lines = lines_of(manifest_of(coco_folder.write()), tmp_path)
+    assert any("max_tumour_fraction: train/huge.png" in line for line in lines)
     (line,) = [text for text in lines if "no file is in two splits" in text]
     assert line.startswith("critical")
     assert "train/a.png" in line and "test/b.png" in line and "v.png" not in line
@@ -181,12 +177,6 @@ def test_quality_flags_are_noted(coco_folder, manifest_of, tmp_path) -> None:
     lines = lines_of(table, tmp_path)
     assert any("self_intersection" in line and "train/bow.png" in line for line in lines)
     assert all(line.startswith("warning") for line in lines)
-
-
-def test_a_huge_tumour_is_critical(coco_folder, manifest_of, tmp_path) -> None:
-    coco_folder.add("train", "a.png", [(0, 0, 80, 60)])
-    lines = lines_of(manifest_of(coco_folder.write()), tmp_path)
-    assert any("max_tumour_fraction: train/a.png" in line for line in lines)
 
 
 @pytest.mark.real_data

@@ -92,14 +92,6 @@ def empty_items(undefined: bool) -> list[Dataset]:
     return datasets
 
 
-def window_of_a_frame() -> Dataset:
-    made, group = enhanced(), Dataset()
-    made.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    group.add_new(0x00281050, "UN", NUMBERS.encode())
-    made.PerFrameFunctionalGroupsSequence[3].FrameVOILUTSequence = [group]
-    return made
-
-
 def private_elements() -> Dataset:
     (dataset,) = series(count=1)
     for number in range(5000):
@@ -111,7 +103,6 @@ def private_elements() -> Dataset:
     ("limit", "value", "make"),
     [
         ("_MAX_PARTS", 5000, lambda: dicom_bytes(implicit(0x00281050))),
-        ("_MAX_PARTS", 5000, lambda: dicom_bytes(window_of_a_frame())),
         ("_MAX_PARTS", 5000, lambda: dicom_bytes(private_elements())),
         ("_MAX_PARTS", 5000, lambda: series_zip(empty_items(False))),
         ("_MAX_PARTS", 5000, lambda: series_zip(empty_items(True))),
@@ -119,7 +110,7 @@ def private_elements() -> Dataset:
         ("_MAX_HEADER", 5000, lambda: dicom_bytes(implicit(0x00281050))),
         ("_MAX_PARSED_AT_ONCE", 1024, lambda: dicom_bytes(implicit(0x00080005))),
     ],
-    ids=["window", "window of a frame", "elements", "items", "items without length", "bytes read",
+    ids=["window", "elements", "items", "items without length", "bytes read",
          "bytes of a header", "character set"],
 )  # fmt: skip
 def test_headers_that_take_too_much_are_refused(monkeypatch, limit, value, make):
@@ -144,12 +135,12 @@ def test_long_headers_of_scanners_are_read():
 def test_no_damage_escapes_as_another_exception(tmp_path):
     info = load_info(write_model(tmp_path))
     outcomes: Counter[str] = Counter()
-    for number, (kind, data) in enumerate(islice(inputs(seed=0), 300)):
+    for number, (kind, data) in enumerate(islice(inputs(seed=0), 150)):
         try:
             outcomes[check(data, info)] += 1
         except AssertionError as error:
             raise AssertionError(f"{kind}, input {number} of seed 0: {error}") from error
-    assert outcomes["used"] > 10 and outcomes["400"] > 50
+    assert outcomes["used"] > 5 and outcomes["400"] > 25
 
 
 def test_a_modality_table_is_applied():

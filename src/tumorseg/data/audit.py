@@ -1,6 +1,6 @@
 """What a reviewer asks about a data set before reading any result: every figure of audit.json."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ def audit(
     thumbnails: Thumbnails,
     findings: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Measures a data set as it stands, before anything is trained.
+    """Measures a data set before anything is trained.
 
     Args:
         table: The manifest with its leaks marked.
@@ -143,15 +143,13 @@ def baseline_figures(usable: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, 
         "background": baselines.background(sizes(test)),
         "copy": copied_masks(thumbnails, train, test),
     }
-    figures = {name: agreement(masks, true_masks(test)) for name, masks in answers.items()}
     keys = ("micro_dice", "mean_dice", "mean_dice_low", "mean_dice_high", "accuracy")
-    return {name: {key: row[key] for key in keys} for name, row in figures.items()}
-
-
-def agreement(masks: Iterable[Mask], truths: Iterable[Mask]) -> dict[str, Any]:
-    """Dice and the like of masks against others, slice by slice, each (H, W)."""
-    counts = [count(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
-    return summarise(score(pd.DataFrame(counts)), samples=2000, seed=0)
+    figures = {}
+    for name, masks in answers.items():
+        counts = pd.DataFrame(map(count, masks, true_masks(test)))
+        summary = summarise(score(counts), samples=2000, seed=0)
+        figures[name] = {key: summary[key] for key in keys}
+    return figures
 
 
 def _outliers(usable: pd.DataFrame) -> dict[str, Any]:

@@ -108,25 +108,18 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
 
     Raises:
-        InputError: It is missing, is no JSON, or has a key twice, of which one would be lost.
+        InputError: It is missing or is no JSON.
     """
     if not path.exists():
         raise InputError(f"{path}: is missing; each split needs one beside its images")
     if not path.is_file():  # reading a pipe would wait without end
         raise InputError(f"{path}: is no regular file; export it again")
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); allow it") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not valid JSON ({error}); export it again") from None
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, uses in Counter(key for key, _ in pairs).items():
-        if uses > 1:
-            raise ValueError(f"key {reprlib.repr(key)} is there twice in one object")
-    return dict(pairs)
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -267,15 +260,20 @@ def image_rles(image: LabelledImage) -> list[dict[str, Any]]:
     return parts
 
 
-def image_rle(image: LabelledImage) -> str:
+def image_rle(image: LabelledImage, parts: list[dict[str, Any]] | None = None) -> str:
     """The union of an image's annotations as compressed run lengths, ASCII.
+
+    Args:
+        image: The image.
+        parts: Its `image_rles`, where they are known already.
 
     Raises:
         ValueError: An annotation cannot be drawn; the message says which and why.
     """
-    if not image.annotations:
+    parts = image_rles(image) if parts is None else parts
+    if not parts:
         return encode(np.zeros((image.height, image.width), bool))
-    return str(rle_tools.merge(image_rles(image))["counts"], "ascii")
+    return str(rle_tools.merge(parts)["counts"], "ascii")
 
 
 def encode(mask: Mask) -> str:

@@ -38,13 +38,11 @@ ELSEWHERE = {
     "duplicate_across_splits": ("duplicate_elsewhere", "no file is in two splits"),
     "near_duplicate_across_splits": (
         "near_duplicate_elsewhere",
-        "no picture has a near duplicate in another split (validate.near_duplicate); where one "
-        "has, its test figure may be recognition rather than segmentation",
+        "no picture has a near duplicate in another split (validate.near_duplicate)",
     ),
     "neighbour_across_splits": (
         "neighbour_elsewhere",
-        "no slice has a neighbour (by the number in its name) in another split; where one has, "
-        "its test figure may be recognition rather than segmentation",
+        "no slice has a neighbour (by the number in its name) in another split",
     ),
 }
 

@@ -61,7 +61,7 @@ def _masks(folder: Path) -> dict[tuple[str, int, int], str]:
 def use_labels(folder: Path, data: Path = Path("data")) -> None:
     """Puts other labels in the place of the present ones, and records that with `dvc add`.
 
-    The images stay as they are. `git commit data.dvc` makes it a version of its own.
+    The images stay as they are. `git commit data.dvc` records the new version.
 
     Raises:
         InputError: data/ holds changes that DVC has not recorded, or the labels cannot be used.

@@ -109,8 +109,8 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
     small = np.load(thumbnails, mmap_mode="r")
     first = usable.drop_duplicates("sha256")
     original = usable["sha256"].map(first.set_index("sha256")["path"])
-    twins = (usable["path"] != original).to_numpy(bool)
-    equal = pd.DataFrame({"left": original[twins], "right": usable["path"][twins]})
+    copies = (usable["path"] != original).to_numpy(bool)
+    equal = pd.DataFrame({"left": original[copies], "right": usable["path"][copies]})
 
     places, values = similar_pairs(small, first["thumbnail"].to_numpy(np.intp), threshold)
     paths = first["path"].to_numpy(object)

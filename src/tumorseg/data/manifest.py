@@ -158,7 +158,7 @@ def _labels(image: coco.LabelledImage, file: dict[str, Any]) -> dict[str, Any]:
         parts = coco.image_rles(image)
     except ValueError as error:
         raise UnusableError("bad_annotation", str(error)) from None
-    rle = coco.image_rle(image)
+    rle = coco.image_rle(image, parts)
     area = int(rle_tools.area({"size": [image.height, image.width], "counts": rle.encode()}))
     flags = label_flags(image.annotations, image.height, image.width)
     # One by one: given a list, pycocotools cannot count beyond 255.

@@ -88,11 +88,11 @@ def find_groups(
     links = known[known["kind"] != "neighbour"]
     edges = [place[links["left"]].to_numpy(), place[links["right"]].to_numpy()]
 
-    named = table["group"].notna().to_numpy()
-    _, members = np.unique(table["group"].fillna("").astype(str), return_inverse=True)
-    first = pd.Series(np.arange(len(table))).groupby(members).transform("first").to_numpy()
+    # Each named group is a further node, after those of the slices.
+    members, names = pd.factorize(table["group"])
+    named = members >= 0
     edges[0] = np.append(edges[0], np.flatnonzero(named))
-    edges[1] = np.append(edges[1], first[named])
+    edges[1] = np.append(edges[1], len(table) + members[named])
 
     # find_pairs sorted these by number: a chain is a run of rows, each starting where one ended.
     rows = known[known["kind"] == "neighbour"]
@@ -105,9 +105,9 @@ def find_groups(
         uncut[_cuts(chain["correlation"].to_numpy(), cuttable, shortest, longest)] = False
         edges[0] = np.append(edges[0], place[chain["left"]].to_numpy()[uncut])
         edges[1] = np.append(edges[1], place[chain["right"]].to_numpy()[uncut])
-    ones = np.ones(len(edges[0]))
-    graph = coo_array((ones, (edges[0], edges[1])), shape=(len(table), len(table)))
-    return connected_components(graph, directed=False)[1]
+    size = len(table) + len(names)
+    graph = coo_array((np.ones(len(edges[0])), tuple(edges)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(table)]
 
 
 def _cuts(

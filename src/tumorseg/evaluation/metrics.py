@@ -155,7 +155,7 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
 
     Args:
         scored: A row a slice and seed, as `score` returns it. Without `path` each row is a slice;
-            without `group` each slice stands alone.
+            without `group` each slice is one.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
 

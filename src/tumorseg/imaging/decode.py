@@ -37,7 +37,7 @@ _GZIP = b"\x1f\x8b"
 _TOO_LARGE = Refusal(
     413, f"The file is larger than {MAX_UNPACKED // 1024**2} MiB unpacked: send a part of it."
 )
-_MEMBERS = 4 * MAX_SLICES  # files in a zip: a series, and what lies beside it
+_MEMBERS = 4 * MAX_SLICES  # files in a zip: a series and other files
 
 
 def decode(data: bytes) -> Study:

@@ -1,6 +1,6 @@
 """Masks as DICOM SEG and NIfTI files on the grid of the volume they were found in.
 
-A segmentation has a frame for every slice of the source: an empty one says that nothing was found.
+A segmentation has a frame for every slice of the source: an empty one where nothing was found.
 """
 
 import gzip
@@ -87,13 +87,13 @@ def nifti_file(study: Study, masks: list[Mask]) -> bytes:
 
     Args:
         study: Of kind `nifti` or `dicom`.
-        masks: bool, shape (H, W), one a slice of the study.
+        masks: bool, shape (H, W), one per slice of the study.
 
     Returns:
         A .nii.gz file of 0 and 1, uint8.
 
     Raises:
-        Rejected: 400 if the slices of a DICOM source do not lie evenly, or it does not say.
+        Rejected: 400 if the slices of a DICOM source are not known to be evenly spaced.
     """
     check(study, "nifti")
     planes, source = np.stack(masks).astype(np.uint8), study.source
@@ -119,15 +119,14 @@ def seg_file(study: Study, masks: list[Mask], model: NamedModel) -> bytes:
 
     Args:
         study: Of kind `dicom`.
-        masks: bool, shape (H, W), one a slice of the study.
+        masks: bool, shape (H, W), one per slice of the study.
         model: The model that found them.
 
     Returns:
         A DICOM file.
 
     Raises:
-        Rejected: 400 if the source does not say where its slices lie, or lacks what a
-            segmentation must refer to.
+        Rejected: 400 if the source lacks positions or identifiers that a segmentation needs.
     """
     silence_readers()
     source: Stack = study.source

@@ -168,7 +168,7 @@ def _headers(dataset: Dataset) -> list[Dataset]:
         for sequence, keywords in _GROUPS.items():
             found = next(iter(group.get(sequence) or shared.get(sequence) or []), dataset)
             if found is dataset and count > 1 and sequence.startswith("Plane"):
-                continue  # one position at the top says nothing about several frames
+                continue  # one position at the top is not that of several frames
             for keyword in keywords:
                 if keyword in found:
                     header[keyword] = found[keyword]

@@ -6,16 +6,23 @@ slices as a `Source`. Splits, writing and the summary are the same for all. To a
 a module and list it in `IMPORTERS`.
 """
 
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
-from tumorseg.data.coco import ANNOTATIONS, SPLITS, printable
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, printable
+from tumorseg.data.splits import assign_splits
 from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
-from tumorseg.importers.reading import Options, Source, refuse_links_out
-from tumorseg.importers.writer import Summary, assign, use_unique_names, write
+from tumorseg.importers.reading import Options, Record, Source, refuse_links_out
 
 __all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan", "read", "write"]
 
@@ -25,6 +32,64 @@ IMPORTERS: dict[str, ModuleType] = {
     "nifti": nifti,
     "dicom": dicom,
 }
+SHOWN = 10  # so many skipped files are named in a summary
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an import does or would do.
+
+    Attributes:
+        kind: The importer's name.
+        source: What is imported.
+        splits: train, valid or test, of each record.
+    """
+
+    kind: str
+    source: Source
+    splits: list[str]
+
+    @property
+    def images(self) -> int:
+        """The number of slices in all splits."""
+        return len(self.splits)
+
+    @property
+    def groups(self) -> int:
+        """The number of patients or series known."""
+        return len({record.group for record in self.source.records} - {None})
+
+    def __str__(self) -> str:
+        """One line a fact."""
+        records = self.source.records
+        drawn = any(record.split is None for record in records)
+        by = "divided here, a patient's slices together" if drawn else "as in the source"
+        counts = ", ".join(f"{split} {self.splits.count(split)}" for split in SPLITS)
+        distances = sorted(distance for record in records for distance in record.spacing or ())
+        spacing = f"{distances[0]:.2f} to {distances[-1]:.2f} mm" if distances else "not known"
+        lone = sum(record.group is None for record in records)
+        lines = [
+            f"format      {self.kind}",
+            f"slices      {counts} ({by})",
+            f"patients    {self.groups or 'not known'}",
+            f"categories  {', '.join(self.source.categories) or 'none'}",
+            f"spacing     {spacing}",
+        ]
+        skipped = [f"skipped     {path}: {why}" for path, why in self.source.skipped.items()]
+        lines += skipped[:SHOWN]
+        if len(skipped) > SHOWN:
+            lines.append(f"skipped     … and {len(skipped) - SHOWN} more")
+        placed = {
+            (r.group, split) for r, split in zip(records, self.splits, strict=True) if r.group
+        }
+        if several := len(placed) - self.groups:
+            lines.append(
+                f"doubtful    patients are in several splits of the source ({several} times)"
+            )
+        if lone and drawn:
+            why = f"the patients of {lone} slices are not known, so one may be in two splits"
+            lines.append(f"doubtful    {why}")
+        return "\n".join(lines)
 
 
 def detect(folder: Path) -> str:
@@ -67,7 +132,7 @@ def read(folder: Path, kind: str, options: Options | None = None) -> Source:
     if not source.records:
         why = next((f" ({path}: {why})" for path, why in source.skipped.items()), "")
         raise InputError(f"{folder}: holds no slice that can be imported{why}")
-    source.records[:] = use_unique_names(source.records)
+    source.records[:] = _use_unique_names(source.records)
     return source
 
 
@@ -87,7 +152,7 @@ def plan(folder: Path, kind: str | None = None, options: Options | None = None) 
     if kind == "coco" and coco_folder.is_layout(folder):
         splits = [str(record.split) for record in source.records]
     else:
-        splits = assign(folder, source.records)
+        splits = _assign(folder, source.records)
     return Summary(kind, source, splits)
 
 
@@ -133,3 +198,94 @@ def _copy(layout: Path, folder: Path) -> None:
     except shutil.Error as error:  # of a list with an entry a file
         name, _, why = error.args[0][0]
         raise InputError(f"{printable(str(name))}: cannot be copied ({why})") from None
+
+
+def _use_unique_names(records: Sequence[Record]) -> list[Record]:
+    """Gives records file names of letters, digits, `.`, `_` and `-` that differ in any case.
+
+    Digits that begin a name are read as the place in a scan that all images share. Where groups
+    are known, each has its own scan, so such a name gets a letter in front.
+    """
+    taken: set[str] = set()
+    result = []
+    for record in records:
+        stem, dot, suffix = record.name.rpartition(".")
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:150].strip("-.") or "slice"
+        if record.group is not None and stem[0].isdigit():
+            stem = f"s{stem}"
+        name, copy = f"{stem}{dot}{suffix}", 1
+        while name.lower() in taken:
+            copy += 1
+            name = f"{stem}-{copy}{dot}{suffix}"
+        taken.add(name.lower())
+        result.append(replace(record, name=name))
+    return result
+
+
+def _assign(folder: Path, records: Sequence[Record]) -> list[str]:
+    """The split of each record; none is empty, and where the source has none no group is divided.
+
+    Raises:
+        InputError: The source leaves a split empty, or has fewer groups than there are splits.
+    """
+    stated = [record.split for record in records if record.split is not None]
+    if stated:
+        if len(stated) < len(records) or set(stated) != set(SPLITS):
+            raise InputError(
+                f"{folder}: has slices in {', '.join(sorted(set(stated)))}, and none in the other "
+                "splits, or some outside; it needs train, valid and test with all slices, or none "
+                "of these folders and the slices are divided here"
+            )
+        return stated
+    groups = [
+        f"slice {record.name}" if record.group is None else f"group {record.group}"
+        for record in records
+    ]
+    if (count := len(set(groups))) < len(SPLITS):
+        raise InputError(
+            f"{folder}: has only {count} patient{'s' if count > 1 else ''}, and one must not be in "
+            "two of train, valid and test; add patients, or sort the slices into three such folders"
+        )
+    categories = [sorted({name for name, _ in record.labels}) for record in records]
+    return assign_splits(groups, ["+".join(names) or "none" for names in categories])
+
+
+def write(source: Source, splits: Sequence[str], folder: Path) -> dict[str, str]:
+    """Writes train, valid and test, each with its images and `_annotations.coco.json`.
+
+    One slice is in memory at a time, beside the entries of the JSON files.
+
+    Args:
+        source: What to write.
+        splits: train, valid or test for each record.
+        folder: Is made; must not exist.
+
+    Returns:
+        Name → why, of the slices that cannot be read; they are left out.
+    """
+    documents = {split: Document(dict(source.header)) for split in SPLITS}
+    for split, document in documents.items():
+        (folder / split).mkdir(parents=True)
+        for category in source.categories:
+            document.category(category)
+    unread: dict[str, str] = {}
+    progress = tqdm(source.records, "writing", unit="slice", disable=None)
+    for record, split in zip(progress, splits, strict=True):
+        try:
+            image = record.load()
+        except InputError as error:
+            unread[record.name] = str(error)
+            continue
+        path = folder / split / record.name
+        entry: dict[str, Any] = record.entry | {"file_name": record.name}
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            Image.fromarray(image).save(path)
+            entry["height"], entry["width"] = image.shape
+        known = {"group": record.group, "slice_number": record.number, "spacing_mm": record.spacing}
+        entry |= {key: value for key, value in known.items() if value is not None}
+        documents[split].add(entry, record.labels)
+    for split, document in documents.items():
+        document.save(folder / split)
+    return unread

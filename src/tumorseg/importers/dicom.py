@@ -6,7 +6,6 @@ pseudonym: anybody who knows the identity can compute it too.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ from tumorseg.importers.reading import (
     Record,
     Source,
     annotate,
+    pick,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "DICOM images with a DICOM SEG that refers to them"
-NEVER = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".json", ".nii", ".gz"}
 TOLERANCE = 1e-2  # mm
 # What is kept of each image while a folder is indexed.
 _INDEXED = [
@@ -47,9 +46,7 @@ _INDEXED = [
 
 def fits(folder: Path) -> bool:
     """Whether there is a DICOM file, of any name."""
-    return any(
-        path.suffix.lower() not in NEVER and _is_dicom(path) for path in visible_files(folder)
-    )
+    return any(map(_is_dicom, visible_files(folder)))
 
 
 def _is_dicom(path: Path) -> bool:
@@ -73,7 +70,6 @@ def read(folder: Path, options: Options) -> Source:
     labels: dict[str, Labels] = defaultdict(list)  # by SOPInstanceUID
     stacks: dict[str, list[FileDataset]] = {}
     categories: set[str] = set()
-    doubts = []
     for path in paths:
         names, drawn, absent = _segmentation(path, images)
         categories.update(names)
@@ -81,7 +77,7 @@ def read(folder: Path, options: Options) -> Source:
             labels[uid] += own
             stacks.setdefault(images[uid].SeriesInstanceUID, [])
         if absent:
-            doubts.append(f"{path} refers to {absent} images that are not here")
+            skipped[path] = f"refers to {absent} images that are not here; the others are read"
     for image in images.values():
         if image.SeriesInstanceUID in stacks:
             stacks[image.SeriesInstanceUID].append(image)
@@ -110,14 +106,10 @@ def read(folder: Path, options: Options) -> Source:
                     split=None,
                     spacing=stack.spacing,
                     labels=labels[image.SOPInstanceUID],
-                    load=partial(_load, series, number, greys),
+                    load=partial(pick, partial(greys, series), number),
                 )
             )
-    return Source(records, sorted(categories), skipped, doubts)
-
-
-def _load(series: str, number: int, greys: Callable[[str], list[Grey]]) -> Grey:
-    return greys(series)[number]
+    return Source(records, sorted(categories), skipped)
 
 
 def _index(folder: Path) -> tuple[dict[str, FileDataset], list[Path], dict[Path, str]]:

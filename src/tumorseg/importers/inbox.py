@@ -93,7 +93,7 @@ def examine(
         folder: For what is unpacked, and for thumbnails.
         validate: What is acceptable.
         split: How long a chain of neighbours may be.
-        retrain: What is set aside, and the share for valid.
+        retrain: Which checks quarantine a slice, and the share for valid.
         data: The data set.
 
     Returns:

@@ -91,17 +91,15 @@ def take_in(
     split: SplitParams,
     retrain: RetrainParams,
     data: Path = DATA,
-) -> Taken | None:
+) -> Taken:
     """Makes what may join of a batch a new data version, and moves the rest to the quarantine.
 
-    Returns:
-        What became of it; None where the batch changed while it was read, and nothing was done.
+    A batch that changes meanwhile stays in the inbox, to be read again.
 
     Raises:
         InputError: data/ or data.dvc holds changes that are not recorded.
         StageError: The version could not be recorded; data/ and the inbox are as they were.
     """
-    recover(retrain, data)
     git.refuse_changed(f"{data.name}.dvc")
     refuse_to_lose(data)
     place = work(data)
@@ -115,9 +113,6 @@ def take_in(
             merge(data, place, joins)
         if len(refused):
             quarantine(place, batch.name, refused)
-        if fingerprint(batch) != mark:
-            remove_folder(place)
-            return None
         reasons, splits = Counter(refused["reason"]), Counter(joins["side"])
         taken = Taken(
             batch=mark[:8],
@@ -172,7 +167,7 @@ def _link(source: str, target: str) -> None:
 
 
 def quarantine(place: Path, batch: str, refused: pd.DataFrame) -> None:
-    """Builds the quarantine's folder: a COCO folder of its own, and a line why for each."""
+    """Builds the quarantine's folder: a COCO folder, and a CSV file with the reasons."""
     refused_to, unpacked = place / "quarantine", place / "unpacked" / "train"
     refused_to.mkdir()
     table = refused[["name", "reason", "why"]].map(coco.printable)

@@ -2,8 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,30 +20,19 @@ from tumorseg.importers.reading import (
     Record,
     Source,
     annotate,
+    pick,
     readable,
     visible_files,
 )
 
 LOOKS_FOR = "X.nii.gz with X_seg.nii.gz (or _label, _mask), or imagesTr/ and labelsTr/"
 TOLERANCE = 1e-2  # mm between the grids of a volume and its labels
-Slices = Callable[[Path, str], list[Grey]]  # a volume's slices, shape (H, W) each
 LABEL_ENDINGS = ("seg", "label", "mask")  # the first is preferred
 CONTRAST_ENHANCED = ("t1ce", "t1c", "t1gd")
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A volume with its labels.
-
-    Attributes:
-        name: What the names of both files begin with.
-        patient: Several subjects, such as visits, may be of one.
-    """
-
-    name: str
-    patient: str
-    image: Path
-    labels: Path
+# Its name, its patient (who may have several), its volume and its labels.
+Subject = tuple[str, str, Path, Path]
 
 
 def fits(folder: Path) -> bool:
@@ -60,52 +47,44 @@ def read(folder: Path, options: Options) -> Source:
         InputError: A volume and its labels do not match, or a file cannot be read.
     """
     subjects, skipped = _pairs(folder, options.modality)
-    greys: Slices = lru_cache(maxsize=1)(_greys)  # records come volume by volume
+    greys = lru_cache(maxsize=1)(_greys)  # records come volume by volume
     records = []
     found: set[int] = set()
-    for subject in tqdm(subjects, "reading labels", unit="volume", disable=None):
-        axis, spacing = _check(subject, options.axis)
-        for number, plane in enumerate(_labels(subject.labels, axis)):
+    progress = tqdm(subjects, "reading labels", unit="volume", disable=None)
+    for name, patient, image, labels in progress:
+        axis, spacing = _check(image, labels, options.axis)
+        for number, plane in enumerate(_labels(labels, axis)):
             values = {int(value) for value in np.unique(plane)} - {0}
             found |= values
             if options.take(number, bool(values)):
                 records.append(
                     Record(
-                        name=f"{subject.name}_{axis}_{number:04d}.png",
-                        group=subject.patient,
+                        name=f"{name}_{axis}_{number:04d}.png",
+                        group=patient,
                         number=number,
                         split=None,
                         spacing=spacing,
                         labels=annotate({f"label {v}": plane == v for v in sorted(values)}),
-                        load=partial(_load, subject.image, axis, number, greys),
+                        load=partial(pick, partial(greys, image, axis), number),
                     )
                 )
     return Source(records, [f"label {value}" for value in sorted(found)], skipped)
 
 
-def _load(path: Path, axis: str, number: int, greys: Slices) -> Grey:
-    return greys(path, axis)[number]
-
-
-def _check(subject: Subject, axis: str) -> tuple[str, tuple[float, float]]:
+def _check(volume: Path, labels: Path, axis: str) -> tuple[str, tuple[float, float]]:
     """Compares the grids of a volume and its labels.
 
     Returns:
         Across which axis slices are cut, and the distances of their rows and columns in mm.
     """
-    image = _open(subject.image)
-    grid, labels = _canonical_grid(image), _canonical_grid(_open(subject.labels))
-    if grid.shape != labels.shape:
-        raise InputError(
-            f"{subject.labels}: has shape {labels.shape}, but {subject.image} has {grid.shape}; "
-            "resample the labels to the volume"
-        )
+    image = _open(volume)
+    grid, other = _canonical_grid(image), _canonical_grid(_open(labels))
     corners = np.array(np.meshgrid(*([0, n - 1] for n in grid.shape))).reshape(3, -1).T
-    places = [apply_affine(each.affine, corners) for each in (grid, labels)]
-    if not np.allclose(places[0], places[1], rtol=0, atol=TOLERANCE):
+    places = [apply_affine(each.affine, corners) for each in (grid, other)]
+    if grid.shape != other.shape or not np.allclose(*places, rtol=0, atol=TOLERANCE):
         raise InputError(
-            f"{subject.labels}: lies elsewhere than {subject.image} (their affines differ); "
-            "resample the labels to the volume"
+            f"{labels}: has shape {other.shape} and {volume} has {grid.shape}, or it lies "
+            "elsewhere; resample the labels to the volume"
         )
     chosen = cut_across(image.affine) if axis == "auto" else axis
     row, column = distances(image, chosen)[0]
@@ -196,7 +175,7 @@ def _pairs(folder: Path, modality: str | None) -> tuple[list[Subject], dict[Path
         )
     several = len({place for place, _ in chosen}) > 1
     subjects = [
-        Subject(name, _patient(folder, place, name, several), image, labels[place, name])
+        (name, _patient(folder, place, name, several), image, labels[place, name])
         for (place, name), image in chosen.items()
     ]
     return subjects, skipped

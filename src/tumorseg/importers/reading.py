@@ -61,14 +61,12 @@ class Source:
         records: In the order in which reading them is fast.
         categories: Names of all categories, in the order of their ids.
         skipped: Path → why it is left out.
-        doubts: What the user should look at; one sentence each.
         header: Other top-level keys of the JSON file, such as `licenses`.
     """
 
     records: list[Record]
     categories: list[str]
     skipped: dict[Path, str] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
     header: dict[str, Any] = field(default_factory=dict)
 
 
@@ -121,6 +119,11 @@ def annotate(masks: dict[str, Mask]) -> Labels:
             }
             labels.append((name, annotation))
     return labels
+
+
+def pick(slices: Callable[[], list[Grey]], number: int) -> Grey:
+    """One of the slices that a function reads, for a record's `load`."""
+    return slices()[number]
 
 
 def visible_files(folder: Path) -> list[Path]:

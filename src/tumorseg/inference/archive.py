@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """What all chunks have in common; every path is absolute, on a disk that all workers share."""
+    """What all chunks share; every path is absolute, on a disk that all workers can reach."""
 
     archive: Path  # the folder that is segmented
     output: Path  # the folder for the masks

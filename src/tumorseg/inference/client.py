@@ -176,9 +176,8 @@ def _parsed(answer: httpx.Response, kind: type[Answer]) -> Answer:
 
 
 def _unexpected(answer: httpx.Response) -> ServiceError:
-    status = answer.status_code
     return ServiceError(
-        f"{answer.url} answered {status}, but not as this service does: check the address.",
-        status,
+        f"{answer.url} answered {answer.status_code}, not as this service: check the address.",
+        answer.status_code,
         answer.headers.get("X-Request-ID"),
     )

@@ -106,7 +106,7 @@ class Predictor:
         threads: That run the network; as many as there are cores for it if 0.
 
     Attributes:
-        info: What `model.json` says.
+        info: The content of `model.json`.
 
     Raises:
         InputError: If the folder does not hold a whole, matching and working model.
@@ -117,17 +117,15 @@ class Predictor:
         self._turn = threading.Lock()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or cpu_count()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         # Threads that wait by spinning take the cores from decoding and encoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )
-            # The first run allocates; nobody's first picture should wait for that.
+            # The first run is slow, since it allocates memory.
             self.segment(np.zeros((self.info.image_size,) * 2, np.uint8))
         except Exception as error:
-            # ONNX Runtime's own exceptions share no base class.
             raise InputError(f"{folder / 'model.onnx'} does not run: {error}") from error
 
     def prepare(self, grey: Grey) -> NDArray[np.float32]:
@@ -167,7 +165,7 @@ class Predictor:
         # The box around the tumour is faster to work on than the whole picture.
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         box = slice(top, top + height), slice(left, left + width)
-        # Without zoom the line is half a pixel off, which nobody sees on a large tumour.
+        # Without zoom the line is half a pixel off, which is invisible on a large tumour.
         flat = outlines(mask[box], zoom=4 if width * height <= _MOST_ZOOMED else 1) if area else []
         corner = np.array([left, top])
         return Segmentation(

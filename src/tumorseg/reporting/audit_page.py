@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tumorseg.core.files import atomic_path
 from tumorseg.data import coco
@@ -37,9 +38,10 @@ def write_page(
     """
     usable = table[table["problem"].isna()]
     labelled = usable[usable["tumour_fraction"] > 0].sort_values(["box_fill", "path"])
+    spread = labelled.iloc[_spread(len(labelled))]
     unusual = usable[usable["oddities"].str.contains(UNUSUAL)]
     shown = {
-        "labels_shown": [_single(row, data) for row in _spread(labelled).to_dict("records")],
+        "labels_shown": [_single(row, data) for row in spread.to_dict("records")],
         "recognised": _recognised(usable, thumbnails, data),
         "duplicates_shown": _duplicates(usable, pairs, data),
         "outliers_shown": [_single(row, data) for row in unusual.head(SHOWN).to_dict("records")],
@@ -48,10 +50,9 @@ def write_page(
         temporary.write_text(fill("audit.html", figures | shown), encoding="utf-8")
 
 
-def _spread(rows: pd.DataFrame) -> pd.DataFrame:
-    """`SHOWN` rows at equal distances, the first and the last among them."""
-    places = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows)))
-    return rows.iloc[places.astype(int)]
+def _spread(count: int) -> NDArray[np.intp]:
+    """`SHOWN` of so many positions at equal distances, the first and the last among them."""
+    return np.linspace(0, count - 1, min(SHOWN, count)).astype(np.intp)
 
 
 def _recognised(usable: pd.DataFrame, thumbnails: Thumbnails, data: Path) -> list[dict[str, Any]]:
@@ -62,11 +63,8 @@ def _recognised(usable: pd.DataFrame, thumbnails: Thumbnails, data: Path) -> lis
     own, others = (rows["thumbnail"].to_numpy(np.intp) for rows in (test, train))
     best = most_similar(thumbnails[others], thumbnails[own])
     alike = correlation(thumbnails, np.column_stack([own, others[best]]))
-    ranked = pd.DataFrame({"best": best, "alike": alike}).sort_values("alike", ascending=False)
-    return [
-        _beside([test.iloc[row.Index], train.iloc[row.best]], row.alike, data)
-        for row in _spread(ranked).itertuples()
-    ]
+    shown = np.argsort(-alike)[_spread(len(alike))]
+    return [_beside([test.iloc[i], train.iloc[best[i]]], alike[i], data) for i in shown]
 
 
 def _duplicates(usable: pd.DataFrame, pairs: pd.DataFrame, data: Path) -> list[dict[str, Any]]:

@@ -158,7 +158,8 @@ def strata_dots(strata: pd.DataFrame, methods: Sequence[str]) -> Figure:
         label = TITLES[name].removeprefix("baseline: ").split(" of ")[0]
         axis.hlines(heights, rows["mean_dice_low"], rows["mean_dice_high"], color=colour)
         axis.plot(rows["mean_dice"], heights, "o", color=colour, markersize=5, label=label)
-    labels = [f"{_label(row.by, row.stratum)} ({row.slices})" for row in rows.itertuples()]
+    keys = zip(rows["by"], rows["stratum"], rows["slices"], strict=True)
+    labels = [f"{_label(by, stratum)} ({slices})" for by, stratum, slices in keys]
     axis.set_yticks(range(count), labels)
     axis.set(xlim=(0, 1), ylim=(count - 0.5, -0.5), xlabel="mean Dice, with 95% CI")
     figure.legend(loc="outside upper center", ncols=len(methods))

@@ -193,13 +193,13 @@ class Observed:
 
     Args:
         app: The application behind it.
-        routes: Patterns by which requests are counted, such as `/uploads/*`.
+        routes: Patterns by which requests are counted, such as `/uploads/{name}`.
         state: While it says stopping, every answer closes its connection.
     """
 
     def __init__(self, app: ASGIApp, *, routes: Iterable[str], state: State) -> None:
         self._app = app
-        self._routes = tuple(routes)
+        self._routes = {re.sub(r"{.*?}", "*", one): one for one in routes}
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,9 +208,11 @@ class Observed:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get(HEADER, "")
+        path = scope["path"]
+        known = (one for glob, one in self._routes.items() if fnmatchcase(path, glob))
         entry = Entry(
             id=sent if _SAFE_ID.fullmatch(sent) else secrets.token_hex(8),
-            route=next((one for one in self._routes if fnmatchcase(scope["path"], one)), "other"),
+            route=next(known, "other"),
             method=scope["method"],
         )
         token = _current.set(entry)

@@ -17,8 +17,8 @@ from tumorseg.inference.segment import SegmentSlices
 from tumorseg.serving.batching import Slices, to_the_end
 from tumorseg.serving.guard import GONE, STARTING, refusal
 
-# Patterns of Flask's paths.
-PATHS = ("/", "/upload", "/uploads/*", "/segmented/*", "/studies", "/studies/*")
+# Only these paths are Flask's; a mount at `/` would also take BentoML's own.
+PATHS = ("/", "/upload", "/uploads/{name}", "/segmented/{name}", "/studies", "/studies/{rest:path}")
 
 
 class _Visit:

@@ -149,13 +149,12 @@ class Application:
 
     def routes(self) -> list[Route]:
         """The addresses that BentoML's own application does not have."""
-        flask_paths = [path.replace("*", "{rest:path}") for path in pages.PATHS]
         methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
         return [
             Route("/version", _version),
             Route("/docs.json", _docs),
             Route("/metrics", self._metrics),
-            *(Route(path, self.pages) for path in flask_paths),
+            *(Route(path, self.pages) for path in pages.PATHS),
             Route("/{rest:path}", _nothing_there, methods=methods),
         ]
 

@@ -108,8 +108,7 @@ def train_fold(
 ) -> dict[str, Any]:
     """Trains one network on one fold, or returns its summary if that is done already.
 
-    Interrupted, it resumes from the end of the last epoch. While another process trains the same
-    fold, it waits.
+    It resumes an interrupted training, and waits while another process trains the same fold.
 
     Args:
         fold: Of the slices of `arrays`.

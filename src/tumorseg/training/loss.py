@@ -5,14 +5,13 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def dice_loss(logits: Tensor, target: Tensor, over: str = "slice", smooth: float = 1.0) -> Tensor:
-    """One minus the soft Dice (Milletari et al. 2016, with plain sums below).
+def dice_loss(logits: Tensor, target: Tensor, over: str = "slice") -> Tensor:
+    """One minus the soft Dice (Milletari et al. 2016, with plain sums below, plus 1 in both terms).
 
     Args:
         logits: float, shape (B, 1, H, W).
         target: 0 or 1, same shape.
         over: `batch` pools all pixels; `slice` averages the losses of the slices.
-        smooth: Added to numerator and denominator.
 
     Returns:
         A scalar in [0, 1).
@@ -21,7 +20,7 @@ def dice_loss(logits: Tensor, target: Tensor, over: str = "slice", smooth: float
     probability = torch.sigmoid(logits)
     overlap = (probability * target).sum(axes)
     total = probability.sum(axes) + target.sum(axes)
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
 def bce_dice_loss(

@@ -37,8 +37,7 @@ class Segmenter(lightning.LightningModule):
         """Logits and loss of one batch."""
         images, masks, _ = batch
         logits = self.network(images.contiguous(memory_format=torch.channels_last)).float()
-        common = self.params
-        weights = (common.bce_weight, common.dice_weight, common.dice_over)
+        weights = (self.params.bce_weight, self.params.dice_weight, self.params.dice_over)
         return logits, bce_dice_loss(logits, masks.float(), *weights)
 
     def training_step(self, batch: Batch, number: int) -> Tensor:

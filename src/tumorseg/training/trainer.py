@@ -131,7 +131,6 @@ def train(
     Raises:
         InputError: A split has too few slices, the grid does not fit the network, a node has no
             MASTER_ADDR, or the loss is not a number.
-        OSError: A file cannot be written.
     """
     _check(name, params, slices)
     common = params.common
@@ -246,8 +245,7 @@ def hardware() -> str:
     """Number and model of the GPUs or CPU cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    listing = Path("/proc/cpuinfo")
-    name = listing.exists() and re.search(r"^model name\s*:\s*(.+)", listing.read_text(), re.M)
+    name = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
     return f"{os.cpu_count()} cores of {name[1].strip() if name else platform.machine()}"
 
 
