@@ -80,8 +80,8 @@ def _check(volume: Path, labels: Path, axis: str) -> tuple[str, tuple[float, flo
     image = _open(volume)
     grid, other = _canonical_grid(image), _canonical_grid(_open(labels))
     corners = np.array(np.meshgrid(*([0, n - 1] for n in grid.shape))).reshape(3, -1).T
-    places = [apply_affine(each.affine, corners) for each in (grid, other)]
-    if grid.shape != other.shape or not np.allclose(*places, rtol=0, atol=TOLERANCE):
+    one, two = (apply_affine(each.affine, corners) for each in (grid, other))
+    if grid.shape != other.shape or not np.allclose(one, two, rtol=0, atol=TOLERANCE):
         raise InputError(
             f"{labels}: has shape {other.shape} and {volume} has {grid.shape}, or it lies "
             "elsewhere; resample the labels to the volume"
