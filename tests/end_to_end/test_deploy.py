@@ -170,7 +170,13 @@ def commands() -> dict[tuple[str, ...], set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "options"), commands().items(), ids=str)
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        pytest.param(*item, id=Path(item[0][0]).name + " ".join(["", *item[0][1:]]))
+        for item in commands().items()
+    ],
+)
 def test_commands_exist_with_their_options(words, options) -> None:
     folder = Path(sys.executable).parent
     done = subprocess.run(
