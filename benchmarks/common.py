@@ -18,7 +18,7 @@ import yaml
 # For `deploy`, `pipelines` and `tests.support`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from deploy import process
+from deploy import services
 from tumorseg.core import environment
 from tumorseg.core.prefect_server import free_port, prefect_server
 from tumorseg.data.phantom import make_phantom
@@ -103,7 +103,7 @@ def run(command: list[str], seconds: float | None = None) -> tuple[int | None, s
 
 
 @dataclass
-class Server(process.Server):
+class Server(services.Server):
     """A server process that is asked over HTTP at `url`."""
 
     url: str = ""
