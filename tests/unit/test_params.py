@@ -37,6 +37,7 @@ def test_stages_sections_and_modules_share_their_names() -> None:
     ("change", "message"),
     [
         (lambda d: d["train"]["unet"].update(chanels=[4, 8]), "train.unet.chanels: unknown key"),
+        (lambda d: d["train"]["unet"].update(stem=4), "train.unet.stem: is called space_to_depth"),
         (lambda d: d["train"]["common"].update(epochs="many"), "train.common.epochs: .*'many'"),
         (lambda d: d["train"]["common"].pop("epochs"), "train.common.epochs: missing"),
         (lambda d: d["train"].update(seeds=[1, 1]), "train.seeds: .*must differ"),

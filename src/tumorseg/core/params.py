@@ -24,6 +24,8 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.service_settings import Settings
 
 PARAMS = Path("params.yaml")
+# Keys of version 0.1 → their present names.
+RENAMED = {"most_at_once": "micro_batch_size", "stem": "space_to_depth"}
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -351,8 +353,11 @@ def check(document: Mapping[str, Any], where: object) -> list[Section]:
 
 def _sentence(section: str, problem: Any) -> str:
     key = ".".join([section, *map(str, problem["loc"])])
-    if problem["type"] in ("extra_forbidden", "missing"):
-        return f"{key}: {'missing' if problem['type'] == 'missing' else 'unknown key'}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if problem["type"] == "extra_forbidden":
+        new = RENAMED.get(str(problem["loc"][-1]))
+        return f"{key}: {f'is called {new} since version 0.2' if new else 'unknown key'}"
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict):  # several keys together
         return f"{key}: {message}"
