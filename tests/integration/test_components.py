@@ -63,7 +63,7 @@ main(probe)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     """A step's retry and the end without a traceback are Prefect's doing: seen in its log."""
     (tmp_path / "flows.py").write_text(FLOW)
@@ -81,7 +81,7 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     assert "InputError" in second and "Traceback" not in second
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mlflow_server_answers(tmp_path: Path) -> None:
     port = free_port(0)
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -99,6 +99,7 @@ def test_commands_start(command: list[str]) -> None:
     assert done.returncode == 0 and lock()[command[0]] in done.stdout
 
 
+@pytest.mark.long
 def test_monai_asks_no_server_and_leaves_no_file(tmp_path) -> None:
     code = (
         "import sys\n"

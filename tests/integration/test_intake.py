@@ -66,7 +66,7 @@ def test_a_record_changed_by_hand_stops_it_with_a_sentence(repository) -> None:
     (repository / "data" / "train" / "mine.jpg").unlink()
     assert contents(repository / "data") == before and (repository / "inbox" / "monday").exists()
     shutil.rmtree(repository / ".git")
-    with pytest.raises(InputError, match="no git repository"):
+    with pytest.raises(InputError, match="need a git repository"):
         take_all(repository)
     assert not list(repository.glob(".data*"))
 

@@ -193,7 +193,7 @@ def test_rows_are_what_was_found_and_name_nobody(
     assert not [number for number in requests if str(number) in log]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_metrics_count_rows_and_sigterm_writes_what_waits(model, tmp_path, greys) -> None:
     path = tmp_path / "statistics.db"
     log = tmp_path / "serve.log"

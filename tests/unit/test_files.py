@@ -1,4 +1,4 @@
-"""Folders of read-only files, and links that lead out of a folder."""
+"""Folders of read-only files."""
 
 from tumorseg.core import files
 
@@ -20,14 +20,3 @@ def test_a_read_only_folder_is_removed(tmp_path, monkeypatch) -> None:
     files.remove_folder(tmp_path / "dvd")
     assert not (tmp_path / "dvd").exists()
     files.remove_folder(tmp_path / "dvd")
-
-
-def test_a_link_leads_out_unless_it_leads_to_a_cache_of_dvc(tmp_path) -> None:
-    (tmp_path / "data").mkdir()
-    cached = tmp_path / "cache" / "files" / "md5" / "ab" / "cdef"
-    cached.parent.mkdir(parents=True)
-    for target in (cached, tmp_path / "elsewhere", tmp_path / "data" / "own"):
-        target.write_bytes(b"x")
-        (tmp_path / "data" / f"to_{target.name}").symlink_to(target)
-    found = {p.name for p in (tmp_path / "data").iterdir() if files.leads_out(p, p.parent)}
-    assert found == {"to_elsewhere"}

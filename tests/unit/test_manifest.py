@@ -180,7 +180,7 @@ def test_quality_flags_are_noted(coco_folder, manifest_of, tmp_path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.slow
+@pytest.mark.long
 def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
     from tumorseg.data.audit import audit
 

@@ -4,8 +4,11 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,17 @@ def remove_folder(folder: Path) -> None:
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether a path, its links followed, is outside a folder; links to a DVC cache are not."""
-    target = Path(os.path.realpath(path))
-    cached = target.parts[-4:-2] == ("files", "md5")  # DVC stores …/files/md5/ab/cdef…
-    return not (cached or target.is_relative_to(os.path.realpath(root)))
+    """Whether a path, its links followed, is outside a folder; DVC's links to its cache are not."""
+    target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if target.is_relative_to(inside):
+        return False
+    cache = _dvc_cache(inside)
+    return cache is None or not target.is_relative_to(cache)
+
+
+@lru_cache(maxsize=1)
+def _dvc_cache(folder: Path) -> Path | None:
+    """The cache to which DVC makes links where `cache.type` is symlink; None outside a project."""
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return Path(os.path.realpath(done.stdout.strip())) if done.returncode == 0 else None
