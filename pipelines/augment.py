@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from pipelines._flow import command, stage, step
+from pipelines._paths import POLICY, REPORTS
 from tumorseg.core.params import AugmentParams, load_params
 from tumorseg.data.arrays import build_arrays, load_slices
 from tumorseg.data.manifest import load_manifest
 from tumorseg.reporting.figures import augmentation_gallery
 from tumorseg.training.augmentation import load_policy, save_policy
-
-POLICY = Path("artifacts/augment/policy.json")
 
 
 @stage(name="augment")
@@ -19,7 +18,7 @@ def augment() -> None:
     step(build_arrays)(load_manifest(), Path("data"), params.image_size)
     save_policy(params, POLICY)
     slices = load_slices("train")
-    step(augmentation_gallery)(slices, load_policy(POLICY), Path("reports/augmentation.png"))
+    step(augmentation_gallery)(slices, load_policy(POLICY), REPORTS / "augmentation.png")
     print(f"{slices.images.shape} train slices; preview: reports/augmentation.png")
 
 

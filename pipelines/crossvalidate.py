@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines._fanout import outcomes, workers
 from pipelines._flow import command, stage
-from pipelines.augment import POLICY
+from pipelines._paths import POLICY
 from pipelines.train import unfinished
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError, StageError

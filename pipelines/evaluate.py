@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from pipelines._flow import command, stage, step
-from pipelines.train import TRAINED
+from pipelines._paths import DATA, REPORTS, TRAINED
 from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
@@ -23,7 +23,6 @@ from tumorseg.reporting.report import write_cards, write_report
 from tumorseg.reporting.report_data import ReportData, seed_means
 from tumorseg.training.predict_split import compare, load_network
 
-REPORTS = Path("reports")
 MASKS = Path("artifacts/evaluate/masks.parquet")
 
 
@@ -78,7 +77,7 @@ def evaluate() -> None:
         split=split,
         params=yaml.safe_load(Path("params.yaml").read_text()),
         lineage=lineage(),
-        data=Path("data"),
+        data=DATA,
         gated=gated,
     )
     step(write_report)(data, REPORTS / "report.html")
@@ -114,7 +113,7 @@ def draw(scored: pd.DataFrame, histories: pd.DataFrame) -> None:
         pd.concat([m.add_prefix(name) for name, m in means.items()], axis=1).to_csv(temporary)
     figures.png(figures.training_curves(histories), REPORTS / "curves.png")
     figures.comparison_chart(scored[scored["split"] == "test"], REPORTS / "comparison.png")
-    figures.prediction_gallery(scored, Path("data"), REPORTS / "predictions.png")
+    figures.prediction_gallery(scored, DATA, REPORTS / "predictions.png")
 
 
 if __name__ == "__main__":

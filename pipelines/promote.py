@@ -7,14 +7,12 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from pipelines._flow import command, stage, step
-from pipelines.evaluate import REPORTS
-from pipelines.register import CANDIDATE
+from pipelines._paths import CANDIDATE, DECISION, REPORTS
 from tumorseg.core.files import write_json, write_text
 from tumorseg.core.params import PromoteParams, RegisterParams, load_params
 from tumorseg.data.manifest import load_manifest
 from tumorseg.registry import promotion
 
-DECISION = Path("artifacts/promote/decision.json")
 PAGE = REPORTS / "promotion.md"
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines._flow import command, stage, step
-from pipelines.evaluate import REPORTS
-from pipelines.train import TRAINED
+from pipelines._paths import CANDIDATE, REPORTS, TRAINED
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json
 from tumorseg.core.params import EvaluateParams, RegisterParams, TrainParams, load_params
@@ -23,7 +22,6 @@ from tumorseg.registry import runs, versions
 from tumorseg.registry.export import export_onnx, parity
 from tumorseg.training.predict_split import load_network
 
-CANDIDATE = Path("artifacts/register/candidate.json")
 ATTACHED = (
     "metrics.json",
     "per_slice.csv",

@@ -26,8 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.urls import url_for
 
 from pipelines._flow import main, scheduled, stage, step
-from pipelines.evaluate import REPORTS
-from pipelines.promote import DECISION
+from pipelines._paths import DECISION, REPORTS
 from tumorseg.core import git, processes
 from tumorseg.core.alerts import alert, sentence
 from tumorseg.core.environment import STATE

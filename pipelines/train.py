@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from pipelines._flow import main, parser, stage, step
-from pipelines.augment import POLICY
+from pipelines._paths import POLICY, TRAINED
 from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json, write_text
@@ -21,7 +21,6 @@ from tumorseg.training.augmentation import load_policy
 from tumorseg.training.trainer import is_first_process
 from tumorseg.training.trainer import train as fit
 
-TRAINED = Path("artifacts/train")
 SOURCES = ("training/*.py", "imaging/preprocess.py")
 
 

@@ -1,10 +1,9 @@
 """validate: COCO folder → manifest, checked by Great Expectations and audited."""
 
-from pathlib import Path
-
 import numpy as np
 
 from pipelines._flow import command, stage, step
+from pipelines._paths import DATA, REPORTS
 from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import ValidateParams, load_params
 from tumorseg.data import coco
@@ -14,9 +13,6 @@ from tumorseg.data.leakage import find_pairs, mark_leaks, save_pairs
 from tumorseg.data.manifest import THUMBNAILS, build_manifest, save_manifest
 from tumorseg.reporting.audit_page import write_page
 from tumorseg.reporting.data_docs import settle
-
-DATA = Path("data")
-REPORTS = Path("reports")
 
 
 @stage(name="validate")
