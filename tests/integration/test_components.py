@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from tests.conftest import REPOSITORY
-from tumorseg.core.environment import SILENT, answers
+from tumorseg.core.environment import SILENT
 from tumorseg.core.errors import MISTAKE
-from tumorseg.core.prefect_server import free_port
-from tumorseg.core.processes import background
 
 
 def test_retraining_runs_every_stage_in_order() -> None:
@@ -79,24 +76,6 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     assert "\nflows: a.jpg: is broken; remove it" in log
     second = log.split("wrong tries")[0].split("tries 2")[1]
     assert "InputError" in second and "Traceback" not in second
-
-
-@pytest.mark.long
-def test_the_mlflow_server_answers(tmp_path: Path) -> None:
-    port = free_port(0)
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'm.db'}"]
-    with background(command, tmp_path / "mlflow.log"):
-        deadline = time.monotonic() + 120
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
-            time.sleep(0.5)
-
-
-@pytest.mark.parametrize("command", [["dvc", "--version"], ["bentoml", "--version"]])
-def test_commands_start(command: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0 and lock()[command[0]] in done.stdout
 
 
 @pytest.mark.long
