@@ -30,10 +30,10 @@ server-run: setup  ## The same on PostgreSQL and S3, run here for it (needs Post
 	@python -m deploy.local
 
 test: setup  ## Check the code, the end-to-end run included
-	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not long"
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not long"
 
 test-long: setup  ## Kill servers, workers and runs, and check that nothing is lost
-	@python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile -m long
+	@python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m long
 
 ui: setup  ## Open MLflow on port 5000 and Prefect on port 4200
 	@tumorseg ui
