@@ -171,8 +171,14 @@ def postgres(folder: Path) -> tuple[Server, str]:
     secret.touch(0o600)
     secret.write_text(password)
     if user:
-        for path in (place, secret):
-            shutil.chown(path, user)
+        try:
+            for path in (place, secret):
+                shutil.chown(path, user)
+        except LookupError:
+            raise InputError(
+                f"root may not run PostgreSQL, and there is no user {user}: add one, or become "
+                "another user"
+            ) from None
     command = [str(home / "initdb"), "--no-sync", f"--pgdata={place / 'data'}"]
     command += [f"--pwfile={secret}", "--username=tumorseg", "--auth=scram-sha-256"]
     command += ["--encoding=UTF8", "--locale=C"]

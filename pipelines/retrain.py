@@ -130,7 +130,7 @@ def alert_failed(flow: Any, run: Any, state: Any) -> None:
             tasks = client.read_task_runs(flow_run_filter=of_run, sort=last_first, limit=50)
         names = [t.name for t in tasks if t.state is None or not t.state.is_completed()]
         failed = (names[0].rpartition("-")[0] or names[0]) if names else "start"
-    except httpx.HTTPError:  # the alert matters more than the step's name
+    except Exception:  # the alert matters more than the step's name
         failed = "unknown"
     try:
         error = state.result(raise_on_failure=False) if state.is_failed() else None

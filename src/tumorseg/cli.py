@@ -150,7 +150,9 @@ def serve(
     defaults = environment.SERVING | {"TUMORSEG_STATISTICS": str(environment.STATISTICS.resolve())}
     os.environ |= defaults | os.environ
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
-    os.execv(sys.executable, [*command, "--port", str(port)])
+    # A client that does not read its answer must not keep a stopping service.
+    command += ["--port", str(port), "--timeout-graceful-shutdown", "135"]
+    os.execv(sys.executable, command)
 
 
 @app.command()
@@ -309,7 +311,7 @@ def data_labels(
 
 @data_app.command("phantom")
 def data_phantom(
-    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other images.")] = 0,
 ) -> None:
     """Make the phantom set anew and put it under data/."""
     from tumorseg.data.phantom import make_phantom

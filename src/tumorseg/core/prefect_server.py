@@ -72,7 +72,8 @@ def prefect_server() -> Iterator[str]:
 def _running_server() -> str:
     """The address of this checkout's server, which is started unless one runs and answers."""
     url = noted_prefect()
-    if url and _answers_in_time(url):
+    # Another checkout's server may have the port of one that was killed.
+    if url and marked(str(LOG.resolve())) and _answers_in_time(url):
         return url
     end_marked(str(LOG.resolve()))
     port = free_port(4200)

@@ -83,6 +83,8 @@ def damage_rejected(sentence: str) -> Iterator[None]:
 
 def check_size(width: int, height: int, slices: int = 1) -> None:
     """Raises Rejected if a picture, or a volume of such slices, is too large or too small."""
+    if slices < 1:
+        raise Rejected(400, "The volume holds no slice: export it again.")
     if min(width, height) < MIN_SIDE:
         raise Rejected(
             400, f"The picture is smaller than {MIN_SIDE} pixels a side: send the whole slice."

@@ -6,6 +6,7 @@ slices as a `Source`. Splits, writing and the summary are the same for all. To a
 a module and list it in `IMPORTERS`.
 """
 
+import os
 import re
 import shutil
 import tempfile
@@ -209,14 +210,14 @@ def _use_unique_names(records: Sequence[Record]) -> list[Record]:
     taken: set[str] = set()
     result = []
     for record in records:
-        stem, dot, suffix = record.name.rpartition(".")
+        stem, suffix = os.path.splitext(record.name)
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:150].strip("-.") or "slice"
         if record.group is not None and stem[0].isdigit():
             stem = f"s{stem}"
-        name, copy = f"{stem}{dot}{suffix}", 1
+        name, copy = f"{stem}{suffix}", 1
         while name.lower() in taken:
             copy += 1
-            name = f"{stem}-{copy}{dot}{suffix}"
+            name = f"{stem}-{copy}{suffix}"
         taken.add(name.lower())
         result.append(replace(record, name=name))
     return result

@@ -1,5 +1,6 @@
 """COCO annotations with their images: a folder a split, or one JSON file."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -55,11 +56,11 @@ def read(folder: Path, options: Options) -> Source:
                 source.categories.append(name)
         for image in coco.labelled_images(document):
             beside = path.parent / image.file_name
-            place = beside if beside.is_file() else path.parent / "images" / image.file_name
+            place = beside if os.path.isfile(beside) else path.parent / "images" / image.file_name
             listed.add(place)
             if image.problem:
                 source.skipped[beside] = image.problem[1]
-            elif not place.is_file():
+            elif not os.path.isfile(place):  # Path.is_file raises where the name is too long
                 source.skipped[beside] = "is listed but missing"
             else:
                 record = Record(

@@ -181,10 +181,12 @@ def _segmentation(
             ignore_spatial_locations=True,
             assert_missing_frames_are_empty=True,
         )  # (images, H, W, segments)
-    drawn = {
-        uid: annotate({name: plane[..., n] >= 0.5 for n, name in enumerate(names)})
-        for uid, plane in zip(known, planes, strict=True)
-    }
+    drawn = {}
+    for uid, plane in zip(known, planes, strict=True):
+        united = {name: np.zeros(plane.shape[:2], bool) for name in names}
+        for n, name in enumerate(names):  # several segments may have one label
+            united[name] |= plane[..., n] >= 0.5
+        drawn[uid] = annotate(united)
     return names, drawn, len(uids) - len(known)
 
 

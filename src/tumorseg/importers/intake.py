@@ -94,14 +94,14 @@ def take_in(
 ) -> Taken:
     """Makes what may join of a batch a new data version, and moves the rest to the quarantine.
 
-    A batch that changes meanwhile stays in the inbox, to be read again.
-
     Raises:
         InputError: data/ or data.dvc holds changes that are not recorded.
-        StageError: The version could not be recorded; data/ and the inbox are as they were.
+        StageError: The batch changed while it was read, or the version could not be recorded; data/
+            and the inbox are as they were.
     """
     git.refuse_changed(f"{data.name}.dvc")
     refuse_to_lose(data)
+    recover(retrain, data)  # what an earlier try left
     place = work(data)
     place.mkdir(parents=True)
     try:
@@ -127,6 +127,8 @@ def take_in(
             before=version(data),
             after=version(data),
         )
+        if fingerprint(batch) != mark:
+            raise StageError("a batch changed while it was read; it stays for the next time")
         # From here on `recover` knows what was begun.
         write_json(place / "taken.json", asdict(taken))
         if taken.train or taken.valid:
@@ -223,7 +225,10 @@ def _finish(taken: Taken, retrain: RetrainParams, place: Path) -> None:
         if {"folder", "unreadable"} & taken.refused.keys() and gone.exists():
             shutil.copytree(gone, growing / "original", symlinks=True)
         growing.rename(complete)
-    remove_folder(gone)
+    try:
+        remove_folder(gone)
+    except PermissionError as error:
+        print(f"{gone}: is taken in but cannot be removed ({error.strerror}); remove it by hand")
 
 
 def rehearse(stages: Sequence[str], data: Path = DATA) -> str:

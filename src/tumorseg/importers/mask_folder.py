@@ -4,7 +4,8 @@ import re
 from functools import partial
 from pathlib import Path, PurePath
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
@@ -85,11 +86,16 @@ def read(folder: Path, options: Options) -> Source:
                 load=partial(_load, image),
             )
         )
+    if len(found) - len(records) > len(records):
+        raise InputError(
+            f"{folder}: {len(found) - len(records)} of {len(found)} masks cannot be used; "
+            f"{next(skipped[image] for image, _ in found if image in skipped)}"
+        )
     return Source(records, [TUMOUR], skipped)
 
 
 def read_mask(path: Path) -> Mask:
-    """Reads a mask: what is not black; in a JPEG, what is brighter than 127.
+    """Reads a mask: what is not zero; in a JPEG, what is brighter than 127.
 
     Returns:
         bool, shape (H, W).
@@ -98,7 +104,13 @@ def read_mask(path: Path) -> Mask:
         InputError: The file cannot be decoded.
     """
     with readable(path), Image.open(path) as file:
-        return to_grey(file) > (127 if file.format == "JPEG" else 0)
+        if file.format == "JPEG":  # compression puts small values around every edge
+            return to_grey(file) > 127
+        image = ImageOps.exif_transpose(file)
+        if image.has_transparency_data:
+            colours = np.asarray(image.convert("RGBA"))
+            return (colours[..., :3].max(axis=-1) > 0) & (colours[..., 3] > 0)
+        return np.atleast_3d(np.asarray(image)).max(axis=-1) != 0
 
 
 def _load(path: Path) -> Grey:

@@ -133,6 +133,8 @@ def opened(work: Work) -> Iterator[tuple[list[Job], dict[str, Row]]]:
         held = FileLock(record / "lock", timeout=0).acquire()
     except Timeout:
         raise InputError(f"{output}: another run writes there; wait for its end") from None
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror})") from None
     with held:
         (output / SUMMARY).unlink(missing_ok=True)
         known = {row.path: row for job in jobs if (row := work.done(job)) is not None}

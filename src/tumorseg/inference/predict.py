@@ -83,16 +83,16 @@ def plan(paths: Sequence[Path], output: Path | None = None) -> list[Job]:
     if not found:
         raise InputError("nothing to segment was found: name JPEG, PNG, DICOM, NIfTI or zip files")
     stems = Counter((folder, _SUFFIX.sub("", name)) for name, folder in found.values())
-    taken: Counter[tuple[Path, str]] = Counter()
+    taken: set[tuple[Path, str]] = set()
     jobs = []
     for files, (name, folder) in found.items():
         # a.jpg and a.png: their masks carry the whole names; two a.jpg: the later one a number.
-        stem = _SUFFIX.sub("", name)
-        if stems[folder, stem] > 1:
-            stem = name
-        taken[folder, stem] += 1
-        if (number := taken[folder, stem]) > 1:
-            stem = f"{stem}-{number}"
+        plain, number = _SUFFIX.sub("", name), 1
+        stem = whole = name if stems[folder, plain] > 1 else plain
+        while (folder, stem) in taken:
+            number += 1
+            stem = f"{whole}-{number}"
+        taken.add((folder, stem))
         jobs.append(Job(str(files[0] if len(files) == 1 else files[0].parent), files, folder, stem))
     return jobs
 

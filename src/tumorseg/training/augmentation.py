@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tumorseg.core.errors import InputError
 from tumorseg.core.files import atomic_path
 from tumorseg.core.params import AugmentParams
 
@@ -51,8 +52,15 @@ def save_policy(params: AugmentParams, path: Path) -> None:
 
 
 def load_policy(path: Path) -> Policy:
-    """Reads a policy file; the same seed always gives the same transformation."""
-    compose = A.from_dict(json.loads(path.read_text()))
+    """Reads a policy file; the same seed always gives the same transformation.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        compose = A.from_dict(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged; run `dvc repro --force augment`") from error
 
     def apply(image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int) -> Pair:
         # set_random_seed would give every transformation the same draws; these share one stream.

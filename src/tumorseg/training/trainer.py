@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -37,6 +38,7 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARN
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+COMPILERS = (os.environ.get("CXX") or "g++", "g++", "clang++")  # for torch.compile on CPUs
 
 
 class History(callbacks.Callback):
@@ -250,7 +252,14 @@ def hardware() -> str:
 
 
 def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
-    common = params.common
+    common, gpus = params.common, torch.cuda.device_count()
+    if gpus and gpus < common.devices:
+        raise InputError(
+            f"train.common.devices is {common.devices}, but there are {gpus} GPUs: ask for no "
+            "more, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    if common.compile and not gpus and not any(map(shutil.which, COMPILERS)):
+        raise InputError("train.common.compile: needs a C++ compiler: install g++, or set it false")
     if common.nodes > 1 and "MASTER_ADDR" not in os.environ:
         raise InputError(
             f"train.common.nodes is {common.nodes}: start the same command on each node with "
