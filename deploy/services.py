@@ -228,12 +228,13 @@ class MotoServer(Server):
 
 
 def _drop_torn(recording: Path) -> None:
-    """Removes the request at the end of moto's recording that a kill cut off."""
-    lines = recording.read_text().splitlines(keepends=True)
-    with suppress(ValueError):
-        json.loads(lines[-1] if lines else "null")
-        return
-    recording.write_text("".join(lines[:-1]))
+    """Removes the requests in moto's recording that a kill cut off; several may be under way."""
+    whole = []
+    for line in recording.read_text().splitlines(keepends=True):
+        with suppress(ValueError):
+            json.loads(line)
+            whole.append(line)
+    recording.write_text("".join(whole))
 
 
 @contextmanager
