@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from PIL import Image
 from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
-from tests.support.serving_model import disc, encode, write_model
-from tests.support.serving_process import in_process
+from tests.support.serving_model import disc, encode
 from tumorseg.imaging.preprocess import to_native
 from tumorseg.imaging.study import MAX_BYTES, Study
 from tumorseg.inference.answers import (
@@ -29,7 +27,7 @@ from tumorseg.inference.answers import (
     UploadFailure,
     Version,
 )
-from tumorseg.inference.predictor import Predictor, load_info
+from tumorseg.inference.predictor import load_info
 from tumorseg.serving import operations
 from tumorseg.serving.service import create_service
 
@@ -44,22 +42,6 @@ def picture(seed: int) -> np.ndarray:
 
 def unpack(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def predictor(model: Path) -> Predictor:
-    return Predictor(model)
-
-
-@pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[TestClient]:
-    with in_process(model) as client:
-        yield client
 
 
 def test_segment_equals_the_predictor(client, predictor):

@@ -3,8 +3,6 @@
 import gzip
 import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import highdicom
@@ -21,8 +19,7 @@ from tests.support.made_volumes import (
     nifti,
     series_zip,
 )
-from tests.support.serving_model import disc, encode, write_model
-from tests.support.serving_process import in_process
+from tests.support.serving_model import disc, encode
 from tests.support.web import blob, dicom_series
 from tumorseg.imaging.decode import decode
 from tumorseg.inference.predictor import Predictor
@@ -32,22 +29,6 @@ COSINES = np.array([[0.8, 0.6, 0], [-0.36, 0.48, 0.8]])  # oblique
 ORIGIN, STEP = np.array([-10.0, -12.0, 3.0]), 4 * np.array([0.48, -0.64, 0.6])
 SPACING = (0.5, 0.7)  # of rows and columns, in mm
 SHUFFLED = (3, 1, 0, 4, 2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def predictor(model: Path) -> Predictor:
-    return Predictor(model)
-
-
-@pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[TestClient]:
-    with in_process(model) as client:
-        yield client
 
 
 def oblique(**extra: Any) -> list[pydicom.Dataset]:
