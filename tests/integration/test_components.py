@@ -42,6 +42,7 @@ def test_the_lock_pins_every_dependency_as_installed() -> None:
 FLOW = """
 from pipelines._flow import main, stage, step
 from tumorseg.core.errors import InputError
+from tumorseg.training.datasets import LoaderContext
 tries = []
 def flaky():
     tries.append(1)
@@ -54,6 +55,10 @@ def wrong():
 def probe():
     print("tries", step(flaky, retries=2, delay_seconds=0.1)())
     tries.clear()
+    worker = LoaderContext().Process(target=print, args=["loads"], kwargs={"flush": True})
+    worker.start()
+    worker.join()
+    print("loader's worker ended with", worker.exitcode)
     try: step(wrong, retries=2, delay_seconds=0.1)()
     finally: print("wrong tries", len(tries))
 main(probe)
@@ -73,6 +78,7 @@ def test_a_prefect_server_runs_a_flow(prefect_url: str, tmp_path: Path) -> None:
     )
     log = done.stdout + done.stderr
     assert "tries 2" in log and "wrong tries 1" in log and done.returncode == MISTAKE
+    assert "loads" in log and "loader's worker ended with 0" in log
     assert "\nflows: a.jpg: is broken; remove it" in log
     second = log.split("wrong tries")[0].split("tries 2")[1]
     assert "InputError" in second and "Traceback" not in second

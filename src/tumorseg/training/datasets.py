@@ -1,6 +1,8 @@
 """Data sets and sampler of training; order and augmentation follow from the seed alone."""
 
+import os
 from collections.abc import Iterator
+from multiprocessing.context import ForkContext, ForkProcess
 
 import numpy as np
 import torch
@@ -76,3 +78,22 @@ class EpochSampler(Sampler[Draw]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         filled = np.resize(order, len(self) * self.processes)
         return ((self.epoch, int(index)) for index in filled[self.rank :: self.processes])
+
+
+class LoaderProcess(ForkProcess):
+    """A worker of the data loader; it leaves without the exit handlers of the process it is from.
+
+    Those of Prefect fail in a fork and would end each worker of a flow with status 1, which the
+    loader takes for a failure of the training that just ended.
+    """
+
+    def run(self) -> None:
+        """Loads until the loader has no more to ask for."""
+        super().run()
+        os._exit(0)
+
+
+class LoaderContext(ForkContext):
+    """How the data loader starts its workers: forked, so that all read the same mapped arrays."""
+
+    Process = LoaderProcess

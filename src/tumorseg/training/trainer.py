@@ -29,7 +29,7 @@ from tumorseg.core.files import atomic_path
 from tumorseg.core.params import CommonTrainParams, TrainParams
 from tumorseg.data.arrays import Slices
 from tumorseg.training.augmentation import Policy
-from tumorseg.training.datasets import EpochSampler, TrainingSlices, ValidationSlices
+from tumorseg.training.datasets import EpochSampler, LoaderContext, TrainingSlices, ValidationSlices
 from tumorseg.training.networks import build_network
 from tumorseg.training.segmenter import Segmenter
 
@@ -175,6 +175,7 @@ def train(
     options: dict[str, Any] = {
         "batch_size": micro_batches(common)[0],
         "num_workers": common.workers,
+        "multiprocessing_context": LoaderContext() if common.workers else None,
         "persistent_workers": common.workers > 0,
         "pin_memory": torch.cuda.is_available(),
     }
