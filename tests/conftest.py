@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,28 @@ def prefect_url(tmp_path_factory: pytest.TempPathFactory):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield url
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, whose making takes longer than most tests that need them."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def own_store(tmp_path, monkeypatch, empty_store) -> Iterator[None]:
+    """An MLflow of this test alone, in the folder that it now works in."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield
+    mlflow.set_tracking_uri(None)
 
 
 class CocoFolder:

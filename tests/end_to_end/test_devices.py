@@ -79,7 +79,8 @@ def alone(workplace, tmp_path_factory) -> tuple[list[int], pd.DataFrame]:
     return draws, pd.read_csv(out / "history.csv")
 
 
-@pytest.mark.parametrize(("devices", "nodes"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("devices", "nodes"), [(2, 1), (1, 2)])
 def test_two_processes_train_as_one_does(workplace, alone, tmp_path, devices, nodes) -> None:
     draws, _ = finished(workplace, tmp_path, devices, nodes)
     assert sorted(draws) == sorted(alone[0])

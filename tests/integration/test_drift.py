@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import httpx
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -227,10 +226,8 @@ def test_the_window_holds_one_model_s_slices_of_some_hours(others, tmp_path, mon
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, known, prefect_url) -> Path:
+def place(own_store, monkeypatch, known, prefect_url):
     """A repository with a packaged model whose reference is in MLflow."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.delenv(recorder.VARIABLE, raising=False)
     Path(".state").mkdir()
     document = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
@@ -242,8 +239,7 @@ def place(tmp_path, monkeypatch, known, prefect_url) -> Path:
     about = {"version": "3", "run_id": logger.run_id, "digest": DIGEST, "tag": "t"}
     write_json(Path("artifacts/package/bento.json"), about)
     with temporary_settings({PREFECT_API_URL: prefect_url}):
-        yield tmp_path
-    mlflow.set_tracking_uri(None)
+        yield
 
 
 def spread(monkeypatch, table: pd.DataFrame) -> None:
@@ -255,7 +251,7 @@ def spread(monkeypatch, table: pd.DataFrame) -> None:
             record(Path(".state/statistics.db"), part)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flow_reports_and_starts_retraining_once(
     place, others, monkeypatch, prefect_url
 ) -> None:
@@ -298,7 +294,7 @@ def test_retraining_starts_once_within_the_cooldown(tmp_path, monkeypatch) -> No
     pipelines.drift.retrain_once(now + 3 * day, day, "drift")  # a failure is not tried again
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_missing_model_or_reference_is_named(place) -> None:
     Path("artifacts/package/bento.json").unlink()
     with pytest.raises(InputError, match="make run"):

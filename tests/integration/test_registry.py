@@ -16,15 +16,7 @@ from tumorseg.registry.export import export_onnx
 from tumorseg.training.networks import Probabilities, build_network
 
 NAME = EXPERIMENT = "tumorseg"
-
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """An MLflow of this test alone."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    yield
-    mlflow.set_tracking_uri(None)
+pytestmark = pytest.mark.usefixtures("own_store")
 
 
 @pytest.fixture

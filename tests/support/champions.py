@@ -19,14 +19,6 @@ from tumorseg.registry.decisions import Decision, history
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """MLflow's tables, whose making takes longer than any of these tests."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module")
 def stocked(tmp_path_factory, empty_store) -> SimpleNamespace:
     """An MLflow with a version of each toy network, of which 1 and 2 were promoted."""
     root = tmp_path_factory.mktemp("stocked")
