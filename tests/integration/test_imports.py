@@ -5,6 +5,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import tumorseg
 from tests.conftest import REPOSITORY
 
@@ -21,6 +23,7 @@ def test_the_contract_of_the_rooms_holds() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_importing_writes_nothing_into_the_home_directory(tmp_path) -> None:
     """Each module in one process with an empty home, and the environment that a run sets."""
     home, state = tmp_path / "home", tmp_path / "work"
