@@ -99,7 +99,7 @@ def test_a_network_learns_to_find_a_bright_disc(tmp_path) -> None:
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     common = TINY_TRAIN["common"] | {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
-    larger = {"channels": [8, 16], "norm": "batch", "space_to_depth": 1}
+    larger = TINY_TRAIN["unet"] | {"channels": [8, 16]}
     params = TrainParams(seeds=[0], common=common, unet=larger, attention_unet=larger)
     folders = (tmp_path, tmp_path / "c")
     summary = train("attention_unet", 0, params, slices, lambda i, m, _: (i, m), *folders)

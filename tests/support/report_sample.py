@@ -129,7 +129,8 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
     )
     torch.manual_seed(0)
     gated = build_network(
-        "attention_unet", NetworkParams(channels=[4, 8, 16], norm="batch", space_to_depth=1)
+        "attention_unet",
+        NetworkParams(encoder="plain", channels=[4, 8, 16], norm="batch", space_to_depth=1),
     )
     return ReportData(
         figures=made_up(slices),
