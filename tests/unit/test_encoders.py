@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.conftest import TINY_TRAIN
 from tumorseg.core.errors import InputError
+from tumorseg.core.params import CommonTrainParams, NetworkParams
 from tumorseg.training.encoders import EfficientNetLite0, conv, read_weights
+from tumorseg.training.networks import build_network
+from tumorseg.training.segmenter import Segmenter
 
 MILITARY_UNIFORM = 652  # of ImageNet's classes
 
@@ -62,3 +67,23 @@ def test_weights_may_come_from_a_file_and_wrong_ones_are_named(tmp_path) -> None
     ):
         with pytest.raises(InputError, match=words):
             network.load_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize(("encoder", "rates"), [("plain", {1.0}), ("efficientnet_lite0", {1, 0.3})])
+def test_a_pretrained_encoder_learns_more_slowly(encoder, rates) -> None:
+    params = NetworkParams(encoder=encoder, channels=[4] * 4, norm="batch", space_to_depth=2)
+    network = build_network("attention_unet", params)
+    common = CommonTrainParams.model_validate(TINY_TRAIN["common"])
+    groups = Segmenter(network, common).configure_optimizers().param_groups
+    assert {group["lr"] / common.learning_rate for group in groups} == rates
+    rate = {id(p): group["lr"] / common.learning_rate for group in groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert rate.pop(id(parameter)) == (min(rates) if name.startswith("encoder") else 1), name
+    assert not rate
+
+
+@pytest.mark.parametrize("wrong", [{"channels": [4] * 5}, {"space_to_depth": 1}])
+def test_a_pretrained_encoder_has_its_own_levels(wrong) -> None:
+    right = {"encoder": "efficientnet_lite0", "channels": [4] * 4, "norm": "batch"}
+    with pytest.raises(ValidationError, match="needs 4 channels and a space_to_depth of 2"):
+        NetworkParams.model_validate(right | {"space_to_depth": 2} | wrong)
