@@ -21,7 +21,7 @@ from tumorseg.core.environment import answers
 from tumorseg.core.prefect_server import free_port
 from tumorseg.data.coco import decode
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 @pytest.fixture(scope="module")
