@@ -262,7 +262,7 @@ def env() -> None:
 def data_use(
     folder: Path,
     format_: Annotated[
-        str, typer.Option("--format", help="auto, coco, masks, nifti or dicom.")
+        str, typer.Option("--format", help="auto, coco, masks, nifti, dicom or matlab.")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     axis: Annotated[
@@ -279,7 +279,7 @@ def data_use(
         str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
     ] = None,
 ) -> None:
-    """Import FOLDER (COCO, images with masks, NIfTI, or DICOM with SEG) to data/."""
+    """Import FOLDER (COCO, images with masks, NIfTI, DICOM with SEG, or MATLAB) to data/."""
     from tumorseg.importers import Options, plan
     from tumorseg.importers.use import use
 

@@ -44,6 +44,7 @@ def test_stages_sections_and_modules_share_their_names() -> None:
         (lambda d: d["train"]["common"].update(devices=3), "multiple of devices × nodes"),
         (lambda d: d["train"]["common"].update(micro_batch_size=3), "multiple of micro_batch_size"),
         (lambda d: d["evaluate"].update(threshold="best"), "evaluate.threshold"),
+        (lambda d: d["crossvalidate"].update(folds=1), "crossvalidate.folds"),
         (lambda d: d["augment"].update(image_size=100), "augment.image_size: .*multiple of 16"),
         (lambda d: d.update(trian={}), "trian: unknown section"),
         (lambda d: d.pop("evaluate"), "evaluate: missing section"),

@@ -285,9 +285,10 @@ class SegmentParams(FannedOutParams):
 
 
 class CrossvalidateParams(FannedOutParams):
-    """The folds over train and valid."""
+    """The folds over train and valid, or over all slices."""
 
-    folds: int = Field(ge=2)
+    # How many to divide train and valid into, or `given`: those that the data name.
+    folds: Annotated[int, Field(ge=2)] | Literal["given"]
     networks: Annotated[
         list[Literal["unet", "attention_unet"]], Field(min_length=1), AfterValidator(_distinct)
     ]

@@ -42,6 +42,7 @@ class LabelledImage:
         group: The patient or series it comes from, where the JSON says so.
         slice_number: Its place within the group, where the JSON says so.
         spacing: Row and column spacing in mm, where the JSON says so.
+        fold: The part of a cross-validation that validates it, where the JSON says so.
         problem: A finding's name and a sentence, if the entry cannot be used.
         wrong_if_zipped: Whether pairing the two lists by position would not give it its own label.
         entry: Its entry under `images`, as it is.
@@ -55,6 +56,7 @@ class LabelledImage:
     group: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     slice_number: Whole | None = None
     spacing: tuple[Distance, Distance] | None = None
+    fold: Whole | None = None
     problem: tuple[str, str] | None = None
     wrong_if_zipped: bool = False
     entry: dict[str, Any] = field(default_factory=dict)
@@ -214,7 +216,7 @@ def _image(entry: Any, number: int) -> LabelledImage:
     if _identity(entry, "id") is None:
         why = f"is not a COCO image: its id is {reprlib.repr(entry.get('id'))}"
         return LabelledImage(str(path), problem=("bad_entry", why))
-    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number")}
+    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number", "fold")}
     try:
         return LabelledImage(str(path), spacing=entry.get("spacing_mm"), entry=entry, **known)
     except ValidationError as error:

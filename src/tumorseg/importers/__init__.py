@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tumorseg.core.errors import InputError
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, printable
 from tumorseg.data.splits import assign_splits
-from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
+from tumorseg.importers import coco_folder, dicom, mask_folder, matlab, nifti
 from tumorseg.importers.reading import Options, Record, Source, refuse_links_out
 
 __all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan", "read", "write"]
@@ -32,6 +32,7 @@ IMPORTERS: dict[str, ModuleType] = {
     "masks": mask_folder,
     "nifti": nifti,
     "dicom": dicom,
+    "matlab": matlab,
 }
 SHOWN = 10  # so many skipped files are named in a summary
 
