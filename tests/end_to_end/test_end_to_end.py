@@ -61,7 +61,9 @@ def read(workspace, name: str) -> dict:
 
 def test_the_reports_are_there_and_agree(workspace) -> None:
     figures = read(workspace, "reports/metrics.json")
-    assert list(figures["test"]) == ["unet", "attention_unet", "copy", "intensity", "background"]
+    networks, baselines = ["unet", "attention_unet"], ["copy", "intensity", "background"]
+    assert list(figures["valid"]) == [*networks, "ensemble"]
+    assert list(figures["test"]) == [*networks, "ensemble", *baselines]
     per_slice = pd.read_csv(workspace.root / "reports" / "per_slice.csv")
     for method, rows in per_slice[per_slice["split"] == "test"].groupby("method"):
         assert rows["dice"].mean() == pytest.approx(figures["test"][method]["mean_dice"], abs=1e-5)
