@@ -92,7 +92,9 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     # As served and as evaluated is the same, but for the order in which floats are added.
     served = decision["figures"]["challenger_mean_dice"]
     assert served == pytest.approx(winner["mean_dice"], abs=0.01)
-    assert decision["caveats"] == ["the test slices form only 5 groups: the interval says little"]
+    assert decision["caveats"] == [
+        "the test split has only 5 slices of 5 guessed groups: the interval says little"
+    ]
     shown = workspace.call("dvc", "metrics", "show", "--json")
     assert "micro_dice" in shown
     workspace.call("dvc", "plots", "show", "--out", "plots")
