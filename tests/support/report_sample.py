@@ -145,7 +145,8 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         manifest=manifest,
         audit=audit(manifest, pairs, workplace["thumbnails"], []),
         split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "excluded": 0}
-        | {"groups_divided": 0, "slices": {"train": 12, "valid": 5, "test": 5}},
+        | {"groups_divided": 0, "slices": {"train": 12, "valid": 5, "test": 5}}
+        | {"patients_known": False},
         params=yaml.safe_load((REPOSITORY / "params.yaml").read_text()),
         lineage={"git_sha": "c0de" * 10, "data_md5": "da7a.dir", "lock_digest": "10cc" * 16},
         data=data,

@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import connected_components
 from tumorseg.data.leakage import neighbours_elsewhere
 
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
-NO_PATIENTS = "The data do not name patients, so no split of them can be called patient-wise."
 EXCLUDED = "excluded"  # of a slice that is in no split, since it lies between two of them
+NO_PATIENTS = "The data do not name patients, so no split of them can be called patient-wise."
 
 
 def assign_splits(

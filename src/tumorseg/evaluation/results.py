@@ -1,5 +1,6 @@
 """Results of the comparison: figures, verdicts, split optimism, and the table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,5 +189,5 @@ def rests_on(figures: dict[str, Any], split: str) -> str:
     return counted(row["slices"], row["groups"], figures["split"]["patients_known"])
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
+def _interval(row: Mapping[Any, Any], name: str) -> str:
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"

@@ -99,9 +99,9 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
 
 def caveats(report: ReportData) -> list[str]:
     """The warnings at the head of the report, a sentence each; none where nothing is wrong."""
-    found = []
+    known = report.split.get("patients_known", False)
+    found = [] if known else [NO_PATIENTS]
     test = report.test_slices
-    known = report.figures["split"]["patients_known"]
     counts = {what: int(test[column].sum()) for column, what in LEAKS.items()}
     leaks = ", ".join(f"{count:,} have {what}" for what, count in counts.items() if count)
     leaks = leaks.format(group=group_name(known))
@@ -110,8 +110,6 @@ def caveats(report: ReportData) -> list[str]:
             f"The split leaks: of {len(test):,} test slices {leaks}. A network can score there by "
             "recognising a patient rather than by finding a tumour."
         )
-    if not known:
-        found.append(NO_PATIENTS)
     fills = report.usable["box_fill"].dropna()
     boxes = int((fills >= RECTANGLE_FILL).sum())
     if boxes > MANY_RECTANGLES * len(fills):

@@ -1,7 +1,7 @@
 """From networks and baselines to masks to counts: a row a method, seed and slice."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def score_masks(
 
 
 def split_probabilities(
-    networks: Mapping[Run, Probabilities], slices: dict[str, Slices]
+    networks: dict[tuple[str, int], Probabilities], slices: dict[str, Slices]
 ) -> Iterator[tuple[Run, dict[str, NDArray[np.float32]]]]:
     """Each run's probabilities on validation and test, and at last the mean of all runs'."""
     evaluated = ("valid", "test")
@@ -108,11 +108,12 @@ def split_probabilities(
         yield run, found
         for split in evaluated:
             total[split] += found[split]
-    yield (ENSEMBLE, None), {split: maps / len(networks) for split, maps in total.items()}
+    mean = {split: maps / np.float32(len(networks)) for split, maps in total.items()}
+    yield (ENSEMBLE, None), mean
 
 
 def compare(
-    networks: Mapping[Run, Probabilities],
+    networks: dict[tuple[str, int], Probabilities],
     slices: dict[str, Slices],
     manifest: pd.DataFrame,
     thumbnails: Thumbnails,
