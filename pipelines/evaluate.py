@@ -15,7 +15,7 @@ from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, Train
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.manifest import THUMBNAILS, load_manifest
-from tumorseg.evaluation.results import TITLES, reduce, split_optimism, table, verdicts
+from tumorseg.evaluation.results import TITLES, reduce, split_optimism, summary
 from tumorseg.evaluation.strata import strata
 from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
@@ -82,8 +82,7 @@ def evaluate() -> None:
     )
     step(write_report)(data, REPORTS / "report.html")
     step(write_cards)(data, REPORTS / "model_card.md", REPORTS / "data_card.md")
-    print("\n" + table(result))
-    print("\n".join(["", *verdicts(result)]))
+    print("\n" + summary(result, parts))
     report_split_optimism(result)
 
 

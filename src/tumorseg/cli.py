@@ -107,14 +107,14 @@ def reproduce(command: list[str]) -> tuple[int, str]:
 @app.command()
 def table() -> None:
     """Print the comparison on the test split."""
-    from tumorseg.evaluation.results import table as render
-    from tumorseg.evaluation.results import verdicts
+    import pandas as pd
+
+    from tumorseg.evaluation.results import summary
 
     if not METRICS.exists():
         raise InputError(f"{METRICS}: is missing; type `make run` first")
-    figures = json.loads(METRICS.read_text())
-    print("\n" + render(figures))
-    print("\n".join(["", *verdicts(figures)]))
+    strata = pd.read_csv(METRICS.with_name("strata.csv"))
+    print("\n" + summary(json.loads(METRICS.read_text()), strata))
 
 
 @app.command()

@@ -14,7 +14,8 @@ from tumorseg.core.params import NETWORKS, EvaluateParams, TrainParams
 from tumorseg.data.arrays import Slices, read_slice, sizes, true_masks
 from tumorseg.data.coco import decode
 from tumorseg.evaluation.calibration import best_threshold
-from tumorseg.evaluation.results import reduce, split_optimism, table, verdicts
+from tumorseg.evaluation.results import reduce, split_optimism, summary, table, verdicts
+from tumorseg.evaluation.strata import strata
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_input, to_native
 from tumorseg.reporting import figures
 from tumorseg.training.loss import bce_dice_loss
@@ -155,6 +156,8 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
         ("unet", "test"): 10,
         ("attention_unet", "valid"): 10,
         ("attention_unet", "test"): 10,
+        ("ensemble", "valid"): 5,
+        ("ensemble", "test"): 5,
         ("copy", "test"): 5,
         ("intensity", "test"): 5,
         ("background", "test"): 5,
@@ -171,7 +174,8 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert result["distances"] == {"unit": "pixels", "tolerance": 2.0}
     assert result["test"]["background"]["hd95_undefined"] == 5
     assert 0 <= result["test"]["unet"]["ece"] <= 1
-    text = table(result)
+    parts = strata(scored.query("split == 'test'"), 50, 0)
+    text = summary(result, parts)
     sentences = verdicts(result)
     baselines = {m: result["test"][m]["mean_dice"] for m in ("copy", "intensity", "background")}
     beaten = {"copy", max(baselines, key=baselines.__getitem__)}
@@ -181,7 +185,15 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert len(sentences) == len(result["paired"])
     assert "Attention U-Net" in sentences[0] and "2 seeds" in sentences[0]
     assert result["paired"]["unet-copy"]["slices"] == 5
-    assert len(text.splitlines()) == 7 and "copy of the most similar train slice" in text
+    overall, by_category, *rest = text.split("\n\n")
+    assert rest == sentences and "5 slices of 5 guessed groups" in sentences[0]
+    kinds = set(parts.query("by == 'category'")["stratum"])
+    assert [len(part.splitlines()) for part in (overall, by_category)] == [8, 8]
+    assert "test: 5 slices of 5 guessed groups |" in overall and "mean by guessed group" in overall
+    assert by_category.splitlines()[0].count(" guessed group") == len(kinds)
+    assert all("| mean of all networks | 0." in part for part in (overall, by_category))
+    known = reduce(comparison, SPLIT | {"patients_known": True}, EVALUATE)
+    assert "5 slices of 5 patients" in table(known) and "5 patients" in verdicts(known)[0]
 
     figures.augmentation_gallery(
         workplace["slices"]["train"], workplace["policy"], tmp_path / "augmentation.png"
@@ -212,6 +224,12 @@ def test_masks_are_cut_at_the_threshold_that_is_best_on_validation(workplace, tr
     assert first["path"] == test.iloc[0]["path"]
     expected = to_native(found, (96, 96)) >= comparison.thresholds[run]
     assert np.array_equal(decode(first["mask_rle"], 96, 96), expected)
+    # The mean of all networks has a threshold of its own.
+    images = workplace["slices"]["test"].images
+    mean = np.mean([probabilities(network, images) for network in networks.values()], axis=0)
+    (first, *_) = comparison.scored.query("method == 'ensemble' and split == 'test'")["mask_rle"]
+    expected = to_native(mean[0], (96, 96)) >= comparison.thresholds["ensemble", None]
+    assert np.array_equal(decode(first, 96, 96), expected)
     plain = load_all(trained)[run]
     image = torch.randn(2, 1, 32, 32)
     with torch.inference_mode():

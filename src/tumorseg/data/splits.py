@@ -14,6 +14,7 @@ from tumorseg.data.leakage import neighbours_elsewhere
 
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
 EXCLUDED = "excluded"  # of a slice that is in no split, since it lies between two of them
+NO_PATIENTS = "The data do not name patients, so no split of them can be called patient-wise."
 
 
 def assign_splits(
@@ -179,14 +180,17 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
 def fingerprint(rows: pd.DataFrame) -> dict[str, Any]:
     """What tells one test set from another: its size, and digests of its images and labels.
 
+    With it goes whether its groups are patients that the data name.
+
     Args:
-        rows: Manifest rows, with path, sha256, split_group and mask_rle.
+        rows: Manifest rows, with path, sha256, group, split_group and mask_rle.
     """
     images = "\n".join(sorted(rows["sha256"]))
     labels = "\n".join(sorted(rows["sha256"] + " " + rows["mask_rle"]))
     return {
         "slices": len(rows),
         "groups": int(rows["split_group"].nunique()),
+        "patients_known": bool(rows["group"].notna().all()),
         "images": hashlib.sha256(images.encode()).hexdigest(),
         "labels": hashlib.sha256(labels.encode()).hexdigest(),
     }
