@@ -6,6 +6,7 @@ import pytest
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import CrossvalidateParams
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.training.crossvalidation import (
     divide,
     fold_slices,
@@ -98,7 +99,9 @@ def test_the_page_compares_networks_fold_by_fold() -> None:
     dice = {(1, "unet"): 0.5, (1, "attention_unet"): 0.7, (2, "unet"): 0.6}
     dice[2, "attention_unet"] = 0.5
     found = tabulate(folds, {key: kept | {"val_dice": value} for key, value in dice.items()})
-    text = page(found, 64)
+    assert "Each patient is in one part." in page(found, 64, patients=True)
+    text = page(found, 64, patients=False)
+    assert NO_PATIENTS in text
     assert "attention_unet − unet |" in text and "64²" in text
     rows = [line.strip("| ").replace("|", " ").split() for line in text.splitlines()[-6:-2]]
     assert rows == [

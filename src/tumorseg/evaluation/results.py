@@ -105,16 +105,17 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
 
 
 def split_optimism(
-    figures: dict[str, Any], other: dict[str, dict[str, float]]
+    figures: dict[str, Any], other: dict[str, dict[str, float]], against: str
 ) -> dict[str, dict[str, float]]:
-    """How much higher a method's mean test Dice is on the official split than on the grouped.
+    """How much higher a method's mean test Dice is on the official split than on another.
 
     Args:
         figures: Of this run, from `reduce`.
         other: Network → metric → value of the last runs with the other split of the same data.
+        against: The one of both splits that is not official: patient or guessed.
 
     Returns:
-        Method → official, grouped and gap; empty unless both splits were run.
+        Method → official, `against` and gap; empty unless both splits were run.
     """
     if not other:
         return {}
@@ -122,11 +123,10 @@ def split_optimism(
     before["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
     gaps = {}
     for method, earlier in before.items():
-        official, grouped = figures["test"][method]["mean_dice"], earlier
-        if figures["split"]["method"] == "grouped":
-            official, grouped = grouped, official
-        gap = round(official - grouped, 5)
-        gaps[method] = {"official": official, "grouped": grouped, "gap": gap}
+        official, apart = figures["test"][method]["mean_dice"], earlier
+        if figures["split"]["method"] == against:
+            official, apart = apart, official
+        gaps[method] = {"official": official, against: apart, "gap": round(official - apart, 5)}
     return gaps
 
 

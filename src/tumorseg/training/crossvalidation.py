@@ -1,7 +1,7 @@
 """Cross-validation over the slices of train and valid: folds, the training of one, and the table.
 
-Slices that belong together are in one part of each fold, as in a grouped split; test slices take no
-part.
+Groups are never divided: patients where the data name them, elsewhere guessed from equal, nearly
+equal and neighbouring slices. Test slices take no part.
 """
 
 import json
@@ -22,7 +22,7 @@ from tumorseg.core.files import write_json
 from tumorseg.core.params import FannedOutParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.splits import assign_splits, strata
+from tumorseg.data.splits import NO_PATIENTS, assign_splits, strata
 from tumorseg.training.augmentation import load_policy
 from tumorseg.training.trainer import train
 
@@ -167,12 +167,13 @@ def tabulate(
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame, side: int) -> str:
+def page(table: pd.DataFrame, side: int, *, patients: bool) -> str:
     """The table as Markdown: Dice of each fold and network, differences in pairs, mean and SD.
 
     Args:
         table: From `tabulate`.
         side: Of the grid, in pixels.
+        patients: Whether the groups are patients, all of them given.
     """
     sizes = table.drop_duplicates("fold").set_index("fold")
     sizes = sizes[["train_slices", "valid_slices", "valid_groups"]]
@@ -184,7 +185,7 @@ def page(table: pd.DataFrame, side: int) -> str:
     return f"""# Cross-validation
 
 {len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of train and valid; test slices \
-took no part. Slices that belong together are in one part.
+took no part. {"Each patient is in one part." if patients else NO_PATIENTS}
 
 {sizes.to_markdown()}
 
