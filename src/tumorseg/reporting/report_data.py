@@ -9,6 +9,7 @@ import pandas as pd
 from tumorseg.core.params import NETWORKS
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.shapes import RECTANGLE_FILL
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
 from tumorseg.training.networks import UNet
@@ -97,7 +98,7 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
 
 def caveats(report: ReportData) -> list[str]:
     """The warnings at the head of the report, a sentence each; none where nothing is wrong."""
-    found = []
+    found = [] if report.split["patients_known"] else [NO_PATIENTS]
     test = report.test_slices
     counts = {what: int(test[column].sum()) for column, what in LEAKS.items()}
     leaks = ", ".join(f"{count:,} have {what}" for what, count in counts.items() if count)
