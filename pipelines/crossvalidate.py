@@ -16,6 +16,7 @@ from tumorseg.core.files import atomic_path, write_text
 from tumorseg.core.params import CrossvalidateParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
+from tumorseg.data.splits import patients_known
 from tumorseg.training.crossvalidation import Fold, make_folds, page, tabulate, train_fold
 
 REPORT = Path("reports/crossvalidation")
@@ -78,7 +79,8 @@ def crossvalidate() -> None:
             with atomic_path(REPORT.with_suffix(".csv")) as temporary:
                 figures.to_csv(temporary, index=False)
             side = load_slices("train").images.shape[-1]
-            text = page(figures, side, given=params.folds == "given")
+            known = patients_known(manifest)
+            text = page(figures, side, patients=known, given=params.folds == "given")
             write_text(REPORT.with_suffix(".md"), text)
             print(text)
 

@@ -278,6 +278,10 @@ def data_use(
     modality: Annotated[
         str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
     ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV file: slice number or file name, patient; with a line of titles."),
+    ] = None,
 ) -> None:
     """Import FOLDER (COCO, images with masks, NIfTI, DICOM with SEG, or MATLAB) to data/."""
     from tumorseg.importers import Options, plan
@@ -286,9 +290,9 @@ def data_use(
     kind = None if format_ == "auto" else format_
     options = Options(axis=axis, slices=slices, modality=modality)
     if dry_run:
-        print(plan(folder, kind, options))
+        print(plan(folder, kind, options, groups))
     else:
-        _report(use(folder, kind=kind, options=options))
+        _report(use(folder, kind=kind, options=options, groups=groups))
 
 
 @data_app.command("labels")

@@ -240,14 +240,15 @@ def test_masks_are_cut_at_the_threshold_that_is_best_on_validation(workplace, tr
 def test_split_optimism_needs_both_splits() -> None:
     now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
     other = {"unet": {"over_seeds_test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
-    grouped = {"split": {"method": "grouped"}, "test": now}
-    assert split_optimism(grouped, {}) == {}
-    assert split_optimism(grouped, other) == {
-        "unet": {"official": 0.7, "grouped": 0.4, "gap": 0.3},
-        "copy": {"official": 0.69, "grouped": 0.3, "gap": 0.39},
+    patient = {"split": {"method": "patient"}, "test": now}
+    assert split_optimism(patient, {}, "patient") == {}
+    assert split_optimism(patient, other, "patient") == {
+        "unet": {"official": 0.7, "patient": 0.4, "gap": 0.3},
+        "copy": {"official": 0.69, "patient": 0.3, "gap": 0.39},
     }
-    official = grouped | {"split": {"method": "official"}}
-    assert split_optimism(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+    official = patient | {"split": {"method": "official"}}
+    found = split_optimism(official, other, "guessed")["unet"]
+    assert found == {"official": 0.4, "guessed": 0.7, "gap": -0.3}
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from tests.conftest import REPOSITORY
-from tumorseg.core.params import NetworkParams
+from tumorseg.core.params import NetworkParams, SplitParams
 from tumorseg.data import coco
 from tumorseg.data.audit import audit
 from tumorseg.data.coco import SPLITS
@@ -131,6 +131,7 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         for run in runs
         for epoch in range(1, run["epochs"] + 1)
     )
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     torch.manual_seed(0)
     gated = build_network(
         "attention_unet",
@@ -144,11 +145,11 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         runs=runs,
         histories=histories,
         manifest=manifest,
-        audit=audit(manifest, pairs, workplace["thumbnails"], []),
+        audit=audit(manifest, pairs, workplace["thumbnails"], [], SplitParams(**params["split"])),
         split={"method": "official", "digest": "5p11t" * 12, "groups": 3, "excluded": 0}
         | {"groups_divided": 0, "slices": {"train": 12, "valid": 5, "test": 5}}
         | {"patients_known": False},
-        params=yaml.safe_load((REPOSITORY / "params.yaml").read_text()),
+        params=params,
         lineage={"git_sha": "c0de" * 10, "data_md5": "da7a.dir", "lock_digest": "10cc" * 16},
         data=data,
         gated=gated.eval(),

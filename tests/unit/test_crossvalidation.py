@@ -7,6 +7,7 @@ import pytest
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import CrossvalidateParams
 from tumorseg.data import coco
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.training.crossvalidation import (
     divide,
     fold_slices,
@@ -81,7 +82,9 @@ def test_given_folds_validate_all_slices_that_have_one() -> None:
     kept = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
     found = tabulate(folds, {(n, "unet"): dict.fromkeys(kept, n / 9) for n in (2, 3, 4)})
     assert found["valid_slices"].tolist() == [20, 20, 15]
-    assert "3 folds over the 55 slices of train, valid and test" in page(found, 64, given=True)
+    assert "3 folds over the 55 slices of train, valid and test" in page(
+        found, 64, patients=True, given=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,9 @@ def test_the_page_compares_networks_fold_by_fold() -> None:
     dice = {(1, "unet"): 0.5, (1, "attention_unet"): 0.7, (2, "unet"): 0.6}
     dice[2, "attention_unet"] = 0.5
     found = tabulate(folds, {key: kept | {"val_dice": value} for key, value in dice.items()})
-    text = page(found, 64)
+    assert "Each patient is in one part." in page(found, 64, patients=True, given=False)
+    text = page(found, 64, patients=False, given=False)
+    assert NO_PATIENTS in text
     assert "attention_unet − unet |" in text and "64²" in text
     rows = [line.strip("| ").replace("|", " ").split() for line in text.splitlines()[-6:-2]]
     assert rows == [

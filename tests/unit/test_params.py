@@ -49,6 +49,7 @@ def test_stages_sections_and_modules_share_their_names() -> None:
         (lambda d: d.update(trian={}), "trian: unknown section"),
         (lambda d: d.pop("evaluate"), "evaluate: missing section"),
         (lambda d: d.update(drift=None), "drift: missing section"),
+        (lambda d: d["split"].update(method="grouped"), "split.method: is called guessed since"),
         (lambda d: d["validate"].update(name_pattern="x"), r"named groups \(\?P<number>…"),
         (lambda d: d["segment"].update(scheduler="tcp://a"), r"scheduler: .* \(got 'tcp://a'\)"),
         (lambda d: d["train"]["common"].update(bce_weight=0, dice_weight=0), "must not both be 0"),

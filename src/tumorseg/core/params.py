@@ -80,10 +80,18 @@ class ValidateParams(Section):
 class SplitParams(Section):
     """Which slices are for training, validation and test."""
 
-    method: Literal["official", "grouped"]
+    # auto: patient where the data give every slice's, else official.
+    method: Literal["auto", "official", "patient", "guessed"]
     seed: Seed
-    shortest_block: PositiveInt  # slices
+    shortest_block: PositiveInt  # slices; where groups are guessed
     longest_block: PositiveInt
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _has_its_new_name(cls, method: Any) -> Any:
+        if method == "grouped":
+            raise ValueError("is called guessed since version 0.2")
+        return method
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "SplitParams":

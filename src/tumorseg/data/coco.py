@@ -43,6 +43,7 @@ class LabelledImage:
         slice_number: Its place within the group, where the JSON says so.
         spacing: Row and column spacing in mm, where the JSON says so.
         fold: The part of a cross-validation that validates it, where the JSON says so.
+        taken_in: Whether retraining added it to a data set that had its test split already.
         problem: A finding's name and a sentence, if the entry cannot be used.
         wrong_if_zipped: Whether pairing the two lists by position would not give it its own label.
         entry: Its entry under `images`, as it is.
@@ -57,6 +58,7 @@ class LabelledImage:
     slice_number: Whole | None = None
     spacing: tuple[Distance, Distance] | None = None
     fold: Whole | None = None
+    taken_in: bool = False
     problem: tuple[str, str] | None = None
     wrong_if_zipped: bool = False
     entry: dict[str, Any] = field(default_factory=dict)
@@ -217,6 +219,7 @@ def _image(entry: Any, number: int) -> LabelledImage:
         why = f"is not a COCO image: its id is {reprlib.repr(entry.get('id'))}"
         return LabelledImage(str(path), problem=("bad_entry", why))
     known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number", "fold")}
+    known["taken_in"] = entry.get("taken_in", False)
     try:
         return LabelledImage(str(path), spacing=entry.get("spacing_mm"), entry=entry, **known)
     except ValidationError as error:

@@ -63,7 +63,7 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
     """
     scored = comparison.scored
     described = {key: split[key] for key in ("method", "digest")}
-    described["patients_known"] = split.get("patients_known", False)
+    described["patients_known"] = split["patients_known"]
     figures: dict[str, Any] = {"split": described} | {
         str(name): {str(m): _figures(t, params) for m, t in part.groupby("method", sort=False)}
         for name, part in scored.groupby("split", sort=False)
@@ -115,16 +115,17 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
 
 
 def split_optimism(
-    figures: dict[str, Any], other: dict[str, dict[str, float]]
+    figures: dict[str, Any], other: dict[str, dict[str, float]], against: str
 ) -> dict[str, dict[str, float]]:
-    """How much higher a method's mean test Dice is on the official split than on the grouped.
+    """How much higher a method's mean test Dice is on the official split than on another.
 
     Args:
         figures: Of this run, from `reduce`.
         other: Network → metric → value of the last runs with the other split of the same data.
+        against: The one of both splits that is not official: patient or guessed.
 
     Returns:
-        Method → official, grouped and gap; empty unless both splits were run.
+        Method → official, `against` and gap; empty unless both splits were run.
     """
     if not other:
         return {}
@@ -132,11 +133,10 @@ def split_optimism(
     before["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
     gaps = {}
     for method, earlier in before.items():
-        official, grouped = figures["test"][method]["mean_dice"], earlier
-        if figures["split"]["method"] == "grouped":
-            official, grouped = grouped, official
-        gap = round(official - grouped, 5)
-        gaps[method] = {"official": official, "grouped": grouped, "gap": gap}
+        official, apart = figures["test"][method]["mean_dice"], earlier
+        if figures["split"]["method"] == against:
+            official, apart = apart, official
+        gaps[method] = {"official": official, against: apart, "gap": round(official - apart, 5)}
     return gaps
 
 

@@ -18,7 +18,7 @@ from tumorseg.core.params import NETWORKS
 from tumorseg.data.audit import PERCENTILES
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, read_json
 from tumorseg.data.shapes import RECTANGLE_FILL
-from tumorseg.data.splits import EXCLUDED
+from tumorseg.data.splits import EXCLUDED, NO_PATIENTS
 from tumorseg.evaluation.metrics import group_name
 from tumorseg.evaluation.paired import FEWEST_GROUPS
 from tumorseg.evaluation.results import TITLES, rests_on, verdicts
@@ -114,6 +114,7 @@ def data_values(report: ReportData) -> dict[str, Any]:
         "usable": len(usable),
         "unnamed": int(usable["group"].isna().sum()),
         "patients": usable["group"].nunique(),
+        "no_patients": NO_PATIENTS,
         "numbered": int(usable["slice_number"].notna().sum()),
         "spacings": usable["spacing_mm"].value_counts().to_dict(),
         "sizes": sizes.value_counts().head(5).to_dict(),

@@ -99,7 +99,7 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
 
 def caveats(report: ReportData) -> list[str]:
     """The warnings at the head of the report, a sentence each; none where nothing is wrong."""
-    known = report.split.get("patients_known", False)
+    known = report.split["patients_known"]
     found = [] if known else [NO_PATIENTS]
     test = report.test_slices
     counts = {what: int(test[column].sum()) for column, what in LEAKS.items()}

@@ -1,8 +1,8 @@
 """Cross-validation over the slices of train and valid: folds, the training of one, and the table.
 
-Slices that belong together are in one part of each fold, as in a grouped split; test slices take no
-part. Folds that the data name (`crossvalidate.folds: given`) are a published protocol, in which
-every slice is validated once: there all slices with a fold take part, also those of test.
+Groups are never divided: patients where the data name them, elsewhere guessed from equal, nearly
+equal and neighbouring slices. Test slices take no part, except in folds that the data name
+(`crossvalidate.folds: given`), a published protocol in which every slice is validated once.
 """
 
 import json
@@ -24,7 +24,7 @@ from tumorseg.core.params import FannedOutParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.splits import assign_splits, strata
+from tumorseg.data.splits import NO_PATIENTS, assign_splits, strata
 from tumorseg.training.augmentation import load_policy
 from tumorseg.training.trainer import train
 
@@ -214,20 +214,18 @@ def tabulate(
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame, side: int, given: bool = False) -> str:
+def page(table: pd.DataFrame, side: int, *, patients: bool, given: bool) -> str:
     """The table as Markdown: Dice of each fold and network, differences in pairs, mean and SD.
 
     Args:
         table: From `tabulate`.
         side: Of the grid, in pixels.
+        patients: Whether the groups are patients, all of them given.
         given: Whether the folds are those that the data name.
     """
-    over = "train and valid; test slices took no part. Slices that belong together are in one part."
+    over = "train and valid; test slices took no part."
     if given:
-        over = (
-            "train, valid and test for which the data name one, so that none is left for a test. "
-            "No patient whom the data name is in two folds."
-        )
+        over = "train, valid and test for which the data name one, so that none is left for a test."
     sizes = table.drop_duplicates("fold").set_index("fold")
     sizes = sizes[["train_slices", "valid_slices", "valid_groups"]]
     first, *others = dict.fromkeys(table["network"])
@@ -237,7 +235,8 @@ def page(table: pd.DataFrame, side: int, given: bool = False) -> str:
     dice = pd.concat([dice, dice.agg(["mean", "std"]).rename({"std": "SD"})])
     return f"""# Cross-validation
 
-{len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of {over}
+{len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of {over} \
+{"Each patient is in one part." if patients else NO_PATIENTS}
 
 {sizes.to_markdown()}
 
