@@ -19,7 +19,7 @@ LEAKS = {
     "neighbour_in_train": "a neighbouring slice in train",
     "near_duplicate_elsewhere": "a near duplicate in another split",
     "duplicate_elsewhere": "an equal file in another split",
-    "group_in_train": "slices of their group in train",
+    "group_in_train": "slices of their patient or guessed group in train",
 }
 
 
