@@ -5,7 +5,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -188,6 +188,19 @@ def labelled_images(document: dict[str, Any]) -> list[LabelledImage]:
             orphan.problem = ("orphan_annotation", why)
             images.append(orphan)
     return sorted(images, key=lambda image: image.file_name)
+
+
+def extend(document: dict[str, Any], known: Mapping[str, dict[str, Any]]) -> None:
+    """Puts keys into the entries of a COCO document's images, in place.
+
+    Args:
+        document: From `read_document`.
+        known: File name → keys and values.
+    """
+    for entry in document["images"]:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str):
+            entry |= known.get(str(PurePosixPath(name)), {})
 
 
 def category_names(document: dict[str, Any]) -> dict[str, str]:

@@ -6,14 +6,13 @@ slices as a `Source`. Splits, writing and the summary are the same for all. To a
 a module and list it in `IMPORTERS`.
 """
 
-import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import write_text
-from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, printable, read_document
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, extend, printable, read_document
 from tumorseg.data.splits import assign_splits, count_patients
 from tumorseg.importers import coco_folder, dicom, mask_folder, matlab, nifti
 from tumorseg.importers.groups import give
@@ -236,15 +234,15 @@ def _copy(layout: Path, folder: Path) -> None:
 
 def _set_groups(source: Source, layout: Path) -> None:
     """Writes the groups of records into the JSON files of a copied folder."""
-    groups = {(record.split, record.entry["file_name"]): record.group for record in source.records}
     for split in SPLITS:
+        groups = {
+            str(PurePosixPath(record.entry["file_name"])): {"group": record.group}
+            for record in source.records
+            if record.split == split and record.group is not None
+        }
         document = read_document(layout / split / ANNOTATIONS)
-        for entry in document["images"]:
-            name = entry.get("file_name") if isinstance(entry, dict) else None
-            group = groups.get((split, str(name)))
-            if group is not None and str(entry.get("group")) != group:
-                entry["group"] = group
-        write_text(layout / split / ANNOTATIONS, json.dumps(document))
+        extend(document, groups)
+        Document(document).save(layout / split)
 
 
 def _use_unique_names(records: Sequence[Record]) -> list[Record]:

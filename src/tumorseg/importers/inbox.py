@@ -33,7 +33,7 @@ REASONS = {
     "duplicate": "is in the data set already, byte for byte",
     "name": "the data set has a file of that name",
     "finding": "fails a check that retrain.quarantine_on names",
-    "no_patient": "names no patient, and the data set is split by patients",
+    "no_patient": "names no patient (`group` in the JSON), and the data set is split by them",
 }
 
 GUESSED = (
