@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.report_sample import METHODS, make_report_data
 from tumorseg.data.coco import SPLITS
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.evaluation.results import TITLES
 from tumorseg.reporting import figures
 from tumorseg.reporting.report import page_values, recorded_source, write_cards, write_report
@@ -177,6 +178,15 @@ def test_the_model_card_has_all_figures_of_the_winner_and_its_limits(report, tmp
     assert "cut at 0.450" in facts["output"][1] and "not for diagnosis" in model
     listed = model.split("## Limits")[1].split("##")[0].strip().splitlines()
     assert listed == [f"- {one}" for one in caveats(report) + limits(report)]
+
+
+def test_unknown_patients_are_said_with_the_figures(report, page, tmp_path) -> None:
+    for known in (False, True):
+        changed = replace(report, split=report.split | {"patients_known": known})
+        write_cards(changed, tmp_path / "model.md", tmp_path / "data.md")
+        for name in ("model.md", "data.md"):
+            assert (NO_PATIENTS in (tmp_path / name).read_text()) != known
+    assert NO_PATIENTS in page
 
 
 def test_healthy_slices_unnamed_patients_and_unknown_spacing_are_limits(report) -> None:
