@@ -22,7 +22,7 @@ from tumorseg.training.loss import bce_dice_loss
 from tumorseg.training.predict_split import compare, load_network, probabilities
 from tumorseg.training.trainer import train
 
-SPLIT = {"method": "official", "digest": "0"}
+SPLIT = {"method": "official", "digest": "0", "patients_known": False}
 EVALUATE = EvaluateParams(
     threshold=0.5,
     test_time_flips=False,
@@ -101,7 +101,8 @@ def test_a_network_learns_to_find_a_bright_disc(tmp_path) -> None:
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     common = TINY_TRAIN["common"] | {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
     larger = TINY_TRAIN["unet"] | {"channels": [8, 16]}
-    params = TrainParams(seeds=[0], common=common, unet=larger, attention_unet=larger)
+    changed = {"common": common, "unet": larger, "attention_unet": larger}
+    params = TrainParams.model_validate(TINY_TRAIN | changed)
     folders = (tmp_path, tmp_path / "c")
     summary = train("attention_unet", 0, params, slices, lambda i, m, _: (i, m), *folders)
     assert summary["val_dice"] > 0.9, summary
