@@ -16,7 +16,8 @@ from tumorseg.core.files import atomic_path, write_text
 from tumorseg.core.params import CrossvalidateParams, TrainParams, load_params
 from tumorseg.data.arrays import ARRAYS, check_made_of, load_slices
 from tumorseg.data.manifest import load_manifest
-from tumorseg.training.crossvalidation import Fold, divide, page, pool, tabulate, train_fold
+from tumorseg.data.splits import patients_known
+from tumorseg.training.crossvalidation import Fold, make_folds, page, tabulate, train_fold
 
 REPORT = Path("reports/crossvalidation")
 
@@ -35,7 +36,7 @@ def crossvalidate() -> None:
     training = whole.model_copy(update={"common": alone})
     manifest = load_manifest()
     check_made_of(manifest)
-    folds = divide(pool(manifest), params.folds, params.seed)
+    folds = make_folds(manifest, params.folds, params.seed)
     tasks: list[tuple[Fold, str]] = [(fold, name) for fold in folds for name in params.networks]
     # Digests of data, policy, parameters and code.
     made_of: dict[str, str] = {
@@ -77,7 +78,9 @@ def crossvalidate() -> None:
             figures = tabulate(folds, summaries)
             with atomic_path(REPORT.with_suffix(".csv")) as temporary:
                 figures.to_csv(temporary, index=False)
-            text = page(figures, load_slices("train").images.shape[-1])
+            side = load_slices("train").images.shape[-1]
+            known = patients_known(manifest)
+            text = page(figures, side, patients=known, given=params.folds == "given")
             write_text(REPORT.with_suffix(".md"), text)
             print(text)
 

@@ -15,7 +15,7 @@ from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, Train
 from tumorseg.data.arrays import load_slices
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.manifest import THUMBNAILS, load_manifest
-from tumorseg.evaluation.results import TITLES, reduce, split_optimism, table, verdicts
+from tumorseg.evaluation.results import TITLES, reduce, split_optimism, summary
 from tumorseg.evaluation.strata import strata
 from tumorseg.registry.runs import latest_figures, lineage, recipe
 from tumorseg.reporting import figures
@@ -82,24 +82,27 @@ def evaluate() -> None:
     )
     step(write_report)(data, REPORTS / "report.html")
     step(write_cards)(data, REPORTS / "model_card.md", REPORTS / "data_card.md")
-    print("\n" + table(result))
-    print("\n".join(["", *verdicts(result)]))
-    report_split_optimism(result)
+    print("\n" + summary(result, parts))
+    report_split_optimism(result, split)
 
 
-def report_split_optimism(figures: dict[str, Any]) -> None:
-    """Compares with the last run on the other split, if MLflow knows one of the same recipe."""
-    others = {"official": "grouped", "grouped": "official"}
-    tags = {"split": others[figures["split"]["method"]], "data_md5": lineage()["data_md5"]}
-    tags |= {"recipe": recipe()}
-    gaps = split_optimism(
-        figures, step(latest_figures, retries=2)(load_params(RegisterParams).experiment, tags)
-    )
+def report_split_optimism(figures: dict[str, Any], split: dict[str, Any]) -> None:
+    """Compares with the last run on the other split, if MLflow knows one of the same recipe.
+
+    That is official, and by patient or, where these are not known, guessed.
+    """
+    against = split["method"]
+    if against == "official":
+        against = "patient" if split["patients_known"] else "guessed"
+    other = against if split["method"] == "official" else "official"
+    tags = {"split": other, "data_md5": lineage()["data_md5"], "recipe": recipe()}
+    found = step(latest_figures, retries=2)(load_params(RegisterParams).experiment, tags)
+    gaps = split_optimism(figures, found, against)
     write_json(REPORTS / "split_optimism.json", gaps)
     for method, pair in gaps.items():
         print(
             f"{TITLES[method]}: mean Dice {pair['official']:.3f} on the official split, "
-            f"{pair['grouped']:.3f} on the grouped one: split optimism {pair['gap']:+.3f}"
+            f"{pair[against]:.3f} on the {against} one: split optimism {pair['gap']:+.3f}"
         )
 
 

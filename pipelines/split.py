@@ -1,4 +1,4 @@
-"""split: manifest → the same with every slice's split, as the data set has it or by groups."""
+"""split: manifest → the same with every slice's split: the data set's, by patient or guessed."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,14 @@ from tumorseg.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from tumorseg.data.splits import EXCLUDED, grouped, official
+from tumorseg.data.splits import (
+    EXCLUDED,
+    count_patients,
+    grouped,
+    official,
+    patients_known,
+    resolve,
+)
 
 
 @stage(name="split")
@@ -29,10 +36,11 @@ def split() -> None:
     params = load_params(SplitParams)
     table, pairs = load_manifest(MANIFEST), pd.read_parquet(PAIRS)
     blocks = (params.shortest_block, params.longest_block)
-    if params.method == "grouped":
-        result = step(grouped)(table, pairs, *blocks, params.seed)
-    else:
+    method = resolve(params.method, table)
+    if method == "official":
         result = step(official)(table, pairs, *blocks)
+    else:
+        result = step(grouped)(table, pairs, *blocks, params.seed)
     empty = [name for name in SPLITS if name not in set(result["split"])]
     if empty:
         raise InputError(
@@ -40,7 +48,7 @@ def split() -> None:
             "groups do not divide; set split.method: official in params.yaml, or add data"
         )
     result = mark_leaks(result, pairs, SPLITS)
-    write_json(Path("reports/split.json"), describe(result, params.method))
+    write_json(Path("reports/split.json"), describe(result, method))
     save_manifest(result, SPLIT_MANIFEST)
 
 
@@ -50,8 +58,10 @@ def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
     counts = used["split"].value_counts()
     assignment = "\n".join(sorted(table["path"] + " " + table["split"]))
     divided = used.groupby("split_group")["split"].nunique() > 1
+    known = patients_known(used)
     figures: dict[str, object] = {
         "method": method,
+        "patients_known": known,
         "digest": hashlib.sha256(assignment.encode()).hexdigest(),
         "slices": {name: int(counts.get(name, 0)) for name in SPLITS},
         "shares": {name: round(float(counts.get(name, 0) / len(used)), 4) for name in SPLITS},
@@ -61,6 +71,7 @@ def describe(table: pd.DataFrame, method: str) -> dict[str, object]:
         "slices_with_neighbour_elsewhere": int(used["neighbour_elsewhere"].sum()),
         "slices_with_near_duplicate_elsewhere": int(used["near_duplicate_elsewhere"].sum()),
         "slices_with_duplicate_elsewhere": int(used["duplicate_elsewhere"].sum()),
+        **(count_patients(used) if known else {}),
         "baselines": baseline_figures(used, np.load(THUMBNAILS, mmap_mode="r")),
     }
     for name, value in figures.items():

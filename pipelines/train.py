@@ -75,6 +75,7 @@ def unfinished(network: str, seed: int, params: TrainParams) -> Path:
     if not POLICY.exists():
         raise InputError(f"{POLICY}: is not there; run `dvc repro augment`")
     sections = params.common.model_dump_json() + params.network(network).model_dump_json()
+    sections += str(params.encoder_weights)
     digest = hashlib.sha256(f"{sections} torch {torch.__version__}".encode())
     code = Path(tracking.__file__).parents[1]
     sources = [path for pattern in SOURCES for path in sorted(code.glob(pattern))]

@@ -5,9 +5,9 @@ import numpy as np
 from pipelines._flow import command, stage, step
 from pipelines._paths import DATA, REPORTS
 from tumorseg.core.files import atomic_path, write_json
-from tumorseg.core.params import ValidateParams, load_params
+from tumorseg.core.params import SplitParams, ValidateParams, load_params
 from tumorseg.data import coco
-from tumorseg.data.audit import audit
+from tumorseg.data.audit import audit, patient_lines
 from tumorseg.data.expectations import check, report, stop_on_critical
 from tumorseg.data.leakage import find_pairs, mark_leaks, save_pairs
 from tumorseg.data.manifest import THUMBNAILS, build_manifest, save_manifest
@@ -28,7 +28,9 @@ def validate() -> None:
     findings = step(check)(manifest, params, REPORTS / "data_docs")
 
     thumbnails = np.load(THUMBNAILS, mmap_mode="r")
-    figures = step(audit)(manifest, pairs, thumbnails, findings)
+    figures = step(audit)(manifest, pairs, thumbnails, findings, load_params(SplitParams))
+    for line in patient_lines(figures["patients"]):
+        print(line)
     write_json(REPORTS / "audit.json", figures)
     step(write_page)(figures, manifest, pairs, thumbnails, DATA, REPORTS / "audit.html")
     settle(REPORTS / "data_docs", REPORTS / "audit.html")

@@ -163,11 +163,13 @@ def coco_folder(tmp_path: Path) -> CocoFolder:
 
 TINY_TRAIN = {
     "seeds": [0],
+    "encoder_weights": None,
     "common": {
         "epochs": 2,
         "batch_size": 4,
         "micro_batch_size": 8,
         "learning_rate": 0.01,
+        "encoder_rate": 0.3,
         "weight_decay": 0.01,
         "schedule": "plateau",
         "warm_up": 0.2,
@@ -186,8 +188,18 @@ TINY_TRAIN = {
         "compile": False,
         "deterministic": True,
     },
-    "unet": {"channels": [4, 8, 16], "norm": "batch", "space_to_depth": 1},
-    "attention_unet": {"channels": [4, 8, 16], "norm": "batch", "space_to_depth": 1},
+    "unet": {
+        "encoder": "plain",
+        "channels": [4, 8, 16],
+        "norm": "batch",
+        "space_to_depth": 1,
+    },
+    "attention_unet": {
+        "encoder": "plain",
+        "channels": [4, 8, 16],
+        "norm": "batch",
+        "space_to_depth": 1,
+    },
 }
 
 

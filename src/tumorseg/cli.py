@@ -107,14 +107,14 @@ def reproduce(command: list[str]) -> tuple[int, str]:
 @app.command()
 def table() -> None:
     """Print the comparison on the test split."""
-    from tumorseg.evaluation.results import table as render
-    from tumorseg.evaluation.results import verdicts
+    import pandas as pd
+
+    from tumorseg.evaluation.results import summary
 
     if not METRICS.exists():
         raise InputError(f"{METRICS}: is missing; type `make run` first")
-    figures = json.loads(METRICS.read_text())
-    print("\n" + render(figures))
-    print("\n".join(["", *verdicts(figures)]))
+    strata = pd.read_csv(METRICS.with_name("strata.csv"))
+    print("\n" + summary(json.loads(METRICS.read_text()), strata))
 
 
 @app.command()
@@ -262,7 +262,7 @@ def env() -> None:
 def data_use(
     folder: Path,
     format_: Annotated[
-        str, typer.Option("--format", help="auto, coco, masks, nifti or dicom.")
+        str, typer.Option("--format", help="auto, coco, masks, nifti, dicom or matlab.")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     axis: Annotated[
@@ -278,17 +278,21 @@ def data_use(
     modality: Annotated[
         str | None, typer.Option(help="Which of a patient's volumes, such as t1ce or 0001.")
     ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV file: slice number or file name, patient; with a line of titles."),
+    ] = None,
 ) -> None:
-    """Import FOLDER (COCO, images with masks, NIfTI, or DICOM with SEG) to data/."""
+    """Import FOLDER (COCO, images with masks, NIfTI, DICOM with SEG, or MATLAB) to data/."""
     from tumorseg.importers import Options, plan
     from tumorseg.importers.use import use
 
     kind = None if format_ == "auto" else format_
     options = Options(axis=axis, slices=slices, modality=modality)
     if dry_run:
-        print(plan(folder, kind, options))
+        print(plan(folder, kind, options, groups))
     else:
-        _report(use(folder, kind=kind, options=options))
+        _report(use(folder, kind=kind, options=options, groups=groups))
 
 
 @data_app.command("labels")

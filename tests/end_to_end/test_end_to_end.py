@@ -61,7 +61,9 @@ def read(workspace, name: str) -> dict:
 
 def test_the_reports_are_there_and_agree(workspace) -> None:
     figures = read(workspace, "reports/metrics.json")
-    assert list(figures["test"]) == ["unet", "attention_unet", "copy", "intensity", "background"]
+    networks, baselines = ["unet", "attention_unet"], ["copy", "intensity", "background"]
+    assert list(figures["valid"]) == [*networks, "ensemble"]
+    assert list(figures["test"]) == [*networks, "ensemble", *baselines]
     per_slice = pd.read_csv(workspace.root / "reports" / "per_slice.csv")
     for method, rows in per_slice[per_slice["split"] == "test"].groupby("method"):
         assert rows["dice"].mean() == pytest.approx(figures["test"][method]["mean_dice"], abs=1e-5)
@@ -90,7 +92,9 @@ def test_the_reports_are_there_and_agree(workspace) -> None:
     # As served and as evaluated is the same, but for the order in which floats are added.
     served = decision["figures"]["challenger_mean_dice"]
     assert served == pytest.approx(winner["mean_dice"], abs=0.01)
-    assert decision["caveats"] == ["the test slices form only 5 groups: the interval says little"]
+    assert decision["caveats"] == [
+        "the test split has only 5 slices of 5 guessed groups: the interval says little"
+    ]
     shown = workspace.call("dvc", "metrics", "show", "--json")
     assert "micro_dice" in shown
     workspace.call("dvc", "plots", "show", "--out", "plots")

@@ -17,6 +17,9 @@ from tests.support.samples import SAMPLES
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data import coco
+from tumorseg.data.leakage import find_pairs
+from tumorseg.data.manifest import build_manifest
+from tumorseg.data.splits import grouped
 from tumorseg.importers import detect, inbox, read, write
 from tumorseg.importers.intake import merge
 
@@ -24,6 +27,7 @@ from tumorseg.importers.intake import merge
 def sections(**changes):
     """The sections that `inbox.examine` takes, some keys of retrain and split changed."""
     params = small_params()
+    params["split"]["method"] = "official"
     for name, value in changes.items():
         section = next(part for part in ("retrain", "split") if name in params[part])
         params[section][name] = value
@@ -180,8 +184,55 @@ def test_the_share_for_valid_goes_by_groups_and_comes_out(data, batch, tmp_path,
 
 def test_a_split_that_is_dealt_anew_takes_nothing_in(data, batch, tmp_path, monkeypatch) -> None:
     batch.add("good.png", picture(100))
-    with pytest.raises(InputError, match=r"split\.method is grouped.*set split\.method: official"):
-        examine(batch.write(), data, tmp_path, monkeypatch, method="grouped")
+    with pytest.raises(InputError, match=r"split\.method is guessed.*set split\.method: official"):
+        examine(batch.write(), data, tmp_path, monkeypatch, method="guessed")
+
+
+def test_a_split_by_patient_stays_as_it_is(tmp_path, batch, monkeypatch) -> None:
+    """Twice: patients go where stage split has them, new ones to train or valid for good."""
+    folder = CocoFolder(tmp_path / "data")
+    for number in range(24):
+        split, entry = ("train", "valid", "test")[number % 3], {"group": f"p{number % 8}"}
+        place = folder.add(split, f"a{number:02d}.png", [(9, 9, 20, 20)], pixels=picture(number))
+        folder.documents[split]["images"][place] |= entry
+    data = folder.write()
+
+    def splits() -> pd.DataFrame:
+        validate, _, _ = sections()
+        table = build_manifest(data, validate, tmp_path / "small.npy")
+        pairs = find_pairs(table, tmp_path / "small.npy", validate.near_duplicate)
+        return grouped(table, pairs, shortest=20, longest=60, seed=0)
+
+    before = splits()
+    side_of = before.groupby("group")["split"].first()
+    home = {split: (side_of == split).idxmax() for split in coco.SPLITS}
+    for turn, share in enumerate((0.0, 1.0)):
+        new = Batch(tmp_path / "inbox" / f"day {turn}")
+        for place, group in enumerate((*home.values(), "new", f"new {turn}", None)):
+            pixels = picture(100 + 10 * turn + place)
+            new.add(f"b{turn}{place}.png", pixels, **({"group": group} if group else {}))
+        changes = {"method": "auto", "valid_share": share}
+        found, verdicts = examine(new.write(), data, tmp_path, monkeypatch, **changes)
+        drawn = ("train", "valid")[turn]
+        assert list(found.values()) == [
+            (None, "train"),
+            (None, "valid"),
+            ("test_patient", None),
+            (None, "train"),
+            (None, drawn),
+            ("no_patient", None),
+        ]
+        place = tmp_path / "scratch"
+        merge(data, place, verdicts[verdicts["reason"].isna()])
+        shutil.rmtree(data)
+        (place / "data").rename(data)
+        after = splits()
+        assert after.groupby("group")["split"].nunique().max() == 1
+        assert dict(after.groupby("group")["split"].first()) == dict(side_of) | (
+            {"new": "train", "new 0": "train"} | ({"new 1": "valid"} if turn else {})
+        )
+        tested = [set(table.query("split == 'test'")["sha256"]) for table in (before, after)]
+        assert tested[0] == tested[1]
 
 
 def test_only_batches_at_rest_are_taken(tmp_path) -> None:

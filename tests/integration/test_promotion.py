@@ -38,7 +38,12 @@ def test_first_then_better_then_worse(place) -> None:
     assert runs.connect().get_model_version(place.name, "3").description == page
     assert page.startswith("# Promotion: refused\n")
     gap = worse.figures["difference"]
-    words = ["12 slices", worse.when, worse.challenger["digest"][:12], f"{gap['mean']:+.4f}"]
+    words = [
+        "12 slices of the test split, of 12 guessed groups",
+        worse.when,
+        worse.challenger["digest"][:12],
+        f"{gap['mean']:+.4f}",
+    ]
     assert all(word in page for word in [*words, *(s["stratum"] for s in worse.figures["strata"])])
 
 

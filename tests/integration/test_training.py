@@ -14,14 +14,15 @@ from tumorseg.core.params import NETWORKS, EvaluateParams, TrainParams
 from tumorseg.data.arrays import Slices, read_slice, sizes, true_masks
 from tumorseg.data.coco import decode
 from tumorseg.evaluation.calibration import best_threshold
-from tumorseg.evaluation.results import reduce, split_optimism, table, verdicts
+from tumorseg.evaluation.results import reduce, split_optimism, summary, table, verdicts
+from tumorseg.evaluation.strata import strata
 from tumorseg.imaging.preprocess import mask_to_grid, to_grid, to_input, to_native
 from tumorseg.reporting import figures
 from tumorseg.training.loss import bce_dice_loss
 from tumorseg.training.predict_split import compare, load_network, probabilities
 from tumorseg.training.trainer import train
 
-SPLIT = {"method": "official", "digest": "0"}
+SPLIT = {"method": "official", "digest": "0", "patients_known": False}
 EVALUATE = EvaluateParams(
     threshold=0.5,
     test_time_flips=False,
@@ -99,8 +100,9 @@ def test_a_network_learns_to_find_a_bright_disc(tmp_path) -> None:
     images = (60 + 90 * masks + rng.normal(0, 12, masks.shape)).astype(np.uint8)
     slices = dict.fromkeys(("train", "valid"), Slices(images, masks))
     common = TINY_TRAIN["common"] | {"epochs": 20, "learning_rate": 0.003, "plateau_patience": 20}
-    larger = {"channels": [8, 16], "norm": "batch", "space_to_depth": 1}
-    params = TrainParams(seeds=[0], common=common, unet=larger, attention_unet=larger)
+    larger = TINY_TRAIN["unet"] | {"channels": [8, 16]}
+    changed = {"common": common, "unet": larger, "attention_unet": larger}
+    params = TrainParams.model_validate(TINY_TRAIN | changed)
     folders = (tmp_path, tmp_path / "c")
     summary = train("attention_unet", 0, params, slices, lambda i, m, _: (i, m), *folders)
     assert summary["val_dice"] > 0.9, summary
@@ -155,6 +157,8 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
         ("unet", "test"): 10,
         ("attention_unet", "valid"): 10,
         ("attention_unet", "test"): 10,
+        ("ensemble", "valid"): 5,
+        ("ensemble", "test"): 5,
         ("copy", "test"): 5,
         ("intensity", "test"): 5,
         ("background", "test"): 5,
@@ -171,7 +175,8 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert result["distances"] == {"unit": "pixels", "tolerance": 2.0}
     assert result["test"]["background"]["hd95_undefined"] == 5
     assert 0 <= result["test"]["unet"]["ece"] <= 1
-    text = table(result)
+    parts = strata(scored.query("split == 'test'"), 50, 0)
+    text = summary(result, parts)
     sentences = verdicts(result)
     baselines = {m: result["test"][m]["mean_dice"] for m in ("copy", "intensity", "background")}
     beaten = {"copy", max(baselines, key=baselines.__getitem__)}
@@ -181,7 +186,15 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert len(sentences) == len(result["paired"])
     assert "Attention U-Net" in sentences[0] and "2 seeds" in sentences[0]
     assert result["paired"]["unet-copy"]["slices"] == 5
-    assert len(text.splitlines()) == 7 and "copy of the most similar train slice" in text
+    overall, by_category, *rest = text.split("\n\n")
+    assert rest == sentences and "5 slices of 5 guessed groups" in sentences[0]
+    kinds = set(parts.query("by == 'category'")["stratum"])
+    assert [len(part.splitlines()) for part in (overall, by_category)] == [8, 8]
+    assert "test: 5 slices of 5 guessed groups |" in overall and "mean by guessed group" in overall
+    assert by_category.splitlines()[0].count(" guessed group") == len(kinds)
+    assert all("| mean of all networks | 0." in part for part in (overall, by_category))
+    known = reduce(comparison, SPLIT | {"patients_known": True}, EVALUATE)
+    assert "5 slices of 5 patients" in table(known) and "5 patients" in verdicts(known)[0]
 
     figures.augmentation_gallery(
         workplace["slices"]["train"], workplace["policy"], tmp_path / "augmentation.png"
@@ -212,6 +225,12 @@ def test_masks_are_cut_at_the_threshold_that_is_best_on_validation(workplace, tr
     assert first["path"] == test.iloc[0]["path"]
     expected = to_native(found, (96, 96)) >= comparison.thresholds[run]
     assert np.array_equal(decode(first["mask_rle"], 96, 96), expected)
+    # The mean of all networks has a threshold of its own.
+    images = workplace["slices"]["test"].images
+    mean = np.mean([probabilities(network, images) for network in networks.values()], axis=0)
+    (first, *_) = comparison.scored.query("method == 'ensemble' and split == 'test'")["mask_rle"]
+    expected = to_native(mean[0], (96, 96)) >= comparison.thresholds["ensemble", None]
+    assert np.array_equal(decode(first, 96, 96), expected)
     plain = load_all(trained)[run]
     image = torch.randn(2, 1, 32, 32)
     with torch.inference_mode():
@@ -222,14 +241,15 @@ def test_masks_are_cut_at_the_threshold_that_is_best_on_validation(workplace, tr
 def test_split_optimism_needs_both_splits() -> None:
     now = {name: {"mean_dice": dice} for name, dice in (("unet", 0.4), ("copy", 0.3))}
     other = {"unet": {"over_seeds_test_mean_dice": 0.7, "test_copy_mean_dice": 0.69}}
-    grouped = {"split": {"method": "grouped"}, "test": now}
-    assert split_optimism(grouped, {}) == {}
-    assert split_optimism(grouped, other) == {
-        "unet": {"official": 0.7, "grouped": 0.4, "gap": 0.3},
-        "copy": {"official": 0.69, "grouped": 0.3, "gap": 0.39},
+    patient = {"split": {"method": "patient"}, "test": now}
+    assert split_optimism(patient, {}, "patient") == {}
+    assert split_optimism(patient, other, "patient") == {
+        "unet": {"official": 0.7, "patient": 0.4, "gap": 0.3},
+        "copy": {"official": 0.69, "patient": 0.3, "gap": 0.39},
     }
-    official = grouped | {"split": {"method": "official"}}
-    assert split_optimism(official, other)["unet"] == {"official": 0.4, "grouped": 0.7, "gap": -0.3}
+    official = patient | {"split": {"method": "official"}}
+    found = split_optimism(official, other, "guessed")["unet"]
+    assert found == {"official": 0.4, "guessed": 0.7, "gap": -0.3}
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import highdicom
 import nibabel
 import numpy as np
@@ -349,6 +350,44 @@ def dicom_series(root: Path) -> Sample:
     return sample
 
 
+def save_matlab(path: Path, **variables: np.ndarray) -> None:
+    """Writes a MATLAB v7.3 file; names may lead into a struct, as `cjdata/image`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, values in variables.items():
+            # Columns first, so that HDF5 has the transpose.
+            file.create_dataset(name, data=np.atleast_2d(values).T, compression="gzip")
+    with path.open("r+b") as file:
+        file.write(b"MATLAB 7.3 MAT-file")
+
+
+def cjdata(image: np.ndarray, mask: np.ndarray, label: float, patient: str) -> dict:
+    """The variables of one slice of the brain tumor dataset."""
+    found = {"image": image, "tumorMask": mask, "label": label, "tumorBorder": np.arange(8.0)}
+    found["PID"] = np.array([list(map(ord, patient))], np.uint16)
+    return {f"cjdata/{key}": values for key, values in found.items()}
+
+
+def matlab_slices(root: Path) -> Sample:
+    """N.mat in two folders, one with an empty mask, patients with letters, and cvind.mat."""
+    sample = Sample(root)
+    names = ("meningioma", "glioma", "pituitary")
+    patients = ("100360", "100360", "MR040241", "MR040241A", "MR040241B", "MR051052", "98", "98")
+    for number, patient in enumerate(patients, start=1):
+        shape = (40, 48) if number < 5 else (32, 32)
+        image = noise(number, shape).astype(np.int16) * 40 - 500
+        mask = disc(shape, 12 + number, 20, 8.3 if number != 2 else 0)
+        label = number % 3
+        folder = root / ("brainTumorDataPublic_1-5" if number < 6 else "brainTumorDataPublic_6-8")
+        variables = cjdata(image, mask.astype(np.uint8), label + 1.0, patient)
+        save_matlab(folder / f"{number}.mat", **variables)
+        sample.truth[f"slice_{number:04d}.png"] = {names[label]: mask}
+        joined = "MR040241" if patient.startswith("MR04") else patient
+        sample.groups[f"slice_{number:04d}.png"] = joined
+    save_matlab(root / "cvind.mat", cvind=np.array([[1, 1, 2, 2, 2, 3, 1, 1]]).T * 1.0)
+    return sample
+
+
 SAMPLES: dict[str, tuple[str, Callable[[Path], Sample]]] = {
     "COCO JSON, run lengths": ("coco", coco_single),
     "COCO splits, polygons": ("coco", coco_polygons),
@@ -358,6 +397,7 @@ SAMPLES: dict[str, tuple[str, Callable[[Path], Sample]]] = {
     "nnU-Net, coronal": ("nifti", nifti_nnunet),
     "BraTS, sagittal": ("nifti", nifti_brats),
     "DICOM SEG": ("dicom", dicom_series),
+    "MATLAB v7.3": ("matlab", matlab_slices),
 }
 
 

@@ -92,6 +92,7 @@ ENTRIES = [
       for value in (None, True, [1])),
     Case("slice number 1e30", entry(slice_number=1e30), finding("bad_entry", "slice_number")),
     Case("spacing NaN", entry(spacing_mm=[NAN, 1]), finding("bad_entry", "its spacing")),
+    Case("a word for a fold", entry(fold="A"), finding("bad_entry", "its fold")),
     Case("a list for a group", entry(group=["p"]), finding("bad_entry", "its group")),
 ]  # fmt: skip
 

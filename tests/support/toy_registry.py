@@ -47,7 +47,7 @@ def slices(data: Path) -> pd.DataFrame:
         Image.fromarray(np.where(truth, 220, noise).astype(np.uint8)).save(data / path)
         sha = hashlib.sha256((data / path).read_bytes()).hexdigest()
         entry = {"path": path, "split": "test", "sha256": sha, "mask_rle": encode(truth)}
-        found.append(entry | {"height": 96, "width": 80, "split_group": number})
+        found.append(entry | {"height": 96, "width": 80, "group": None, "split_group": number})
     return pd.DataFrame(found)
 
 

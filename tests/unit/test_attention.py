@@ -13,7 +13,9 @@ IMAGES = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
 @pytest.mark.parametrize(("space_to_depth", "sides"), [(1, [16, 32, 64]), (2, [8, 16, 32])])
 def test_maps_are_the_gates_coefficients_from_coarse_to_fine(space_to_depth, sides) -> None:
     torch.manual_seed(0)
-    params = NetworkParams(channels=[4, 8, 16, 32], norm="batch", space_to_depth=space_to_depth)
+    params = NetworkParams(
+        encoder="plain", channels=[4, 8, 16, 32], norm="batch", space_to_depth=space_to_depth
+    )
     network, expected = build_network("attention_unet", params).eval(), []
     maps = attention_maps(network, IMAGES)
     assert [found.shape for found in maps] == [(3, side, side) for side in sides]

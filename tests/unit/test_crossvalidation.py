@@ -6,9 +6,12 @@ import pytest
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import CrossvalidateParams
+from tumorseg.data import coco
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.training.crossvalidation import (
     divide,
     fold_slices,
+    make_folds,
     page,
     pool,
     tabulate,
@@ -62,16 +65,56 @@ def test_test_slices_take_no_part() -> None:
     assert 3 not in set(pool(some)["split_group"]) and len(pool(some)) == 55
 
 
+def test_given_folds_validate_all_slices_that_have_one() -> None:
+    named = table()
+    named.loc[named["split_group"] == 3, "split"] = "test"
+    named["group"] = [f"patient {number}" for number in named["split_group"]]
+    named["fold"] = (named["split_group"] % 3 + 2).astype("Int64")
+    named.loc[named["split_group"] == 11, "fold"] = pd.NA
+    slices = pool(named, coco.SPLITS)
+    folds = make_folds(named, "given", seed=0)
+    assert [fold.number for fold in folds] == [2, 3, 4] and "test" in set(slices["split"])
+    for fold in folds:
+        assert set(slices["fold"][fold.valid]) == {fold.number}
+        assert set(slices["fold"][fold.train]) == {2, 3, 4} - {fold.number}
+        assert len(fold.train) + len(fold.valid) == 55 and fold.excluded == 5
+    assert [fold.groups for fold in folds] == [4, 4, 3]
+    kept = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
+    found = tabulate(folds, {(n, "unet"): dict.fromkeys(kept, n / 9) for n in (2, 3, 4)})
+    assert found["valid_slices"].tolist() == [20, 20, 15]
+    assert "3 folds over the 55 slices of train, valid and test" in page(
+        found, 64, patients=True, given=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        (lambda rows: rows["split_group"] * 0 + 1, "the data name 1 folds; set it to a number"),
+        (lambda rows: rows["slice_number"] % 5, "divide 12 patients, such as patient 0; set it"),
+        (lambda rows: pd.NA, "the data name 0 folds"),
+    ],
+)
+def test_given_folds_that_cannot_be_used_are_one_sentence(folds, message) -> None:
+    named = table()
+    named["group"] = [f"patient {number}" for number in named["split_group"]]
+    named["fold"] = pd.Series(folds(named), index=named.index, dtype="Int64")
+    with pytest.raises(InputError, match=message):
+        make_folds(named, "given", seed=0)
+
+
 def test_fewer_groups_than_folds_are_one_sentence() -> None:
     with pytest.raises(InputError, match=r"crossvalidate\.folds is 5, .* form 4 groups"):
         divide(pool(table(groups=4)), 5, seed=0)
 
 
-def test_a_fold_holds_the_slices_that_its_table_names(workplace) -> None:
-    slices = pool(workplace["manifest"])
-    (fold, _) = divide(slices, 2, seed=0)
+@pytest.mark.parametrize("folds", [2, "given"])
+def test_a_fold_holds_the_slices_that_its_table_names(workplace, folds) -> None:
+    manifest = workplace["manifest"].assign(fold=np.arange(22) % 2)
+    slices = pool(manifest, coco.SPLITS)
+    (fold, _) = make_folds(manifest, folds, seed=0)
     parts = fold_slices(fold, workplace["folder"] / "arrays")
-    whole = np.concatenate([workplace["slices"][split].masks for split in ("train", "valid")])
+    whole = np.concatenate([workplace["slices"][split].masks for split in coco.SPLITS])
     for split, rows in (("train", fold.train), ("valid", fold.valid)):
         assert np.array_equal(parts[split].masks, whole[rows]) and len(rows)
         filled = parts[split].masks.any(axis=(1, 2))
@@ -98,7 +141,9 @@ def test_the_page_compares_networks_fold_by_fold() -> None:
     dice = {(1, "unet"): 0.5, (1, "attention_unet"): 0.7, (2, "unet"): 0.6}
     dice[2, "attention_unet"] = 0.5
     found = tabulate(folds, {key: kept | {"val_dice": value} for key, value in dice.items()})
-    text = page(found, 64)
+    assert "Each patient is in one part." in page(found, 64, patients=True, given=False)
+    text = page(found, 64, patients=False, given=False)
+    assert NO_PATIENTS in text
     assert "attention_unet − unet |" in text and "64²" in text
     rows = [line.strip("| ").replace("|", " ").split() for line in text.splitlines()[-6:-2]]
     assert rows == [

@@ -101,7 +101,8 @@ def test_slices_of_one_patient_do_not_count_as_many() -> None:
 
 def rows_of(count: int, label: str = "x") -> pd.DataFrame:
     shas = [f"{n:064x}" for n in range(count)]
-    return pd.DataFrame({"sha256": shas, "mask_rle": label, "split_group": range(count)})
+    rows = pd.DataFrame({"sha256": shas, "mask_rle": label, "split_group": range(count)})
+    return rows.assign(group=None)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def rows_of(count: int, label: str = "x") -> pd.DataFrame:
         (6, fingerprint(rows_of(6, "other")), 4, ["the champion, version 1,", "other labels"]),
         (6, fingerprint(rows_of(5)), 4, ["the champion, version 1,", "may have been trained"]),
         (6, None, 4, ["the champion, version 1,", "may have been trained"]),
-        (5, fingerprint(rows_of(5)), 4, ["only 5 groups"]),
+        (5, fingerprint(rows_of(5)), 4, ["only 5 slices of 5 guessed groups"]),
         (6, fingerprint(rows_of(6)), 7, ["promote.min_stratum_slices 7"]),
     ],
 )

@@ -53,7 +53,7 @@ NIFTI, BRATS, DICOM = samples.nifti_pairs, samples.nifti_brats, samples.dicom_se
 LABELS = samples.head(1)[1]
 # What is built, what is changed in it, and words of the sentence about it.
 MISTAKES: dict[str, tuple[Change, Change, str]] = {
-    "nothing": (Path.mkdir, bool, "looked for coco: .*masks: .*nifti: .*dicom: "),
+    "nothing": (Path.mkdir, bool, "looked for coco: .*masks: .*nifti: .*dicom: .*matlab: "),
     "several formats": (
         LGG,
         lambda f: NIFTI(f / "more"),
@@ -119,6 +119,16 @@ MISTAKES: dict[str, tuple[Change, Change, str]] = {
         "P1/seg.dcm: lies on another pixel grid than .*P1/series/",
     ),
     "cut pixels": (DICOM, cut("P2/series/1", 2500), "P2/series/1: cannot be read"),
+    "archives": (
+        Path.mkdir,
+        lambda f: (f / "brainTumorDataPublic_1-766.zip").touch(),
+        r"holds only archives, such as .*1-766\.zip; unpack them",
+    ),
+    "no usable MATLAB file": (
+        Path.mkdir,
+        lambda f: (f / "1.mat").write_bytes(b"MATLAB 5.0"),
+        r"holds no slice that can be imported \(.*1.mat: is no HDF5 file; .*-v7.3",
+    ),
     "options without volumes": (LGG, bool, "source: is masks; --axis"),
 }
 

@@ -2,10 +2,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from tests.conftest import REPOSITORY
 from tests.support import samples
@@ -187,6 +189,80 @@ def test_dicom_files_lose_their_names(imported) -> None:
     assert list(summary.source.skipped.values()) == [
         "is in a series that no segmentation refers to"
     ]
+
+
+def test_matlab_slices_keep_everything_but_their_window(imported, tmp_path) -> None:
+    sample, written, _ = imported("MATLAB v7.3")
+    section = load_params(ValidateParams, REPOSITORY / "params.yaml")
+    table = build_manifest(written, section, tmp_path / "small.npy")
+    table = table.assign(name=table["path"].str.rpartition("/")[2]).sort_values("name")
+    assert table["fold"].tolist() == [1, 1, 2, 2, 2, 3, 1, 1]
+    assert table["slice_number"].tolist() == list(range(1, 9))
+    for row in table.itertuples():
+        (category, mask), *_ = sample.truth[row.name].items()
+        assert np.array_equal(coco.decode(row.mask_rle, row.height, row.width), mask)
+        assert row.categories == (category if mask.any() else "")
+        stored = samples.noise(row.slice_number, mask.shape) * 40.0 - 500
+        low, high = np.percentile(stored, [0.5, 99.5])
+        expected = np.clip((stored - low) / (high - low), 0, 1) * 255
+        assert np.abs(entry(written, row.name)[1] - expected).max() <= 0.51
+
+
+def test_folds_may_be_in_an_older_file_and_do_without(tmp_path) -> None:
+    folder = samples.matlab_slices(tmp_path / "source").folder
+    found = [np.array([[1], [2], [3]]), np.array([[1], [1.5]])]
+    for values, folds, skipped in zip(found, ([1, 2, 3], []), ([], ["cvind.mat"]), strict=True):
+        savemat(folder / "cvind.mat", {"cvind": values})
+        source = plan(folder).source
+        assert [r.entry["fold"] for r in source.records if r.entry] == folds
+        assert [path.name for path in source.skipped] == skipped
+
+
+IMAGE, MASK = np.zeros((20, 24), np.int16), np.zeros((20, 24), np.uint8)
+SLICE = samples.cjdata(IMAGE, MASK, 1.0, "7")
+# What is wrong with a MATLAB file, and words of the reason for which it is left out.
+UNUSABLE = {
+    "another format": (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" * 9), "is no HDF5"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "cannot be read"),
+    "a bad label": (SLICE | samples.cjdata(IMAGE, MASK, 4.0, "7"), "label that is not 1, 2 or 3"),
+    "two labels": (SLICE | {"cjdata/label": np.array([1.0, 2.0])}, "label that is not 1, 2 or 3"),
+    "another size": (SLICE | {"cjdata/tumorMask": MASK.T}, "24×20 and 20×24"),
+    "a volume": (SLICE | {"cjdata/image": np.zeros((20, 24, 3))}, "not one size"),
+    "no patient": (SLICE | {"cjdata/PID": np.zeros(2, np.uint16)}, "empty PID"),
+    "no mask": ({k: v for k, v in SLICE.items() if "Mask" not in k}, "has no cjdata.tumorMask"),
+    "another struct": ({"data": IMAGE}, "has no cjdata.image"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_unusable_matlab_file_is_skipped_with_the_reason(name: str, tmp_path) -> None:
+    folder = samples.matlab_slices(tmp_path / "source").folder
+    change, reason = UNUSABLE[name]
+    path = folder / "brainTumorDataPublic_1-5" / "3.mat"
+    if callable(change):
+        change(path)
+    else:
+        samples.save_matlab(path, **change)
+    summary = import_folder(folder, tmp_path / "data")
+    assert [p.name for p in summary.source.skipped] == ["3.mat"] and summary.images == 7
+    assert reason in summary.source.skipped[path] and str(path) in str(summary)
+
+
+def test_matlab_files_that_lead_elsewhere_or_are_there_twice_are_skipped(tmp_path) -> None:
+    folder = samples.matlab_slices(tmp_path / "source").folder
+    samples.save_matlab(tmp_path / "other.mat", **SLICE)
+    path = folder / "brainTumorDataPublic_1-5" / "3.mat"
+    with h5py.File(path, "a") as file:
+        del file["cjdata/image"]
+        file["cjdata/image"] = h5py.ExternalLink(str(tmp_path / "other.mat"), "cjdata/image")
+    copy = folder / "copy" / "4.mat"
+    copy.parent.mkdir()
+    copy.write_bytes((folder / "brainTumorDataPublic_1-5" / "4.mat").read_bytes())
+    (folder / "brainTumorDataPublic_9-12.zip").touch()
+    skipped = {path.name: why for path, why in plan(folder).source.skipped.items()}
+    assert "refers to another file" in skipped["3.mat"]
+    assert skipped["4.mat"] == "is slice 4 once more"
+    assert "unpack it" in skipped["brainTumorDataPublic_9-12.zip"] and len(skipped) == 3
 
 
 def test_a_series_that_is_no_stack_is_skipped_with_the_reason(tmp_path) -> None:

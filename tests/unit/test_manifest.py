@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -7,8 +8,9 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tumorseg.core.errors import InputError
-from tumorseg.core.params import FINDINGS, ValidateParams, load_params
+from tumorseg.core.params import FINDINGS, SplitParams, ValidateParams, load_params
 from tumorseg.data import coco
+from tumorseg.data.audit import audit, patient_lines
 from tumorseg.data.coco import decode
 from tumorseg.data.expectations import (
     ELSEWHERE,
@@ -20,6 +22,8 @@ from tumorseg.data.expectations import (
 )
 from tumorseg.data.leakage import find_pairs, mark_leaks
 from tumorseg.data.manifest import build_manifest, load_manifest, save_manifest
+from tumorseg.data.splits import NO_PATIENTS, count_patients, grouped, patients_known, resolve
+from tumorseg.importers import import_folder
 from tumorseg.reporting.data_docs import settle
 
 PARAMS = load_params(ValidateParams, REPOSITORY / "params.yaml").model_copy(update={"min_side": 32})
@@ -182,11 +186,11 @@ def test_quality_flags_are_noted(coco_folder, manifest_of, tmp_path) -> None:
 @pytest.mark.real_data
 @pytest.mark.long
 def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
-    from tumorseg.data.audit import audit
-
     table = manifest_of(real_data)
     pairs = find_pairs(table, tmp_path / "small.npy", PARAMS.near_duplicate)
-    figures = audit(table, pairs, np.load(tmp_path / "small.npy", mmap_mode="r"), [])
+    split = load_params(SplitParams, REPOSITORY / "params.yaml")
+    figures = audit(table, pairs, np.load(tmp_path / "small.npy", mmap_mode="r"), [], split)
+    assert patient_lines(figures["patients"]) == [NO_PATIENTS]
     assert figures["images"] == 2146 and figures["unusable"] == {}
     assert {name: split["images"] for name, split in figures["splits"].items()} == {
         "train": 1502, "valid": 429, "test": 215,
@@ -199,3 +203,49 @@ def test_facts_about_the_real_set(real_data, manifest_of, tmp_path) -> None:
     assert figures["duplicates"]["exact_across_splits"] == 0
     assert figures["splits"]["test"]["all_background_accuracy"] == pytest.approx(0.9635, abs=5e-5)
     assert figures["baselines"]["copy"]["micro_dice"] == pytest.approx(0.697, abs=0.005)
+
+
+@pytest.mark.real_data
+@pytest.mark.long
+def test_the_real_set_by_patient(real_data, manifest_of, tmp_path) -> None:
+    """The official splits and a guess divide its patients, a patient split none.
+
+    The figures are those of the issue that brought the patients.
+    """
+    root = real_data.parent
+    for split in coco.SPLITS:
+        shutil.copytree(real_data / split, tmp_path / "set" / split)
+        labels = root / "brain-tumor-outlines" / split / coco.ANNOTATIONS
+        shutil.copyfile(labels, tmp_path / "set" / split / coco.ANNOTATIONS)
+    summary = import_folder(tmp_path / "set", tmp_path / "data", groups=root / "patients.csv")
+    assert "names 2146 of 2146 slices, and 918 that are not here" in str(summary)
+    assert "429 of 429 slices of valid, 210 of 215 slices of test" in str(summary)
+
+    table = manifest_of(tmp_path / "data")
+    small = tmp_path / "small.npy"
+    pairs = find_pairs(table, small, PARAMS.near_duplicate)
+    split = load_params(SplitParams, REPOSITORY / "params.yaml")
+    figures = audit(table, pairs, np.load(small, mmap_mode="r"), [], split)["patients"]
+    lines = "\n".join(patient_lines(figures))
+    print(lines)
+    assert "155 patients, in the splits of the data set:" in lines
+    assert "test: 215 slices of 95 patients; in train are the patients of 210 slices (91" in lines
+    assert "valid: 429 slices of 127 patients; in train are the patients of 429 slices" in lines
+    assert "divide 107 of 155 patients; split by them:" in lines
+    assert "test: 194 slices of 33 patients; in train are the patients of 194 slices (33" in lines
+    assert "valid: 416 slices of 61 patients; in train are the patients of 370 slices" in lines
+
+    assert patients_known(table) and resolve("auto", table) == "patient"
+    blocks = split.shortest_block, split.longest_block
+    result = grouped(table, pairs, *blocks, split.seed)
+    assert result.groupby("group")["split"].nunique().max() == 1
+    assert (result["split"] != "excluded").all() and result["split_group"].nunique() == 155
+    assert set(count_patients(result)["slices_with_patient_in_train"].values()) == {0}
+    print(count_patients(result), result["split"].value_counts().to_dict())
+    for name, share in {"train": 0.7, "valid": 0.2, "test": 0.1}.items():
+        rows = result["split"] == name
+        assert rows.mean() == pytest.approx(share, abs=0.02)
+        by_category = (
+            result["categories"][rows].value_counts() / result["categories"].value_counts()
+        )
+        assert (by_category.dropna() - share).abs().drop("", errors="ignore").max() < 0.05

@@ -7,7 +7,7 @@ from tumorseg.data.audit import copied_masks
 from tumorseg.data.coco import encode
 from tumorseg.data.leakage import thumbnail
 from tumorseg.evaluation import baselines
-from tumorseg.evaluation.metrics import count, dice, iou, score, summarise
+from tumorseg.evaluation.metrics import count, counted, dice, interval, iou, score, summarise
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,42 @@ def test_micro_dice_has_the_interval_of_pooled_groups(scored: pd.DataFrame) -> N
     empty = score(pd.DataFrame([{"tp": 0, "fp": 0, "fn": 0, "tn": 9}] * 3))
     found = summarise(empty, samples=10, seed=0)
     assert found["micro_dice_low"] == found["micro_dice"] == found["micro_dice_high"] == 1
+
+
+def test_every_patient_weighs_the_same_in_the_mean_by_patient() -> None:
+    # Twelve patients with 1, 2 … 12 slices, the more of them the lower their Dice.
+    groups = np.repeat(np.arange(12), np.arange(1, 13))
+    tp = 24 - 2 * groups
+    table = pd.DataFrame({"group": groups, "tp": tp, "fp": 24 - tp, "fn": 24 - tp, "tn": 0})
+    found = summarise(score(table), samples=500, seed=0)
+    each = 1 - np.arange(12) / 12
+    assert (found["slices"], found["groups"]) == (78, 12)
+    assert found["mean_dice_by_patient"] == pytest.approx(each.mean(), abs=1e-5)
+    assert found["mean_dice"] == pytest.approx(each[groups].mean(), abs=1e-5)
+    ends = [found["mean_dice_by_patient_low"], found["mean_dice_by_patient_high"]]
+    assert ends == pytest.approx(interval(each, np.arange(12), 500, 0), abs=1e-5)
+    seeds = pd.concat([score(table).assign(path=table.index, seed=seed) for seed in (0, 1)])
+    assert summarise(seeds, 500, 0)["mean_dice_by_patient"] == found["mean_dice_by_patient"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "rate", "zero"),
+    [
+        # One pixel that overlaps is enough; a false alarm without a tumour is not asked about.
+        ([(1, 9), (5, 0), (0, 3), (0, 7), (0, 0)], 0.5, 0.5),
+        ([(0, 0), (0, 0)], None, None),
+    ],
+)
+def test_a_tumour_is_found_where_the_prediction_overlaps_it(counts, rate, zero) -> None:
+    table = pd.DataFrame(counts, columns=["tp", "fn"]).assign(fp=4, tn=30)
+    found = summarise(score(table), samples=10, seed=0)
+    assert (found["detection_rate"], found["share_dice_zero"]) == (rate, zero)
+
+
+def test_groups_are_called_patients_only_where_these_are_known() -> None:
+    assert counted(1215, 95, True) == "1,215 slices of 95 patients"
+    assert counted(215, 51, False) == "215 slices of 51 guessed groups"
+    assert counted(1, 1, True) == "1 slice of 1 patient"
 
 
 def rows_of(masks: list[np.ndarray], first: int = 0) -> pd.DataFrame:

@@ -6,45 +6,42 @@ import torch
 
 from tumorseg.core.params import NETWORKS, NetworkParams
 from tumorseg.registry.export import export_onnx, parity
+from tumorseg.training.encoders import PlainEncoder
 from tumorseg.training.loss import bce_dice_loss, dice_loss
-from tumorseg.training.networks import (
-    AttentionGate,
-    AttentionUNet,
-    Probabilities,
-    UNet,
-    build_network,
-)
+from tumorseg.training.networks import AttentionGate, Probabilities, UNet, build_network
 
-TINY = NetworkParams(channels=[4, 8, 16, 32], norm="batch", space_to_depth=1)
+TINY = NetworkParams(encoder="plain", channels=[4, 8, 16, 32], norm="batch", space_to_depth=1)
 FOLDED = TINY.model_copy(update={"space_to_depth": 2})
 INSTANCE = TINY.model_copy(update={"norm": "instance"})
-EVERY = [(name, params) for name in NETWORKS for params in (TINY, FOLDED, INSTANCE)]
+PRETRAINED = FOLDED.model_copy(update={"encoder": "efficientnet_lite0"})
+EVERY = [(name, p) for name in NETWORKS for p in (TINY, FOLDED, INSTANCE, PRETRAINED)]
 
 
 @pytest.fixture(
-    params=EVERY, ids=lambda case: f"{case[0]}, {case[1].norm}, {case[1].space_to_depth}"
+    params=EVERY,
+    ids=lambda case: f"{case[0]}, {case[1].encoder}, {case[1].norm}, {case[1].space_to_depth}",
 )
 def network(request: pytest.FixtureRequest) -> UNet:
     torch.manual_seed(0)
     return build_network(*request.param)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 1, 32, 48)])
+@pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 1, 32, 64)])
 def test_logits_have_the_shape_of_the_image(network: UNet, shape) -> None:
     assert network(torch.randn(shape)).shape == shape
 
 
 def test_every_parameter_learns(network: UNet) -> None:
-    target = (torch.rand(2, 1, 32, 32) > 0.8).float()
-    bce_dice_loss(network(torch.randn(2, 1, 32, 32)), target).backward()
+    target = (torch.rand(2, 1, 64, 64) > 0.8).float()
+    bce_dice_loss(network(torch.randn(2, 1, 64, 64)), target).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize(
     ("name", "params", "flips"),
-    [("attention_unet", FOLDED, True), ("unet", INSTANCE, False)],
-    ids=["attention, batch, folded, flips", "plain, instance"],
+    [("attention_unet", PRETRAINED, True), ("unet", INSTANCE, False)],
+    ids=["attention, pretrained encoder, flips", "plain, instance"],
 )
 def test_onnx_agrees_with_pytorch_for_any_batch(name, params, flips: bool, tmp_path) -> None:
     served = Probabilities(build_network(name, params), flips).eval()
@@ -55,11 +52,12 @@ def test_onnx_agrees_with_pytorch_for_any_batch(name, params, flips: bool, tmp_p
         assert parity(served, tmp_path / "model.onnx", images[:count]) < 1e-5
 
 
-def test_the_gate_is_the_only_difference() -> None:
+@pytest.mark.parametrize("params", [TINY, PRETRAINED], ids=["plain", "pretrained"])
+def test_the_gate_is_the_only_difference(params) -> None:
     torch.manual_seed(0)
-    plain = build_network("unet", TINY).state_dict()
+    plain = build_network("unet", params).state_dict()
     torch.manual_seed(0)
-    gated = build_network("attention_unet", TINY).state_dict()
+    gated = build_network("attention_unet", params).state_dict()
     extra = set(gated) - set(plain)
     assert set(plain) <= set(gated) and extra and all(key.startswith("gates.") for key in extra)
     for key, value in plain.items():
@@ -69,10 +67,11 @@ def test_the_gate_is_the_only_difference() -> None:
 def test_a_stem_sees_every_pixel_once_and_puts_it_back() -> None:
     network = build_network("unet", FOLDED)
     image = torch.arange(64.0).reshape(1, 1, 8, 8)
-    folded = network.fold(image)
+    assert isinstance(network.encoder, PlainEncoder)
+    folded = network.encoder.fold(image)
     assert folded.shape == (1, 4, 4, 4) and folded.unique().numel() == 64
     assert torch.equal(network.unfold(folded), image)
-    assert network.encoders[0][0].in_channels == network.head.out_channels == 4
+    assert network.encoder.levels[0][0].in_channels == network.head.out_channels == 4
 
 
 def test_an_open_gate_makes_the_plain_network() -> None:
@@ -87,10 +86,11 @@ def test_an_open_gate_makes_the_plain_network() -> None:
     assert torch.allclose(plain(image), gated(image), atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "millions"), [(UNet, 31.03), (AttentionUNet, 31.73)])
-def test_the_superseded_sizes_can_be_built(kind: type[UNet], millions: float) -> None:
+@pytest.mark.parametrize(("name", "millions"), [("unet", 31.03), ("attention_unet", 31.73)])
+def test_the_superseded_sizes_can_be_built(name: str, millions: float) -> None:
+    wide = TINY.model_copy(update={"channels": [64, 128, 256, 512, 1024], "norm": "none"})
     with torch.device("meta"):
-        count = sum(p.numel() for p in kind([64, 128, 256, 512, 1024], "none").parameters())
+        count = sum(p.numel() for p in build_network(name, wide).parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.005)
 
 

@@ -51,12 +51,13 @@ def test_the_verdict_claims_no_more_than_was_shown() -> None:
     rng = np.random.default_rng(4)
     plain = rng.random(60)
     alike = difference(scores(plain + rng.normal(0, 0.1, 60), plain), "gated", "plain", 500, 0)
-    assert verdict(alike, "A", "B").startswith("No difference shown between A and B (")
+    assert verdict(alike, "A", "B", True).startswith("No difference shown between A and B (")
     better = difference(scores(plain + 0.1, plain), "gated", "plain", 500, 0)
-    assert verdict(better, "A", "B").startswith("A scores higher than B (A minus B: +0.100")
+    assert verdict(better, "A", "B", True).startswith("A scores higher than B (A minus B: +0.100")
     worse = difference(scores(plain - 0.1, plain), "gated", "plain", 500, 0)
-    assert verdict(worse, "A", "B").startswith("B scores higher than A (A minus B: -0.100")
-    assert "p < 0.001, 60 slices in 60 groups" in verdict(worse, "A", "B")
+    assert verdict(worse, "A", "B", True).startswith("B scores higher than A (A minus B: -0.100")
+    assert "p < 0.001, 60 slices of 60 patients, one" in verdict(worse, "A", "B", True)
+    assert "p < 0.001, 60 slices of 60 guessed groups, one" in verdict(worse, "A", "B", False)
     same = difference(scores([0.5, 1.0, 0.0], [0.5, 1.0, 0.0]), "gated", "plain", 100, 0)
     assert (same.mean, same.low, same.high, same.p_value, same.shown) == (0, 0, 0, 1, False)
 
@@ -85,7 +86,7 @@ def test_a_handful_of_patients_is_too_few() -> None:
         groups = [n % patients for n in range(60)]
         found = difference(scores(plain + 0.1, plain, groups), "gated", "plain", 200, 0)
         assert found.shown == enough
-        assert ("too few to tell" in str(found)) != enough
+        assert ("too few to tell" in found.words(True)) != enough
 
 
 def test_resampled_seeds_vary_as_much_as_seeds_do() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.report_sample import METHODS, make_report_data
 from tumorseg.data.coco import SPLITS
+from tumorseg.data.splits import NO_PATIENTS
 from tumorseg.evaluation.results import TITLES
 from tumorseg.reporting import figures
 from tumorseg.reporting.report import page_values, recorded_source, write_cards, write_report
@@ -71,15 +72,17 @@ def test_every_method_has_its_own_figures(page: str, report: ReportData) -> None
     for method in METHODS:
         test = report.figures["test"][method]
         overlap, borders = [row for row in found if row[0] == TITLES[method]][:2]
-        for cell, name in ((3, "mean_dice"), (4, "mean_iou"), (5, "micro_dice")):
-            assert overlap[cell] == with_interval(test, name)
-        names = ("micro_iou", "micro_sensitivity", "micro_precision")
-        assert overlap[6:] == [f"{test[name]:.3f}" for name in names]
+        assert overlap[2:5] == [
+            with_interval(test, name)
+            for name in ("mean_dice", "mean_dice_by_patient", "micro_dice")
+        ]
+        assert overlap[5] == f"{test['mean_iou']:.3f}"
+        assert overlap[6] == f"{test['detection_rate']:.1%} / {test['share_dice_zero']:.1%}"
+        assert overlap[7:] == [f"{test[f'micro_{n}']:.3f}" for n in ("sensitivity", "precision")]
         assert borders[3] == f"{test['hd95_undefined']} / {test['surface_dice_undefined']}"
         assert borders[4] == f"{test['lesion_sensitivity']:.3f}"
-        network = "unet" in method
-        assert borders[6] == (f"{test['ece_near']:.3f}" if network else "–")
-        assert overlap[2] == ("2" if network else "–")
+        assert borders[6] == (f"{test['ece_near']:.3f}" if method in METHODS[:3] else "–")
+        assert overlap[1] == ("2" if "unet" in method else "–")
     pair = report.figures["paired"]["attention_unet-unet"]
     (row,) = (row for row in found if row[0] == "Attention U-Net minus U-Net")
     by_seed = ", ".join(f"{seed}: {gap:+.3f}" for seed, gap in pair["by_seed"].items())
@@ -162,12 +165,12 @@ def test_the_model_card_has_all_figures_of_the_winner_and_its_limits(report, tmp
     scores = card_rows(model.split("## What it scores")[1])
     for method in METHODS:
         test, row = report.figures["test"][method], scores[TITLES[method]]
-        assert row[2] == with_interval(test, "mean_dice")
-        assert row[5:7] == [f"{test[f'micro_{name}']:.3f}" for name in ("sensitivity", "precision")]
+        assert row[1:3] == [with_interval(test, f"mean_dice{by}") for by in ("", "_by_patient")]
+        assert row[6:8] == [f"{test[f'micro_{name}']:.3f}" for name in ("sensitivity", "precision")]
     background = scores[TITLES["background"]]
-    assert background[7] == "– (4 of 5 masks)" and background[10] == "–"
-    validation = card_rows(model.split("Validation split:")[1])
-    assert validation["U-Net"][2] == with_interval(report.figures["valid"]["unet"], "mean_dice")
+    assert background[8] == "– (5 of 5 masks)" and background[11] == "–"
+    validation = card_rows(model.split("Validation split, 5 slices of 4 guessed groups:")[1])
+    assert validation["U-Net"][1] == with_interval(report.figures["valid"]["unet"], "mean_dice")
     assert TITLES["copy"] not in validation and not re.search(r"\b(nan|None)\b", model)
     facts = card_rows(model)
     assert facts["network"][1].startswith("Attention U-Net, 1,235 parameters")
@@ -175,6 +178,15 @@ def test_the_model_card_has_all_figures_of_the_winner_and_its_limits(report, tmp
     assert "cut at 0.450" in facts["output"][1] and "not for diagnosis" in model
     listed = model.split("## Limits")[1].split("##")[0].strip().splitlines()
     assert listed == [f"- {one}" for one in caveats(report) + limits(report)]
+
+
+def test_unknown_patients_are_said_with_the_figures(report, page, tmp_path) -> None:
+    for known in (False, True):
+        changed = replace(report, split=report.split | {"patients_known": known})
+        write_cards(changed, tmp_path / "model.md", tmp_path / "data.md")
+        for name in ("model.md", "data.md"):
+            assert (NO_PATIENTS in (tmp_path / name).read_text()) != known
+    assert NO_PATIENTS in page
 
 
 def test_healthy_slices_unnamed_patients_and_unknown_spacing_are_limits(report) -> None:
@@ -246,7 +258,12 @@ def clean(report: ReportData) -> ReportData:
     better = {"mean": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.001, "p_seeds": 0.01}
     better |= {"slices": 60, "groups": 60, "by_seed": {"0": 0.3, "1": 0.3}}
     paired = report.figures["paired"] | {f"{name}-copy": better for name in METHODS[:2]}
-    clean = replace(report, manifest=table, figures=report.figures | {"paired": paired})
+    clean = replace(
+        report,
+        manifest=table,
+        figures=report.figures | {"paired": paired},
+        split=report.split | {"patients_known": True},
+    )
     assert caveats(clean) == []
     return clean
 
@@ -263,7 +280,7 @@ def test_a_leaking_split_is_warned_of(clean: ReportData) -> None:
     for manifest, words in (
         (beside, "3 have a neighbouring slice in train"),
         (near, "2 have a near duplicate in another split"),
-        (divided, "4 have slices of their group in train"),
+        (divided, "4 have slices of their patient in train"),
     ):
         (found,) = caveats(replace(clean, manifest=manifest))
         assert f"of 5 test slices {words}." in found

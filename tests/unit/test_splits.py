@@ -4,9 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
-from tumorseg.data.splits import EXCLUDED, assign_splits, find_groups, grouped, official
+from tumorseg.data.splits import (
+    EXCLUDED,
+    assign_splits,
+    count_patients,
+    find_groups,
+    grouped,
+    official,
+    resolve,
+)
 
 
 def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> pd.DataFrame:
@@ -20,6 +29,7 @@ def slices(numbers, groups=None, category="glioma", fraction=0.03, sha=None) -> 
             "sha256": sha or [f"hash {index}" for index in range(count)],
             "slice_number": pd.array(numbers, dtype="Int64"),
             "group": pd.array(groups or [None] * count, dtype="str"),
+            "taken_in": False,
             "categories": category,
             "tumour_fraction": fraction,
             "problem": pd.array([None] * count, dtype="str"),
@@ -81,6 +91,62 @@ def test_equal_and_similar_slices_join_groups(pairs_of) -> None:
     pairs = pairs_of(table, thumbnails, threshold=0.99)
     groups = find_groups(table, pairs, shortest=2, longest=4)
     assert groups.tolist() == [0, 1, 0, 2, 1]
+
+
+def test_given_patients_count_more_than_likeness(pairs_of) -> None:
+    """Only equal files make one group of two patients."""
+    names, sha = ["a", "b", "c", None, "d"], ["x", "y", "x", "z", "w"]
+    table = slices([1, 2, 3, 4, 5], groups=names, sha=sha)
+    pairs = pairs_of(table, np.repeat(patients([1]), 5, axis=0), threshold=0.99)
+    assert (pairs["kind"] == "near").sum() == 6
+    alike = find_groups(table[table["group"].notna()], pairs, shortest=1, longest=2)
+    assert alike.tolist() == [0, 1, 0, 2]
+    # What is nobody's goes with whom it resembles.
+    assert len(set(find_groups(table, pairs, shortest=1, longest=2))) == 1
+
+
+def dealt(count: int = 40) -> pd.DataFrame:
+    """Slices of patients whose numbers alternate, as in a set stored plane by plane."""
+    names = [f"P{number % count:03d}" for number in range(3 * count)]
+    table = slices(list(range(3 * count)), groups=names)
+    return table.assign(tumour_fraction=np.random.default_rng(0).random(len(table)) * 0.1)
+
+
+def test_a_patient_split_divides_no_patient_and_survives_what_is_taken_in(pairs_of) -> None:
+    table, nothing = dealt(), pairs_of(slices([1]), patients([1]))
+    assert resolve("auto", table) == resolve("patient", table) == "patient"
+    result = grouped(table, nothing, shortest=2, longest=9, seed=0)
+    assert result.groupby("group")[["split", "split_group"]].nunique().eq(1).all(None)
+    counts = count_patients(result)
+    assert sum(counts["patients"].values()) == 40 and min(counts["patients"].values()) > 2
+    assert set(counts["slices_with_patient_in_train"].values()) == {0}
+    official_counts = count_patients(table.assign(split=["train", "valid", "test"] * 40))
+    assert official_counts["patients_in_train"] == {"valid": 40, "test": 40}
+
+    known = {split: result.loc[result["split"] == split, "group"].iloc[0] for split in SPLITS}
+    names = ["P000a", known["valid"], known["train"], "P999", "P000a"]
+    new = slices([1, 900, 901, 902, 903], groups=names).assign(taken_in=True)
+    new["path"] = "train/0000-" + new.index.astype(str)
+    new["split"] = ["valid", "train", "valid", "train", "valid"]
+    both = pd.concat([new, table], ignore_index=True)  # before the others in every order
+    after = grouped(both, nothing, shortest=2, longest=9, seed=0)
+    assert after["split"][5:].tolist() == result["split"].tolist()
+    assert after["split"][:5].tolist() == ["valid", "valid", "train", "train", "valid"]
+
+
+def test_the_method_follows_from_what_is_known() -> None:
+    table = dealt(3)
+    cases = {
+        "some slices have none": table.assign(group=table["group"].where(table.index > 1)),
+        "too few": table.assign(group=table["group"].where(table["group"] != "P002", "P001")),
+        "too few at first": table.assign(taken_in=table["group"] == "P002"),
+        "none": table.assign(group=slices([1])["group"][0]),
+    }
+    for each in cases.values():
+        assert resolve("auto", each) == "official"
+    with pytest.raises(InputError, match=r"2 of 9 slices .* --groups FILE\.csv.*: guessed"):
+        resolve("patient", cases["some slices have none"])
+    assert resolve("guessed", table) == "guessed" and resolve("official", table) == "official"
 
 
 def chain_pairs(table, alike) -> pd.DataFrame:

@@ -6,8 +6,9 @@ from tumorseg.evaluation.metrics import score, summarise
 from tumorseg.evaluation.strata import by_category, by_size, strata
 
 COLUMNS = [
-    "by", "stratum", "method", "slices",
-    "mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice", "lesion_sensitivity",
+    "by", "stratum", "method", "slices", "groups",
+    "mean_dice", "mean_dice_low", "mean_dice_high", "mean_dice_by_patient",
+    "micro_dice", "share_dice_zero", "lesion_sensitivity",
 ]  # fmt: skip
 
 
@@ -76,9 +77,11 @@ def test_every_stratum_has_every_method_s_figures(table) -> None:
     row = found.query("stratum == 'meningioma' and method == 'unet'").iloc[0]
     part = table[table["path"].isin(["1.png", "2.png"]) & (table["method"] == "unet")]
     figures = summarise(part, 200, 0)
-    assert row["by"] == "category" and row["slices"] == 2  # of four rows, two for each seed
-    for name in ("mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice"):
+    # Of four rows, two for each seed; the slices are of two patients.
+    assert row["by"] == "category" and (row["slices"], row["groups"]) == (2, 2)
+    for name in COLUMNS[5:-1]:
         assert row[name] == figures[name]
     # A lesion is found here if more than 10 of its pixels are: 14 of 20, 15 and 21 of 30.
     assert row["lesion_sensitivity"] == 0.75
-    assert found.query("stratum == 'no tumour'")["lesion_sensitivity"].isna().all()
+    healthy = found.query("stratum == 'no tumour'")
+    assert healthy[["share_dice_zero", "lesion_sensitivity"]].isna().all(axis=None)

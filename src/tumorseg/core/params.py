@@ -80,10 +80,18 @@ class ValidateParams(Section):
 class SplitParams(Section):
     """Which slices are for training, validation and test."""
 
-    method: Literal["official", "grouped"]
+    # auto: patient where the data give every slice's, else official.
+    method: Literal["auto", "official", "patient", "guessed"]
     seed: Seed
-    shortest_block: PositiveInt  # slices
+    shortest_block: PositiveInt  # slices; where groups are guessed
     longest_block: PositiveInt
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _has_its_new_name(cls, method: Any) -> Any:
+        if method == "grouped":
+            raise ValueError("is called guessed since version 0.2")
+        return method
 
     @model_validator(mode="after")
     def _blocks_fit(self) -> "SplitParams":
@@ -117,6 +125,7 @@ class CommonTrainParams(Section):
     batch_size: PositiveInt  # slices an optimiser step, over all devices
     micro_batch_size: PositiveInt  # slices on one device at a time; gradients are summed
     learning_rate: PositiveFloat  # with one_cycle, the highest
+    encoder_rate: PositiveFloat  # of a pretrained encoder, in multiples of learning_rate
     weight_decay: float = Field(ge=0)
     schedule: Literal["plateau", "one_cycle"]
     warm_up: float = Field(gt=0, lt=1)  # of one_cycle's steps
@@ -151,11 +160,26 @@ class CommonTrainParams(Section):
 
 
 class NetworkParams(Section):
-    """One network: channels a level, from full resolution to the bottom."""
+    """One network: its encoder, and channels a level, from full resolution to the bottom."""
 
+    encoder: Literal["plain", "efficientnet_lite0"]  # the latter begins with ImageNet's weights
+    # With efficientnet_lite0 those of the decoder, whose levels have strides 2, 4, 8 and 16.
     channels: list[PositiveInt] = Field(min_length=2, max_length=5)
     norm: Literal["batch", "instance", "none"]
     space_to_depth: int = Field(ge=1, le=4)  # pixels a side that the first level takes as one
+
+    @model_validator(mode="after")
+    def _fits_its_encoder(self) -> "NetworkParams":
+        shape = (len(self.channels), self.space_to_depth)
+        if self.encoder != "plain" and shape != (4, 2):
+            raise ValueError(f"{self.encoder} needs 4 channels and a space_to_depth of 2")
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Of the lowest level: the image's sides are multiples of it."""
+        halvings = len(self.channels) - (self.encoder == "plain")
+        return self.space_to_depth * 2**halvings
 
 
 class TrainParams(Section):
@@ -163,6 +187,7 @@ class TrainParams(Section):
 
     # One training each.
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+    encoder_weights: str | None  # a .pth or .safetensors; null: those of the installed package
     common: CommonTrainParams
     unet: NetworkParams
     attention_unet: NetworkParams
@@ -268,9 +293,10 @@ class SegmentParams(FannedOutParams):
 
 
 class CrossvalidateParams(FannedOutParams):
-    """The folds over train and valid."""
+    """The folds over train and valid, or over all slices."""
 
-    folds: int = Field(ge=2)
+    # How many to divide train and valid into, or `given`: those that the data name.
+    folds: Annotated[int, Field(ge=2)] | Literal["given"]
     networks: Annotated[
         list[Literal["unet", "attention_unet"]], Field(min_length=1), AfterValidator(_distinct)
     ]

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tumorseg.core.params import SplitParams
 from tumorseg.data import coco
 from tumorseg.data.arrays import sizes, true_masks
-from tumorseg.data.leakage import Thumbnails, most_similar, neighbours_elsewhere
+from tumorseg.data.leakage import Thumbnails, most_similar, neighbour_pairs, neighbours_elsewhere
 from tumorseg.data.shapes import RECTANGLE_FILL
+from tumorseg.data.splits import EXCLUDED, NO_PATIENTS, count_patients, grouped, patients_known
 from tumorseg.evaluation import baselines
 from tumorseg.evaluation.metrics import count, score, summarise
 from tumorseg.imaging.preprocess import Mask
@@ -23,6 +25,7 @@ def audit(
     pairs: pd.DataFrame,
     thumbnails: Thumbnails,
     findings: list[dict[str, Any]],
+    split: SplitParams,
 ) -> dict[str, Any]:
     """Measures a data set before anything is trained.
 
@@ -31,10 +34,11 @@ def audit(
         pairs: From `tumorseg.data.leakage.find_pairs`.
         thumbnails: uint8, shape (N, 48, 48).
         findings: From `tumorseg.data.expectations.check`.
+        split: How groups would be guessed.
 
     Returns:
-        images, unusable, labels (geometry and pairing), duplicates, leakage, splits (balance and
-        sizes), baselines (all background and copy) and findings; plain values, ready
+        images, unusable, labels (geometry and pairing), duplicates, patients, leakage, splits
+        (balance and sizes), baselines (all background and copy) and findings; plain values, ready
         for JSON.
     """
     usable = table[table["problem"].isna()]
@@ -43,6 +47,7 @@ def audit(
         "unusable": _counts(table["problem"].value_counts()),
         "labels": _labels(usable),
         "duplicates": _duplicates(usable, pairs),
+        "patients": _patients(usable, pairs, thumbnails, split),
         "leakage": _leakage(usable),
         "splits": {split: _balance(usable[usable["split"] == split]) for split in coco.SPLITS},
         "baselines": baseline_figures(usable, thumbnails),
@@ -90,6 +95,72 @@ def _duplicates(usable: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
         for kind in ("exact", "near")
         for place, chosen in (("within_splits", within), ("across_splits", ~within))
     }
+
+
+def _patients(
+    usable: pd.DataFrame, pairs: pd.DataFrame, thumbnails: Thumbnails, split: SplitParams
+) -> dict[str, Any]:
+    """Of each split the slices and patients, and how well groups of neighbours guess patients."""
+    if not patients_known(usable):
+        unnamed = int(usable["group"].isna().sum())
+        return {"known": False, "unnamed_slices": unnamed, "sentence": NO_PATIENTS}
+    nameless = usable.assign(group=pd.array([None] * len(usable), dtype="str"))
+    chains = neighbour_pairs(nameless, thumbnails).assign(kind="neighbour")
+    links = pd.concat([pairs[pairs["kind"] != "neighbour"], chains], ignore_index=True)
+    guess = grouped(nameless, links, split.shortest_block, split.longest_block, split.seed)
+    guess = guess.assign(group=usable["group"])
+    parts = guess.groupby("group")["split_group"].nunique()
+    return {
+        "known": True,
+        "patients": len(parts),
+        "splits": _by_split(usable),
+        "guess": {
+            "groups": int(guess["split_group"].nunique()),
+            "patients_divided": int((parts > 1).sum()),
+            "splits": _by_split(guess[guess["split"] != EXCLUDED]),
+        },
+    }
+
+
+def _by_split(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Split → slices, patients and, but for train, how many of both have their patient in train."""
+    slices = table["split"].value_counts().reindex(coco.SPLITS, fill_value=0)
+    counts = {"slices": slices.to_dict()} | count_patients(table)
+    return {
+        name: {key: int(found[name]) for key, found in counts.items() if name in found}
+        for name in coco.SPLITS
+    }
+
+
+def patient_lines(figures: dict[str, Any]) -> list[str]:
+    """What the audit says of patients, a line each.
+
+    Args:
+        figures: `patients` of `audit`.
+    """
+    if not figures["known"]:
+        return [NO_PATIENTS]
+    guess = figures["guess"]
+    lines = [f"{figures['patients']} patients, in the splits of the data set:"]
+    lines += _split_lines(figures["splits"])
+    lines.append(
+        f"Guessed from neighbouring slices, {guess['groups']} groups divide "
+        f"{guess['patients_divided']} of {figures['patients']} patients; split by them:"
+    )
+    return lines + _split_lines(guess["splits"])
+
+
+def _split_lines(splits: dict[str, dict[str, int]]) -> list[str]:
+    lines = []
+    for name, found in splits.items():
+        line = f"  {name}: {found['slices']} slices of {found['patients']} patients"
+        if name != "train":
+            line += (
+                f"; in train are the patients of {found['slices_with_patient_in_train']} slices "
+                f"({found['patients_in_train']} patients)"
+            )
+        lines.append(line)
+    return lines
 
 
 def _leakage(usable: pd.DataFrame) -> dict[str, Any]:

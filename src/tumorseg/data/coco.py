@@ -5,7 +5,7 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -42,6 +42,8 @@ class LabelledImage:
         group: The patient or series it comes from, where the JSON says so.
         slice_number: Its place within the group, where the JSON says so.
         spacing: Row and column spacing in mm, where the JSON says so.
+        fold: The part of a cross-validation that validates it, where the JSON says so.
+        taken_in: Whether retraining added it to a data set that had its test split already.
         problem: A finding's name and a sentence, if the entry cannot be used.
         wrong_if_zipped: Whether pairing the two lists by position would not give it its own label.
         entry: Its entry under `images`, as it is.
@@ -55,6 +57,8 @@ class LabelledImage:
     group: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     slice_number: Whole | None = None
     spacing: tuple[Distance, Distance] | None = None
+    fold: Whole | None = None
+    taken_in: bool = False
     problem: tuple[str, str] | None = None
     wrong_if_zipped: bool = False
     entry: dict[str, Any] = field(default_factory=dict)
@@ -186,6 +190,19 @@ def labelled_images(document: dict[str, Any]) -> list[LabelledImage]:
     return sorted(images, key=lambda image: image.file_name)
 
 
+def extend(document: dict[str, Any], known: Mapping[str, dict[str, Any]]) -> None:
+    """Puts keys into the entries of a COCO document's images, in place.
+
+    Args:
+        document: From `read_document`.
+        known: File name → keys and values.
+    """
+    for entry in document["images"]:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str):
+            entry |= known.get(str(PurePosixPath(name)), {})
+
+
 def category_names(document: dict[str, Any]) -> dict[str, str]:
     """The names of a document's categories by their ids, as texts."""
     return {
@@ -214,7 +231,8 @@ def _image(entry: Any, number: int) -> LabelledImage:
     if _identity(entry, "id") is None:
         why = f"is not a COCO image: its id is {reprlib.repr(entry.get('id'))}"
         return LabelledImage(str(path), problem=("bad_entry", why))
-    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number")}
+    known = {key: entry.get(key) for key in ("width", "height", "group", "slice_number", "fold")}
+    known["taken_in"] = entry.get("taken_in", False)
     try:
         return LabelledImage(str(path), spacing=entry.get("spacing_mm"), entry=entry, **known)
     except ValidationError as error:

@@ -1,16 +1,16 @@
 """Other labels for the same images: how far they agree with the present ones, and their use."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.files import atomic_path
 from tumorseg.data import coco
 from tumorseg.data.dataset import dvc, refuse_to_lose
 from tumorseg.evaluation.metrics import count, score, summarise
+
+KEPT = ("group", "slice_number", "spacing_mm", "taken_in")  # keys of an image, not of its labels
 
 
 def compare_labels(folder: Path, data: Path) -> dict[str, dict[str, Any]]:
@@ -61,7 +61,8 @@ def _masks(folder: Path) -> dict[tuple[str, int, int], str]:
 def use_labels(folder: Path, data: Path = Path("data")) -> None:
     """Puts other labels in the place of the present ones, and records that with `dvc add`.
 
-    The images stay as they are. `git commit data.dvc` records the new version.
+    The images stay as they are, with what is known of their patients. `git commit data.dvc` records
+    the new version.
 
     Raises:
         InputError: data/ holds changes that DVC has not recorded, or the labels cannot be used.
@@ -69,8 +70,13 @@ def use_labels(folder: Path, data: Path = Path("data")) -> None:
     refuse_to_lose(data)
     try:
         for split in coco.SPLITS:
-            with atomic_path(data / split / coco.ANNOTATIONS) as temporary:
-                shutil.copyfile(folder / split / coco.ANNOTATIONS, temporary)
+            known = {
+                image.file_name: {key: image.entry[key] for key in KEPT if key in image.entry}
+                for image in coco.read_split(data / split)
+            }
+            document = coco.read_document(folder / split / coco.ANNOTATIONS)
+            coco.extend(document, known)
+            coco.Document(document).save(data / split)
         dvc("add", data.name)
     except (OSError, InputError) as error:
         raise InputError(

@@ -118,6 +118,21 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
         {"left": paths[places[:, 0]], "right": paths[places[:, 1]], "correlation": values}
     )
 
+    next_to = neighbour_pairs(usable, small)
+    parts = {"exact": equal.assign(correlation=1.0), "near": near, "neighbour": next_to}
+    return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
+
+
+def neighbour_pairs(usable: pd.DataFrame, thumbnails: Thumbnails) -> pd.DataFrame:
+    """Each numbered slice with the next one of its group, or of all without a group.
+
+    Args:
+        usable: Manifest rows without problems.
+        thumbnails: Of all rows, shape (N, SIDE, SIDE).
+
+    Returns:
+        `left`, `right` and `correlation`, in the order of the numbers, group by group.
+    """
     numbered = usable.dropna(subset="slice_number")
     # Not from `usable`: where no slice has a number, pandas would bring all its rows back.
     numbered = numbered.assign(series=numbered["group"].fillna(""))
@@ -127,10 +142,8 @@ def find_pairs(table: pd.DataFrame, thumbnails: Path, threshold: float) -> pd.Da
     after = np.flatnonzero(follows)
     links = np.column_stack([after - 1, after])
     ends = numbered["path"].to_numpy(object)[links]
-    alike = correlation(small, numbered["thumbnail"].to_numpy(np.intp)[links])
-    next_to = pd.DataFrame({"left": ends[:, 0], "right": ends[:, 1], "correlation": alike})
-    parts = {"exact": equal.assign(correlation=1.0), "near": near, "neighbour": next_to}
-    return pd.concat([part.assign(kind=kind) for kind, part in parts.items()], ignore_index=True)
+    alike = correlation(thumbnails, numbered["thumbnail"].to_numpy(np.intp)[links])
+    return pd.DataFrame({"left": ends[:, 0], "right": ends[:, 1], "correlation": alike})
 
 
 def save_pairs(pairs: pd.DataFrame, path: Path = PAIRS) -> None:

@@ -74,7 +74,8 @@ def build_manifest(
         - `annotations` (their number), `categories` (names, joined by `; `), `mask_rle` (union
           of the annotations as compressed COCO run lengths), `tumour_fraction` of the image,
           `box_fill` (area over bounding box, of the least box-like annotation; NaN without one);
-        - `group` (patient or series, from the JSON or the name), `slice_number`, `spacing_mm`;
+        - `group` (patient or series, as the JSON or the name gives it), `slice_number`,
+          `spacing_mm`, `fold` (of a cross-validation, from the JSON), `taken_in` (by retraining);
         - `oddities`: quality flags of usable images, comma-separated; `wrong_if_zipped`;
         - `problem` and `why`: why the image cannot be used, or None.
 
@@ -99,7 +100,7 @@ def build_manifest(
             rows.append({k: coco.printable(v) if isinstance(v, str) else v for k, v in row.items()})
         array.flush()
     table = pd.DataFrame(rows)
-    table["slice_number"] = table["slice_number"].astype("Int64")
+    table = table.astype(dict.fromkeys(("slice_number", "fold"), "Int64"))
     # Also where all are missing, so that the file holds what the table holds.
     table = table.astype(dict.fromkeys(TEXTS, "str"))
     _mark_outliers(table)
@@ -144,6 +145,8 @@ def _row(
         "group": image.group or named.get("group"),
         "slice_number": number if image.slice_number is None else image.slice_number,
         "spacing_mm": "×".join(f"{mm:g}" for mm in image.spacing or ()),
+        "fold": image.fold,
+        "taken_in": image.taken_in,
     }
 
 

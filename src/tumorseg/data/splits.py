@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tumorseg.core.errors import InputError
 from tumorseg.data.leakage import neighbours_elsewhere
 
 FRACTIONS = {"train": 0.7, "valid": 0.2, "test": 0.1}
 EXCLUDED = "excluded"  # of a slice that is in no split, since it lies between two of them
+NO_PATIENTS = "The data do not name patients, so no split of them can be called patient-wise."
 
 
 def assign_splits(
@@ -70,9 +72,11 @@ def find_groups(
     """Numbers the groups of slices that must stay together.
 
     Slices of one patient or series are one group, where the data say which those are. Elsewhere
-    slices with consecutive numbers form chains; a chain can run through the whole data set, so one
-    of more than `longest` slices is cut where neighbours look least alike, which is mostly between
-    patients. Whatever equal or nearly equal slices connect is one group in the end.
+    groups are guessed: slices with consecutive numbers form chains; a chain can run through the
+    whole data set, so one of more than `longest` slices is cut where neighbours look least alike,
+    which is mostly between patients, though where a set was stored plane by plane each patient is
+    in several chains. Whatever equal slices connect is one group in the end, and what nearly equal
+    ones do, unless both have a given group: the data know better.
 
     Args:
         table: The manifest, without problems.
@@ -85,7 +89,9 @@ def find_groups(
     """
     place = pd.Series(np.arange(len(table)), index=table["path"])
     known = pairs[pairs["left"].isin(place.index) & pairs["right"].isin(place.index)]
-    links = known[known["kind"] != "neighbour"]
+    given = table["path"][table["group"].notna()]
+    told_apart = known["left"].isin(given) & known["right"].isin(given)
+    links = known[(known["kind"] == "exact") | ((known["kind"] == "near") & ~told_apart)]
     edges = [place[links["left"]].to_numpy(), place[links["right"]].to_numpy()]
 
     # Each named group is a further node, after those of the slices.
@@ -136,10 +142,66 @@ def strata(table: pd.DataFrame) -> list[str]:
     return list(table["categories"] + "/" + size)
 
 
+def patients_known(table: pd.DataFrame) -> bool:
+    """Whether every slice of a manifest has a given group."""
+    return bool(table["group"].notna().all())
+
+
+def resolve(method: str, table: pd.DataFrame) -> str:
+    """The method that splits a data set: official, patient or guessed.
+
+    Args:
+        method: Of the split section; `auto` is `patient` where every slice has a given group, and
+            there is one for each split besides what retraining took in.
+        table: The manifest, without problems.
+
+    Raises:
+        InputError: By patient, and slices have none.
+    """
+    lacking = int(table["group"].isna().sum())
+    if method == "patient" and lacking:
+        raise InputError(
+            f"split.method is patient, but {lacking} of {len(table)} slices have no given patient: "
+            "name them with `tumorseg data use FOLDER --groups FILE.csv`, or set split.method: "
+            "guessed"
+        )
+    if method == "auto":
+        enough = table.loc[~table["taken_in"], "group"].nunique() >= len(FRACTIONS)
+        return "patient" if enough and not lacking else "official"
+    return method
+
+
+def count_patients(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many patients each split has, and how many of them train has too.
+
+    Args:
+        table: With split and group.
+
+    Returns:
+        `patients`, `patients_in_train` and `slices_with_patient_in_train`, each split → number;
+        the latter two without train itself.
+    """
+    trained = table.loc[table["split"] == "train", "group"].dropna()
+    shared = table[table["group"].isin(trained)].groupby("split")["group"]
+    judged = [split for split in FRACTIONS if split != "train"]
+    counts = {
+        "patients": table.groupby("split")["group"].nunique().reindex(list(FRACTIONS)),
+        "patients_in_train": shared.nunique().reindex(judged),
+        "slices_with_patient_in_train": shared.size().reindex(judged),
+    }
+    return {
+        name: {str(split): int(number) for split, number in found.fillna(0).items()}
+        for name, found in counts.items()
+    }
+
+
 def grouped(
     table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: int, seed: int
 ) -> pd.DataFrame:
     """Splits a data set so that slices that belong together are in one split.
+
+    Slices that retraining took in follow their group, or stay where they were put where that is
+    new, so that slices which were there before keep their splits.
 
     Where a chain of numbered slices had to be cut and its parts came to different splits, the
     slices at the cut that are in the larger split are excluded, so that no slice has a neighbour
@@ -157,8 +219,12 @@ def grouped(
         excluded) and `split_group`.
     """
     groups = find_groups(table, pairs, shortest, longest)
-    splits = assign_splits([str(number) for number in groups], strata(table), seed=seed)
-    result = table.assign(official_split=table["split"], split=splits, split_group=groups)
+    first = (~table["taken_in"]).to_numpy()
+    dealt = find_groups(table[first], pairs, shortest, longest)
+    splits = assign_splits([str(number) for number in dealt], strata(table[first]), seed=seed)
+    split_of = dict(zip(groups[first], splits, strict=True))
+    placed = pd.Series(groups, table.index).map(split_of).fillna(table["split"])
+    result = table.assign(official_split=table["split"], split=placed, split_group=groups)
     for larger, others in (("train", ("valid", "test")), ("valid", ("test",))):
         between = neighbours_elsewhere(result, others) & (result["split"] == larger).to_numpy()
         # Slices whose group is known are together already; numbers say nothing across groups.
@@ -179,14 +245,17 @@ def official(table: pd.DataFrame, pairs: pd.DataFrame, shortest: int, longest: i
 def fingerprint(rows: pd.DataFrame) -> dict[str, Any]:
     """What tells one test set from another: its size, and digests of its images and labels.
 
+    With it goes whether its groups are patients that the data name.
+
     Args:
-        rows: Manifest rows, with path, sha256, split_group and mask_rle.
+        rows: Manifest rows, with path, sha256, group, split_group and mask_rle.
     """
     images = "\n".join(sorted(rows["sha256"]))
     labels = "\n".join(sorted(rows["sha256"] + " " + rows["mask_rle"]))
     return {
         "slices": len(rows),
         "groups": int(rows["split_group"].nunique()),
+        "patients_known": bool(rows["group"].notna().all()),
         "images": hashlib.sha256(images.encode()).hexdigest(),
         "labels": hashlib.sha256(labels.encode()).hexdigest(),
     }

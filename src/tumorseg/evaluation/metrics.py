@@ -151,22 +151,26 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """Reduces the slices of one method on one split.
 
     Micro figures pool all pixels; mean figures average the slices where they are defined. Seeds of
-    a network are averaged, and resampled in the bootstrap of the 95% percentile intervals.
+    a network are averaged. All 95% percentile intervals resample whole groups, and seeds.
 
     Args:
         scored: A row a slice and seed, as `score` returns it. Without `path` each row is a slice;
-            without `group` each slice is one.
+            without `group`, which says whose slice it is, each slice is one.
         samples: Bootstrap resamples.
         seed: Of the bootstrap.
 
     Returns:
-        Figure → value, None where it is not defined.
+        Figure → value, None where it is not defined. Among them slices and groups, how many there
+        are; mean_dice_by_patient, the mean over groups of each one's mean Dice; detection_rate, the
+        share of slices with a tumour whose prediction overlaps it at all, and share_dice_zero, the
+        share of them with Dice 0, which is the rest.
     """
     scored = scored.assign(path=scored.get("path", scored.index))
     scored = scored.assign(group=scored.get("group", scored["path"]))
     tp, fp, fn, tn = (int(scored[name].sum()) for name in ("tp", "fp", "fn", "tn"))
     result: dict[str, Any] = {
         "slices": scored["path"].nunique(),
+        "groups": scored["group"].nunique(),
         "seeds": by_repetition(scored, "dice").shape[1],
         "micro_dice": float(dice(tp, fp + fn)),
         "micro_iou": float(iou(tp, fp + fn)),
@@ -174,27 +178,49 @@ def summarise(scored: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
         "micro_sensitivity": _share(tp, tp + fn),
         "micro_precision": _share(tp, tp + fp),
     }
-    # Micro Dice is the mean Dice of slices that weigh by the sizes of their two masks.
+    with_tumour = scored[scored["tp"] + scored["fn"] > 0]
+    missed = int((with_tumour["tp"] == 0).sum())
+    result["detection_rate"] = _share(len(with_tumour) - missed, len(with_tumour))
+    result["share_dice_zero"] = _share(missed, len(with_tumour))
+    # Micro Dice is the mean Dice of slices that weigh by the sizes of their two masks; the mean by
+    # patient is that of slices of which each group's weigh 1 together.
     sizes = scored.assign(size=2 * scored["tp"] + scored["fp"] + scored["fn"])
-    values, weights = by_repetition(scored, "dice"), by_repetition(sizes, "size").to_numpy(float)
-    drawn = bootstrap_means(
-        values.to_numpy(float), groups_of(scored, values), samples, seed, weights
-    )
-    result["micro_dice_low"], result["micro_dice_high"] = _ends(drawn)
+    table = by_repetition(scored, "dice")
+    values, groups = table.to_numpy(float), groups_of(scored, table)
+    shares = 1 / pd.Series(groups).groupby(groups).transform("size").to_numpy(float)
+    each = np.broadcast_to(shares[:, None], values.shape)
+    result["mean_dice_by_patient"] = float(np.average(values, weights=each))
+    for name, weights in {
+        "micro_dice": by_repetition(sizes, "size").to_numpy(float),
+        "mean_dice_by_patient": each,
+    }.items():
+        drawn = bootstrap_means(values, groups, samples, seed, weights)
+        result[f"{name}_low"], result[f"{name}_high"] = _ends(drawn)
     for name in ("dice", "iou", "hd95", "surface_dice"):
         if name not in scored:
             continue
         # A slice whose value some seeds lack counts with the mean of the others.
-        values = by_repetition(scored, name).dropna(how="all")
-        array = values.T.fillna(values.mean(axis=1)).T.to_numpy(float)
+        table = by_repetition(scored, name).dropna(how="all")
+        array = table.T.fillna(table.mean(axis=1)).T.to_numpy(float)
         mean, ends = math.nan, (math.nan, math.nan)
         if len(array):
             mean = float(array.mean())
-            ends = interval(array, groups_of(scored, values), samples, seed)
+            ends = interval(array, groups_of(scored, table), samples, seed)
         result |= {f"mean_{name}": mean, f"mean_{name}_low": ends[0], f"mean_{name}_high": ends[1]}
         if name in ("hd95", "surface_dice"):
             result[f"{name}_undefined"] = int(scored[name].isna().sum())
     return {k: None if value != value else round(value, 5) for k, value in result.items()}
+
+
+def group_name(patients_known: bool) -> str:
+    """What a group of slices that are resampled together is called in tables and sentences."""
+    return "patient" if patients_known else "guessed group"
+
+
+def counted(slices: int, groups: int, patients_known: bool) -> str:
+    """How much a figure rests on, such as `215 slices of 95 patients`."""
+    name = group_name(patients_known)
+    return f"{slices:,} slice{'s' * (slices != 1)} of {groups:,} {name}{'s' * (groups != 1)}"
 
 
 def groups_of(scored: pd.DataFrame, values: pd.DataFrame) -> NDArray[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tumorseg.evaluation.metrics import Floats, by_repetition, groups_of, interval
+from tumorseg.evaluation.metrics import Floats, by_repetition, counted, groups_of, interval
 
 ALPHA = 0.05
 FEWEST_GROUPS = 6  # of fewer, all on one side, the test has p > 0.05: 2 / 2⁵
@@ -46,16 +46,17 @@ class Difference:
         tested = self.groups >= FEWEST_GROUPS and self.p_value < ALPHA
         return (self.low > 0 or self.high < 0) and tested and seeds_agree
 
-    def __str__(self) -> str:
+    def words(self, patients_known: bool) -> str:
         """Figures for a sentence."""
         between = f"95% CI {self.low:+.3f} to {self.high:+.3f}"
-        counted = f"{self.slices} slices in {self.groups} group{'s' * (self.groups != 1)}"
+        rests_on = counted(self.slices, self.groups, patients_known)
         if self.groups < FEWEST_GROUPS:
-            counted += ", too few to tell"
+            rests_on += ", too few to tell"
         seeds = "one seed" if self.p_seeds is None else f"{len(self.by_seed)} seeds"
         if self.p_seeds is not None:
             seeds += f" ({p_words(self.p_seeds)} over them)"
-        return f"{self.mean:+.3f} mean Dice, {between}, {p_words(self.p_value)}, {counted}, {seeds}"
+        tested = f"{p_words(self.p_value)}, {rests_on}, {seeds}"
+        return f"{self.mean:+.3f} mean Dice, {between}, {tested}"
 
 
 def difference(
@@ -116,12 +117,13 @@ def p_words(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def verdict(found: Difference, first: str, second: str) -> str:
+def verdict(found: Difference, first: str, second: str, patients_known: bool) -> str:
     """The comparison in a sentence; only a `shown` difference is called one."""
+    words = found.words(patients_known)
     if not found.shown:
-        return f"No difference shown between {first} and {second} ({found})."
+        return f"No difference shown between {first} and {second} ({words})."
     higher, lower = (first, second) if found.mean > 0 else (second, first)
-    return f"{higher} scores higher than {lower} ({first} minus {second}: {found})."
+    return f"{higher} scores higher than {lower} ({first} minus {second}: {words})."
 
 
 def comparisons(

@@ -1,5 +1,6 @@
 """Results of the comparison: figures, verdicts, split optimism, and the table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,18 +8,20 @@ import pandas as pd
 
 from tumorseg.core.params import NETWORKS, EvaluateParams
 from tumorseg.evaluation.calibration import Reliability
-from tumorseg.evaluation.metrics import detection, summarise
+from tumorseg.evaluation.metrics import counted, detection, group_name, summarise
 from tumorseg.evaluation.paired import Difference, comparisons, verdict
 
+ENSEMBLE = "ensemble"  # a reference: it neither wins nor is registered
 TITLES = {
     "unet": "U-Net",
     "attention_unet": "Attention U-Net",
+    ENSEMBLE: "mean of all networks",
     "copy": "baseline: copy of the most similar train slice",
     "intensity": "baseline: best intensity band",
     "background": "baseline: all background",
 }
 
-Run = tuple[str, int]  # network and seed
+Run = tuple[str, int | None]  # network and seed; none for the mean of all networks
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,12 @@ class Comparison:
     """The scores of all methods, from which `reduce` takes every figure.
 
     Attributes:
-        scored: A row a method, seed and slice: method, seed (none for baselines), split, path,
-            group, category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
+        scored: A row a method, seed and slice: method, seed (of networks), split, path, group,
+            category, tp, fp, fn, tn, dice, iou, lesions, lesions_found, calls, calls_right,
             hd95 and surface_dice (on test), mask_rle, truth_rle. In pixels of the image's own
             size, distances in `unit`.
         thresholds: The probability from which each run calls a pixel tumour.
-        reliability: Network → how its probabilities on test compare with the truth.
+        reliability: Network or ensemble → how its probabilities on test compare with the truth.
         unit: `mm` where every test image has a spacing, else `pixels`.
     """
 
@@ -53,12 +56,15 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
         params: The evaluate section.
 
     Returns:
-        split; valid and test: method → figure; runs: network-seed → split → figure; thresholds;
-        distances: their unit and tolerance; paired: the networks with each other, with the copy
-        baseline and with the strongest one; winner and winner_seed.
+        split: its method and digest, and whether patients are known; valid and test: method →
+        figure; runs: network-seed → split → figure; thresholds; distances: their unit and
+        tolerance; paired: the networks with each other, with the copy baseline and with the
+        strongest one; winner and winner_seed.
     """
     scored = comparison.scored
-    figures: dict[str, Any] = {"split": {key: split[key] for key in ("method", "digest")}} | {
+    described = {key: split[key] for key in ("method", "digest")}
+    described["patients_known"] = split["patients_known"]
+    figures: dict[str, Any] = {"split": described} | {
         str(name): {str(m): _figures(t, params) for m, t in part.groupby("method", sort=False)}
         for name, part in scored.groupby("split", sort=False)
     }
@@ -70,10 +76,13 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
         f"{method}-{seed}": {str(s): _figures(t, params) for s, t in part.groupby("split")}
         for (method, seed), part in trained.groupby(["method", "seed"], sort=False)
     }
-    figures["thresholds"] = {f"{name}-{s}": t for (name, s), t in comparison.thresholds.items()}
+    figures["thresholds"] = {
+        name if seed is None else f"{name}-{seed}": threshold
+        for (name, seed), threshold in comparison.thresholds.items()
+    }
     figures["distances"] = {"unit": comparison.unit, "tolerance": params.surface_tolerance}
     test = scored[scored["split"] == "test"]
-    baselines = [str(name) for name in figures["test"] if name not in NETWORKS]
+    baselines = [name for name in figures["test"] if name not in (*NETWORKS, ENSEMBLE)]
     strongest = max(baselines, key=lambda name: figures["test"][name]["mean_dice"])
     beaten = dict.fromkeys(("copy", strongest))
     pairs = [("attention_unet", "unet"), *((name, other) for name in NETWORKS for other in beaten)]
@@ -100,21 +109,23 @@ def verdicts(figures: dict[str, Any]) -> list[str]:
     sentences = []
     for pair, found in figures["paired"].items():
         first, second = (TITLES[name].removeprefix("baseline: ") for name in pair.split("-"))
-        sentences.append(verdict(Difference(**found), first, second))
+        known = figures["split"]["patients_known"]
+        sentences.append(verdict(Difference(**found), first, second, known))
     return sentences
 
 
 def split_optimism(
-    figures: dict[str, Any], other: dict[str, dict[str, float]]
+    figures: dict[str, Any], other: dict[str, dict[str, float]], against: str
 ) -> dict[str, dict[str, float]]:
-    """How much higher a method's mean test Dice is on the official split than on the grouped.
+    """How much higher a method's mean test Dice is on the official split than on another.
 
     Args:
         figures: Of this run, from `reduce`.
         other: Network → metric → value of the last runs with the other split of the same data.
+        against: The one of both splits that is not official: patient or guessed.
 
     Returns:
-        Method → official, grouped and gap; empty unless both splits were run.
+        Method → official, `against` and gap; empty unless both splits were run.
     """
     if not other:
         return {}
@@ -122,26 +133,61 @@ def split_optimism(
     before["copy"] = next(iter(other.values()))["test_copy_mean_dice"]
     gaps = {}
     for method, earlier in before.items():
-        official, grouped = figures["test"][method]["mean_dice"], earlier
-        if figures["split"]["method"] == "grouped":
-            official, grouped = grouped, official
-        gap = round(official - grouped, 5)
-        gaps[method] = {"official": official, "grouped": grouped, "gap": gap}
+        official, apart = figures["test"][method]["mean_dice"], earlier
+        if figures["split"]["method"] == against:
+            official, apart = apart, official
+        gaps[method] = {"official": official, against: apart, "gap": round(official - apart, 5)}
     return gaps
 
 
+def summary(figures: dict[str, Any], strata: pd.DataFrame) -> str:
+    """The comparison on the test split in Markdown: two tables and the verdicts.
+
+    Args:
+        figures: From `reduce`.
+        strata: From `tumorseg.evaluation.strata.strata`.
+    """
+    return "\n\n".join([table(figures), category_table(figures, strata), *verdicts(figures)])
+
+
 def table(figures: dict[str, Any]) -> str:
-    """The comparison on the test split as a Markdown table."""
-    split = f"{figures['split']['method']} test split"
+    """A row a method, over all test slices."""
+    group = group_name(figures["split"]["patients_known"])
     lines = [
-        f"| {split} | mean Dice (95% CI) | micro Dice (95% CI) | mean IoU | micro IoU | accuracy |",
+        f"| {figures['split']['method']} split, test: {rests_on(figures, 'test')} | mean Dice "
+        f"(95% CI) | mean by {group} (95% CI) | micro Dice (95% CI) | mean IoU | found / Dice 0 |",
         "|---|---|---|---|---|---|",
     ]
     for method, row in figures["test"].items():
-        mean, micro = (
-            f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
-            for name in ("mean_dice", "micro_dice")
-        )
-        others = f"{row['mean_iou']:.3f} | {row['micro_iou']:.3f} | {row['accuracy']:.2%}"
-        lines.append(f"| {TITLES[method]} | {mean} | {micro} | {others} |")
+        names = ("mean_dice", "mean_dice_by_patient", "micro_dice")
+        dice = " | ".join(_interval(row, name) for name in names)
+        found = "–"
+        if row["detection_rate"] is not None:  # there is a tumour to find
+            found = f"{row['detection_rate']:.1%} / {row['share_dice_zero']:.1%}"
+        lines.append(f"| {TITLES[method]} | {dice} | {row['mean_iou']:.3f} | {found} |")
     return "\n".join(lines)
+
+
+def category_table(figures: dict[str, Any], strata: pd.DataFrame) -> str:
+    """A row a method and a column a category of the test slices."""
+    known = figures["split"]["patients_known"]
+    rows = strata[strata["by"] == "category"]
+    heads = [
+        f"{row['stratum']}: {counted(row['slices'], row['groups'], known)}"
+        for row in rows.drop_duplicates("stratum").to_dict("records")
+    ]
+    lines = [f"| mean Dice (95% CI) | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for method, part in rows.groupby("method", sort=False):
+        cells = [_interval(row, "mean_dice") for row in part.to_dict("records")]
+        lines.append(f"| {TITLES[str(method)]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rests_on(figures: dict[str, Any], split: str) -> str:
+    """The slices and patients, or guessed groups, that the figures of a split come from."""
+    row = figures[split][NETWORKS[0]]
+    return counted(row["slices"], row["groups"], figures["split"]["patients_known"])
+
+
+def _interval(row: Mapping[Any, Any], name: str) -> str:
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"

@@ -7,8 +7,8 @@ import pandas as pd
 
 from tumorseg.evaluation.metrics import detection, summarise
 
-FIGURES = ["slices", "mean_dice", "mean_dice_low", "mean_dice_high", "micro_dice"]
-FIGURES += ["lesion_sensitivity"]
+FIGURES = ["slices", "groups", "mean_dice", "mean_dice_low", "mean_dice_high"]
+FIGURES += ["mean_dice_by_patient", "micro_dice", "share_dice_zero", "lesion_sensitivity"]
 
 
 def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
@@ -21,9 +21,9 @@ def strata(table: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
         seed: Of the bootstrap.
 
     Returns:
-        A row a stratum and method: by (size or category), stratum, method, slices (distinct ones,
-        whatever the number of seeds), mean_dice, mean_dice_low, mean_dice_high, micro_dice,
-        lesion_sensitivity (NaN where there is no lesion).
+        A row a stratum and method: by (size or category), stratum, method, and of the figures of
+        `summarise` and `detection` those in `FIGURES`; what needs a tumour is NaN where there is
+        none.
     """
     rows: list[dict[str, Any]] = []
     for by, parts in {"size": by_size(table), "category": by_category(table)}.items():

@@ -12,17 +12,19 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
 from tumorseg.core.errors import InputError
-from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, printable
-from tumorseg.data.splits import assign_splits
-from tumorseg.importers import coco_folder, dicom, mask_folder, nifti
+from tumorseg.data.coco import ANNOTATIONS, SPLITS, Document, extend, printable, read_document
+from tumorseg.data.splits import assign_splits, count_patients
+from tumorseg.importers import coco_folder, dicom, mask_folder, matlab, nifti
+from tumorseg.importers.groups import give
 from tumorseg.importers.reading import Options, Record, Source, refuse_links_out
 
 __all__ = ["IMPORTERS", "Options", "Summary", "detect", "import_folder", "plan", "read", "write"]
@@ -32,6 +34,7 @@ IMPORTERS: dict[str, ModuleType] = {
     "masks": mask_folder,
     "nifti": nifti,
     "dicom": dicom,
+    "matlab": matlab,
 }
 SHOWN = 10  # so many skipped files are named in a summary
 
@@ -80,12 +83,20 @@ class Summary:
         lines += skipped[:SHOWN]
         if len(skipped) > SHOWN:
             lines.append(f"skipped     … and {len(skipped) - SHOWN} more")
-        placed = {
-            (r.group, split) for r, split in zip(records, self.splits, strict=True) if r.group
-        }
-        if several := len(placed) - self.groups:
+        if self.source.given:
+            lines += self.source.given.lines()
+        placed = pd.DataFrame(
+            {"group": [record.group for record in records], "split": self.splits}, dtype="str"
+        )
+        if several := len(placed.dropna().drop_duplicates()) - self.groups:
+            in_train = count_patients(placed)["slices_with_patient_in_train"]
+            shared = ", ".join(
+                f"{number} of {self.splits.count(split)} slices of {split}"
+                for split, number in in_train.items()
+            )
             lines.append(
-                f"doubtful    patients are in several splits of the source ({several} times)"
+                f"doubtful    patients are in several splits of the source ({several} times): "
+                f"{shared} have their patient in train"
             )
         if lone and drawn:
             why = f"the patients of {lone} slices are not known, so one may be in two splits"
@@ -112,16 +123,19 @@ def detect(folder: Path) -> str:
     return found[0]
 
 
-def read(folder: Path, kind: str, options: Options | None = None) -> Source:
+def read(
+    folder: Path, kind: str, options: Options | None = None, groups: Path | None = None
+) -> Source:
     """Indexes a folder in any known format; its records have unique names.
 
     Args:
         folder: The source.
         kind: One of `IMPORTERS`.
         options: How to cut volumes.
+        groups: A CSV file of patients, see `tumorseg.importers.groups.give`.
 
     Raises:
-        InputError: The folder cannot be imported.
+        InputError: The folder cannot be imported, or the CSV file does not fit it.
     """
     if kind not in IMPORTERS:
         raise InputError(f"--format {kind}: must be one of auto, {', '.join(IMPORTERS)}")
@@ -133,23 +147,33 @@ def read(folder: Path, kind: str, options: Options | None = None) -> Source:
     if not source.records:
         why = next((f" ({path}: {why})" for path, why in source.skipped.items()), "")
         raise InputError(f"{folder}: holds no slice that can be imported{why}")
+    given = give(groups, source.records) if groups else None
     source.records[:] = _use_unique_names(source.records)
-    return source
+    if given:  # not before: the numbers of such files run through all patients, names may stay
+        pairs = zip(source.records, given.groups, strict=True)
+        source.records[:] = [replace(record, group=group) for record, group in pairs]
+    return replace(source, given=given)
 
 
-def plan(folder: Path, kind: str | None = None, options: Options | None = None) -> Summary:
+def plan(
+    folder: Path,
+    kind: str | None = None,
+    options: Options | None = None,
+    groups: Path | None = None,
+) -> Summary:
     """What importing a folder would do; writes nothing.
 
     Args:
         folder: The source.
         kind: One of `IMPORTERS`; None to look.
         options: How to cut volumes.
+        groups: As for `read`.
 
     Raises:
-        InputError: The folder cannot be imported.
+        InputError: As `read`.
     """
     kind = detect(folder) if kind is None else kind
-    source = read(folder, kind, options)
+    source = read(folder, kind, options, groups)
     if kind == "coco" and coco_folder.is_layout(folder):
         splits = [str(record.split) for record in source.records]
     else:
@@ -158,15 +182,20 @@ def plan(folder: Path, kind: str | None = None, options: Options | None = None) 
 
 
 def import_folder(
-    folder: Path, destination: Path, kind: str | None = None, options: Options | None = None
+    folder: Path,
+    destination: Path,
+    kind: str | None = None,
+    options: Options | None = None,
+    groups: Path | None = None,
 ) -> Summary:
     """Writes a folder in the project's layout: train, valid and test with COCO annotations.
 
     Args:
-        folder: The source; one that has the layout is copied byte for byte.
+        folder: The source; one that has the layout is copied byte for byte, but for `groups`.
         destination: Must not exist; appears only once it is complete.
         kind: One of `IMPORTERS`; None to look.
         options: How to cut volumes.
+        groups: As for `read`.
 
     Returns:
         What was done.
@@ -176,13 +205,15 @@ def import_folder(
     """
     if destination.exists():
         raise InputError(f"{destination}: exists already; remove it or choose another folder")
-    summary = plan(folder, kind, options)
+    summary = plan(folder, kind, options, groups)
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=destination.parent) as scratch:
         complete = Path(scratch, destination.name)
         if summary.kind == "coco" and coco_folder.is_layout(folder):
             _copy(folder, complete)
+            if groups:
+                _set_groups(summary.source, complete)
         elif unread := write(summary.source, summary.splits, complete):
             raise InputError(f"{next(iter(unread.values()))} ({len(unread)} such in all)")
         complete.rename(destination)
@@ -199,6 +230,19 @@ def _copy(layout: Path, folder: Path) -> None:
     except shutil.Error as error:  # of a list with an entry a file
         name, _, why = error.args[0][0]
         raise InputError(f"{printable(str(name))}: cannot be copied ({why})") from None
+
+
+def _set_groups(source: Source, layout: Path) -> None:
+    """Writes the groups of records into the JSON files of a copied folder."""
+    for split in SPLITS:
+        groups = {
+            str(PurePosixPath(record.entry["file_name"])): {"group": record.group}
+            for record in source.records
+            if record.split == split and record.group is not None
+        }
+        document = read_document(layout / split / ANNOTATIONS)
+        extend(document, groups)
+        Document(document).save(layout / split)
 
 
 def _use_unique_names(records: Sequence[Record]) -> list[Record]:

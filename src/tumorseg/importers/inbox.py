@@ -18,7 +18,7 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import RetrainParams, SplitParams, ValidateParams
 from tumorseg.data.leakage import find_pairs, linked_elsewhere, neighbours_elsewhere
 from tumorseg.data.manifest import build_manifest
-from tumorseg.data.splits import find_groups
+from tumorseg.data.splits import find_groups, grouped, resolve
 from tumorseg.importers import detect, read, write
 
 NEW = "new"  # the split of a slice that has no side yet
@@ -33,10 +33,11 @@ REASONS = {
     "duplicate": "is in the data set already, byte for byte",
     "name": "the data set has a file of that name",
     "finding": "fails a check that retrain.quarantine_on names",
+    "no_patient": "names no patient (`group` in the JSON), and the data set is split by them",
 }
 
-GROUPED = (
-    "split.method is grouped, which deals all slices anew when data come in, so that the test "
+GUESSED = (
+    "split.method is guessed, which deals all slices anew when data come in, so that the test "
     "split would not stay the same and no champion could be compared: set split.method: official "
     "in params.yaml to take in what lies in the inbox"
 )
@@ -92,7 +93,7 @@ def examine(
             whose splits are ignored.
         folder: For what is unpacked, and for thumbnails.
         validate: What is acceptable.
-        split: How long a chain of neighbours may be.
+        split: How the data set is split, and how long a chain of neighbours may be.
         retrain: Which checks quarantine a slice, and the share for valid.
         data: The data set.
 
@@ -104,8 +105,8 @@ def examine(
     Raises:
         InputError: The data set is divided anew each time, so that its test split is not frozen.
     """
-    if split.method == "grouped":
-        raise InputError(GROUPED)
+    if split.method == "guessed":
+        raise InputError(GUESSED)
     rows: list[dict[str, str | None]] = []
     verdicts = pd.DataFrame(columns=["name", "reason", "why", "side"], dtype=object)
     kind, unpacked = "unknown", folder / "unpacked"
@@ -141,6 +142,11 @@ def _decide(
     small = [np.load(scratch / f"{each}.npy", mmap_mode="r") for each in ("present", "new")]
     np.save(scratch / "all.npy", np.concatenate(small))
     pairs = find_pairs(table, scratch / "all.npy", validate.near_duplicate)
+    blocks = split.shortest_block, split.longest_block
+    usable = present[present["problem"].isna()]
+    by_patient = resolve(split.method, usable) == "patient"
+    if by_patient:  # as stage split deals them
+        table.loc[usable.index, "split"] = grouped(usable, pairs, *blocks, split.seed)["split"]
     rows = table.iloc[len(present) :]
 
     def tied(name: str) -> dict[str, NDArray[np.bool_]]:
@@ -160,6 +166,7 @@ def _decide(
     checks = {f"test_{name}": ties for name, ties in tied("test").items()}
     checks["duplicate"] = rows["path"].isin(copies).to_numpy()
     checks["name"] = names.str.lower().isin(files).to_numpy()
+    checks["no_patient"] = by_patient & rows["group"].isna().to_numpy()
     verdicts = pd.DataFrame(
         {"name": names, "reason": None, "why": None, "side": None}, dtype=object
     )
@@ -176,14 +183,13 @@ def _decide(
     joins = rows[verdicts["reason"].isna()]
     if joins.empty:
         return verdicts.reset_index(drop=True)
-    near = {
-        side: pd.Series(np.logical_or.reduce([*tied(side).values()]), rows.index)
-        for side in ("train", "valid")
-    }
+    near = {side: pd.DataFrame(tied(side), rows.index) for side in ("train", "valid")}
     links = pairs[pairs["kind"] != "exact"]
-    groups = find_groups(joins, links, split.shortest_block, split.longest_block)
-    for _, group in joins.groupby(groups):
-        beside = [side for side, ties in near.items() if ties[group.index].any()]
+    for _, group in joins.groupby(find_groups(joins, links, *blocks)):
+        # A patient stays whole, whatever else it looks like.
+        patient = [side for side, ties in near.items() if ties.loc[group.index, "patient"].any()]
+        near_to = [side for side, ties in near.items() if ties.loc[group.index].any(axis=None)]
+        beside = patient + near_to
         # Else by a hash of the group: what comes later of the same patient gets the same side.
         key = min(group["group"].fillna(group["sha256"]))
         number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

@@ -158,7 +158,8 @@ def merge(data: Path, place: Path, joins: pd.DataFrame) -> None:
     shutil.copytree(data, merged, symlinks=True, copy_function=_link)
     for side, rows in joins.groupby("side"):
         document = coco.Document(coco.read_document(merged / str(side) / coco.ANNOTATIONS))
-        _move(place / "unpacked" / "train", merged / str(side), set(rows["name"]), document)
+        new = {"taken_in": True}
+        _move(place / "unpacked" / "train", merged / str(side), set(rows["name"]), document, new)
 
 
 def _link(source: str, target: str) -> None:
@@ -180,11 +181,22 @@ def quarantine(place: Path, batch: str, refused: pd.DataFrame) -> None:
         _move(unpacked, refused_to, names, coco.Document())
 
 
-def _move(source: Path, target: Path, names: set[str], document: coco.Document) -> None:
-    """Moves images of a COCO folder to another, whose document is given, with their labels."""
+def _move(
+    source: Path,
+    target: Path,
+    names: set[str],
+    document: coco.Document,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Moves images of a COCO folder to another, whose document is given, with their labels.
+
+    Their entries get what is in `more`.
+    """
     for image in coco.read_split(source):
         if image.file_name in names:
-            document.add(image.entry, zip(image.labels, image.annotations, strict=True))
+            document.add(
+                image.entry | (more or {}), zip(image.labels, image.annotations, strict=True)
+            )
             (source / image.file_name).rename(target / image.file_name)
     document.save(target)
 

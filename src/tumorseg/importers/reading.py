@@ -54,6 +54,42 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a CSV file says of the patients of a source.
+
+    Attributes:
+        file: The CSV file.
+        groups: The patient of each record; what the source says where no row names the slice.
+        without: Names of the slices that no row names.
+        unused: Number of rows that name no slice.
+        changed: Number of slices to which the source gave another patient.
+    """
+
+    file: Path
+    groups: list[str | None]
+    without: list[str]
+    unused: int
+    changed: int
+
+    def lines(self) -> list[str]:
+        """What a summary says of it."""
+        file, count = self.file.name, len(self.groups)
+        found = [
+            f"given       {file} names {count - len(self.without)} of {count} slices, and "
+            f"{self.unused} that are not here"
+        ]
+        if self.changed:
+            found.append(f"given       {self.changed} slices had another patient in the source")
+        if self.without:
+            found.append(
+                f"doubtful    {file} does not name {', '.join(self.without[:3])}"
+                f"{', …' if len(self.without) > 3 else ''}; the patient of "
+                f"{self.groups.count(None)} slices is not known"
+            )
+        return found
+
+
+@dataclass(frozen=True)
 class Source:
     """A folder as an importer sees it.
 
@@ -62,12 +98,14 @@ class Source:
         categories: Names of all categories, in the order of their ids.
         skipped: Path → why it is left out.
         header: Other top-level keys of the JSON file, such as `licenses`.
+        given: What a CSV file said of the patients, which the records have.
     """
 
     records: list[Record]
     categories: list[str]
     skipped: dict[Path, str] = field(default_factory=dict)
     header: dict[str, Any] = field(default_factory=dict)
+    given: Given | None = None
 
 
 @dataclass(frozen=True)

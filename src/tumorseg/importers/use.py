@@ -15,6 +15,7 @@ def use(
     data: Path = Path("data"),
     kind: str | None = None,
     options: Options | None = None,
+    groups: Path | None = None,
 ) -> Summary:
     """Puts a folder under data/ in the project's layout and records it with `dvc add`.
 
@@ -23,6 +24,7 @@ def use(
         data: The folder that DVC tracks, in the repository's root.
         kind: The importer's name; None to look.
         options: How to cut volumes.
+        groups: A CSV file of patients, see `tumorseg.importers.groups.give`.
 
     Returns:
         What was imported.
@@ -37,7 +39,7 @@ def use(
     incoming, outgoing = data.with_name(f".{data.name}.new"), data.with_name(f".{data.name}.old")
     for leftover in (incoming, outgoing):
         shutil.rmtree(leftover, ignore_errors=True)
-    summary = import_folder(folder, incoming, kind, options)
+    summary = import_folder(folder, incoming, kind, options, groups)
     if data.exists():
         data.rename(outgoing)
     incoming.rename(data)

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 import mlflow
 
+from tumorseg.evaluation.metrics import group_name
 from tumorseg.registry.runs import connect, lineage
 from tumorseg.reporting.wording import fill
 
@@ -88,7 +89,8 @@ class Decision:
     def page(self) -> str:
         """The decision on a challenger as a Markdown page, which lists the caveats apart."""
         verdict = self.why.removesuffix("; ".join(["", *self.caveats]))
-        return fill("promotion.md", asdict(self) | {"verdict": verdict})
+        group = group_name(self.test_set["patients_known"])
+        return fill("promotion.md", asdict(self) | {"verdict": verdict, "group": group})
 
 
 def record(name: str, made: Decision, description: str) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tumorseg.core.params import PromoteParams
 from tumorseg.data.arrays import read_slice, true_masks
-from tumorseg.evaluation.metrics import count, score
+from tumorseg.evaluation.metrics import count, counted, score
 from tumorseg.evaluation.paired import FEWEST_GROUPS, difference
 from tumorseg.evaluation.strata import by_size
 from tumorseg.inference.predictor import Predictor
@@ -136,9 +136,8 @@ def caveats(
                 "which would flatter it"
             )
     if test_set["groups"] < FEWEST_GROUPS:
-        sentences.append(
-            f"the test slices form only {test_set['groups']} groups: the interval says little"
-        )
+        size = counted(test_set["slices"], test_set["groups"], test_set["patients_known"])
+        sentences.append(f"the test split has only {size}: the interval says little")
     if champion is not None and not any(row["counts"] for row in found["strata"]):
         sentences.append(
             "no size stratum has promote.min_stratum_slices "

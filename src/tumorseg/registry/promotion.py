@@ -17,6 +17,7 @@ from tumorseg.core.environment import STATE
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import PackageParams, PromoteParams, RegisterParams
 from tumorseg.data.splits import fingerprint
+from tumorseg.evaluation.metrics import counted
 from tumorseg.evaluation.paired import p_words
 from tumorseg.registry import bento, decisions, gate, versions
 from tumorseg.registry.decisions import ROLLBACK, Decision, Kind
@@ -190,7 +191,8 @@ def _decide(
         compared = (
             f"{scored} against {figures['champion_mean_dice']:.4f} of the champion, version "
             f"{champion['version']} ({gap['mean']:+.4f}, 95% CI {gap['low']:+.4f} to "
-            f"{gap['high']:+.4f}, {p_words(gap['p_value'])}, {gap['groups']} groups)"
+            f"{gap['high']:+.4f}, {p_words(gap['p_value'])}, "
+            f"{counted(gap['slices'], gap['groups'], test_set['patients_known'])})"
         )
         if against := gate.objections(figures):
             why = f"refused, {compared}: {'; '.join(against)}"

@@ -31,7 +31,7 @@ from tumorseg.training.augmentation import Policy
 from tumorseg.training.networks import AttentionGate, UNet
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = {"unet": "#0072B2", "attention_unet": "#D55E00"}
+COLOURS = {"unet": "#0072B2", "attention_unet": "#D55E00", "ensemble": "#CC79A7"}
 GREY = "#777777"
 STYLE: Any = {
     "font.size": 9,
@@ -155,7 +155,7 @@ def strata_dots(strata: pd.DataFrame, methods: Sequence[str]) -> Figure:
         rows = strata[strata["method"] == name]
         heights = np.arange(count) + 0.2 * (index - (len(methods) - 1) / 2)
         colour = COLOURS.get(name, GREY)
-        label = TITLES[name].removeprefix("baseline: ").split(" of ")[0]
+        label = TITLES[name].removeprefix("baseline: ").split(" of the ")[0]
         axis.hlines(heights, rows["mean_dice_low"], rows["mean_dice_high"], color=colour)
         axis.plot(rows["mean_dice"], heights, "o", color=colour, markersize=5, label=label)
     keys = zip(rows["by"], rows["stratum"], rows["slices"], strict=True)

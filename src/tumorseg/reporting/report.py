@@ -18,14 +18,15 @@ from tumorseg.core.params import NETWORKS
 from tumorseg.data.audit import PERCENTILES
 from tumorseg.data.coco import ANNOTATIONS, SPLITS, read_json
 from tumorseg.data.shapes import RECTANGLE_FILL
-from tumorseg.data.splits import EXCLUDED
+from tumorseg.data.splits import EXCLUDED, NO_PATIENTS
+from tumorseg.evaluation.metrics import group_name
 from tumorseg.evaluation.paired import FEWEST_GROUPS
-from tumorseg.evaluation.results import TITLES, verdicts
+from tumorseg.evaluation.results import TITLES, rests_on, verdicts
 from tumorseg.reporting import figures
 from tumorseg.reporting.report_data import LEAKS, ReportData, caveats, limits, over_seeds
 from tumorseg.reporting.wording import fill
 
-SHOWN = ("unet", "attention_unet", "copy")
+SHOWN = ("unet", "attention_unet", "ensemble", "copy")
 PACKAGES = ("torch", "lightning", "albumentations", "numpy", "onnxruntime")
 
 
@@ -52,6 +53,7 @@ def page_values(report: ReportData) -> dict[str, Any]:
     near = report.calibration[report.calibration["region"] == "near"]
     return vars(report) | {
         "titles": TITLES,
+        **group_words(report),
         "short": {name: title.removeprefix("baseline: ") for name, title in TITLES.items()},
         "networks": NETWORKS,
         "shown": SHOWN,
@@ -74,12 +76,21 @@ def page_values(report: ReportData) -> dict[str, Any]:
     }
 
 
+def group_words(report: ReportData) -> dict[str, Any]:
+    """What both pages call the groups, and how much the figures of each split rest on."""
+    return {
+        "group": group_name(report.figures["split"]["patients_known"]),
+        "rests_on": {split: rests_on(report.figures, split) for split in ("valid", "test")},
+    }
+
+
 def model_values(report: ReportData) -> dict[str, Any]:
     """The variables of model_card.md."""
     winner, seed = report.figures["winner"], report.figures["winner_seed"]
     chosen = next(r for r in report.runs if (r["network"], r["seed"]) == (winner, seed))
     return vars(report) | {
         "titles": TITLES,
+        **group_words(report),
         "registered": report.figures["runs"][f"{winner}-{seed}"],
         "run": chosen,
         "verdicts": verdicts(report.figures),
@@ -103,6 +114,7 @@ def data_values(report: ReportData) -> dict[str, Any]:
         "usable": len(usable),
         "unnamed": int(usable["group"].isna().sum()),
         "patients": usable["group"].nunique(),
+        "no_patients": NO_PATIENTS,
         "numbered": int(usable["slice_number"].notna().sum()),
         "spacings": usable["spacing_mm"].value_counts().to_dict(),
         "sizes": sizes.value_counts().head(5).to_dict(),

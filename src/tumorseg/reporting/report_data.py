@@ -9,6 +9,8 @@ import pandas as pd
 from tumorseg.core.params import NETWORKS
 from tumorseg.data.leakage import neighbours_elsewhere
 from tumorseg.data.shapes import RECTANGLE_FILL
+from tumorseg.data.splits import NO_PATIENTS
+from tumorseg.evaluation.metrics import group_name
 from tumorseg.evaluation.paired import Difference
 from tumorseg.evaluation.results import TITLES
 from tumorseg.training.networks import UNet
@@ -18,7 +20,7 @@ LEAKS = {
     "neighbour_in_train": "a neighbouring slice in train",
     "near_duplicate_elsewhere": "a near duplicate in another split",
     "duplicate_elsewhere": "an equal file in another split",
-    "group_in_train": "slices of their group in train",
+    "group_in_train": "slices of their {group} in train",
 }
 
 
@@ -97,10 +99,12 @@ def over_seeds(slices: pd.DataFrame) -> pd.DataFrame:
 
 def caveats(report: ReportData) -> list[str]:
     """The warnings at the head of the report, a sentence each; none where nothing is wrong."""
-    found = []
+    known = report.split["patients_known"]
+    found = [] if known else [NO_PATIENTS]
     test = report.test_slices
     counts = {what: int(test[column].sum()) for column, what in LEAKS.items()}
     leaks = ", ".join(f"{count:,} have {what}" for what, count in counts.items() if count)
+    leaks = leaks.format(group=group_name(known))
     if leaks:
         found.append(
             f"The split leaks: of {len(test):,} test slices {leaks}. A network can score there by "

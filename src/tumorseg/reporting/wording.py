@@ -22,6 +22,11 @@ def with_interval(row: dict[str, Any], name: str, form: str = ".3f") -> str:
     return f"{number(row[name], form)} ({low}–{high})"
 
 
+def detected(row: dict[str, Any]) -> str:
+    """Detection rate and share of slices with Dice 0, in percent, or dashes."""
+    return " / ".join(number(row[name], ".1%") for name in ("detection_rate", "share_dice_zero"))
+
+
 def p_value(value: Any) -> str:
     """A p-value to three decimals, or a dash."""
     return "< 0.001" if not pd.isna(value) and value < 0.001 else number(value)
@@ -52,6 +57,6 @@ def fill(template: str, values: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "p_value": p_value, "markdown": markdown}
-    environment.globals |= {"with_interval": with_interval}
+    environment.globals |= {"with_interval": with_interval, "detected": detected}
     text = resources.files("tumorseg.reporting").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(text).render(values)

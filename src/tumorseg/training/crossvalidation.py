@@ -1,7 +1,8 @@
 """Cross-validation over the slices of train and valid: folds, the training of one, and the table.
 
-Slices that belong together are in one part of each fold, as in a grouped split; test slices take no
-part.
+Groups are never divided: patients where the data name them, elsewhere guessed from equal, nearly
+equal and neighbouring slices. Test slices take no part, except in folds that the data name
+(`crossvalidate.folds: given`), a published protocol in which every slice is validated once.
 """
 
 import json
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,9 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json
 from tumorseg.core.params import FannedOutParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
+from tumorseg.data.coco import SPLITS
 from tumorseg.data.leakage import neighbours_elsewhere
-from tumorseg.data.splits import assign_splits, strata
+from tumorseg.data.splits import NO_PATIENTS, assign_splits, strata
 from tumorseg.training.augmentation import load_policy
 from tumorseg.training.trainer import train
 
@@ -34,11 +36,12 @@ class Fold:
     """One division; slices are rows of the table from `pool`.
 
     Attributes:
-        number: From 1.
+        number: From 1, or as the data name it.
         train: What is trained on, shape (N,).
         valid: What it is validated on, shape (M,).
         groups: How many groups the latter form.
-        excluded: Number of slices in neither, since they are neighbours of one of the latter.
+        excluded: Number of slices in neither, since they are neighbours of one of the latter, or
+            since the data name no fold for them.
     """
 
     number: int
@@ -48,13 +51,56 @@ class Fold:
     excluded: int
 
 
-def pool(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The slices of train and then of valid, in the order of their arrays.
+def pool(manifest: pd.DataFrame, splits: Sequence[str] = POOLED) -> pd.DataFrame:
+    """The slices of train, then of valid, and of test if asked for, in the order of their arrays.
 
     Args:
         manifest: As the split stage writes it.
+        splits: The first two or all of `SPLITS`.
     """
-    return pd.concat([manifest[manifest["split"] == split] for split in POOLED], ignore_index=True)
+    return pd.concat([manifest[manifest["split"] == split] for split in splits], ignore_index=True)
+
+
+def make_folds(manifest: pd.DataFrame, folds: int | Literal["given"], seed: int) -> list[Fold]:
+    """The folds that crossvalidate.folds asks for: see `divide` and `given_folds`."""
+    if folds == "given":
+        return given_folds(pool(manifest, SPLITS))
+    return divide(pool(manifest), folds, seed)
+
+
+def given_folds(table: pd.DataFrame) -> list[Fold]:
+    """The folds that the data name: each is validated by a network trained on all others.
+
+    Args:
+        table: From `pool`, of all splits.
+
+    Raises:
+        InputError: The data name fewer than two folds, or divide a patient.
+    """
+    fold = table["fold"].dropna()
+    numbers = sorted(fold.unique())
+    if len(numbers) < 2:
+        raise InputError(
+            f"crossvalidate.folds is given, but the data name {len(numbers)} folds; set it to a "
+            "number of folds, such as 5"
+        )
+    divided = table.groupby("group")["fold"].nunique() > 1
+    if divided.any():
+        raise InputError(
+            f"crossvalidate.folds is given, but the folds of the data divide {divided.sum()} "
+            f"patients, such as {divided.idxmax()}; set it to a number of folds, such as 5"
+        )
+    rows = {number: fold.index[fold == number].to_numpy() for number in numbers}
+    return [
+        Fold(
+            int(number),
+            np.setdiff1d(fold.index, valid),
+            valid,
+            table["split_group"][valid].nunique(),
+            len(table) - len(fold),
+        )
+        for number, valid in rows.items()
+    ]
 
 
 def divide(table: pd.DataFrame, count: int, seed: int) -> list[Fold]:
@@ -141,7 +187,7 @@ def train_fold(
 
 def fold_slices(fold: Fold, arrays: Path) -> dict[str, Slices]:
     """The slices of both parts of a fold, in memory."""
-    parts = [load_slices(split, arrays) for split in POOLED]
+    parts = [load_slices(split, arrays) for split in SPLITS]  # those of test are last in any case
     images = np.concatenate([part.images for part in parts])
     masks = np.concatenate([part.masks for part in parts])
     rows_of = {"train": fold.train, "valid": fold.valid}
@@ -154,26 +200,32 @@ def tabulate(
     """A row a fold and network: sizes of its parts, best epoch, its loss and Dice, and time.
 
     Args:
-        folds: From `divide`.
+        folds: From `make_folds`.
         summaries: Number of the fold and network → what `train_fold` returned.
     """
     columns = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
     rows = []
+    numbered = {fold.number: fold for fold in folds}
     for (number, network), summary in summaries.items():
-        fold = folds[number - 1]
+        fold = numbered[number]
         row = {"fold": number, "network": network, "train_slices": len(fold.train)}
         row |= {"valid_slices": len(fold.valid), "valid_groups": fold.groups}
         rows.append(row | {"excluded": fold.excluded} | {name: summary[name] for name in columns})
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame, side: int) -> str:
+def page(table: pd.DataFrame, side: int, *, patients: bool, given: bool) -> str:
     """The table as Markdown: Dice of each fold and network, differences in pairs, mean and SD.
 
     Args:
         table: From `tabulate`.
         side: Of the grid, in pixels.
+        patients: Whether the groups are patients, all of them given.
+        given: Whether the folds are those that the data name.
     """
+    over = "train and valid; test slices took no part."
+    if given:
+        over = "train, valid and test for which the data name one, so that none is left for a test."
     sizes = table.drop_duplicates("fold").set_index("fold")
     sizes = sizes[["train_slices", "valid_slices", "valid_groups"]]
     first, *others = dict.fromkeys(table["network"])
@@ -183,8 +235,8 @@ def page(table: pd.DataFrame, side: int) -> str:
     dice = pd.concat([dice, dice.agg(["mean", "std"]).rename({"std": "SD"})])
     return f"""# Cross-validation
 
-{len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of train and valid; test slices \
-took no part. Slices that belong together are in one part.
+{len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of {over} \
+{"Each patient is in one part." if patients else NO_PATIENTS}
 
 {sizes.to_markdown()}
 

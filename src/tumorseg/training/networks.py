@@ -4,27 +4,11 @@ U-Net: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597. Attention gate
 2018, https://arxiv.org/abs/1804.03999. Shapes in comments are batch, channels, height, width.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from tumorseg.core.params import NETWORKS, NetworkParams
-
-NORMS: dict[str, Callable[[int], list[nn.Module]]] = {
-    "batch": lambda channels: [nn.BatchNorm2d(channels)],
-    "instance": lambda channels: [nn.InstanceNorm2d(channels, affine=True)],
-    "none": lambda channels: [],
-}
-
-
-def double_conv(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    """Two 3×3 convolutions, each followed by normalisation, if any, and ReLU."""
-    layers: list[nn.Module] = []
-    for channels in (inputs, outputs):
-        layers.append(nn.Conv2d(channels, outputs, 3, padding=1, bias=norm == "none"))
-        layers += [*NORMS[norm](outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+from tumorseg.training.encoders import EfficientNetLite0, PlainEncoder, double_conv
 
 
 class PassSkip(nn.Module):
@@ -40,13 +24,17 @@ class AttentionGate(nn.Module):
 
     α = σ(ψ(ReLU(W_x x + W_g g))), output α·x, with 1×1 convolutions W_x, W_g and ψ; g, from the
     level below, has already been upsampled to the size of x.
+
+    Args:
+        skip: Channels of x.
+        signal: Channels of g.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, skip: int, signal: int) -> None:
         super().__init__()
-        self.from_skip = nn.Conv2d(channels, channels, 1)  # W_x
-        self.from_signal = nn.Conv2d(channels, channels, 1)  # W_g
-        self.attention = nn.Conv2d(channels, 1, 1)  # ψ
+        self.from_skip = nn.Conv2d(skip, skip, 1)  # W_x
+        self.from_signal = nn.Conv2d(signal, skip, 1)  # W_g
+        self.attention = nn.Conv2d(skip, 1, 1)  # ψ
 
     def coefficients(self, skip: Tensor, signal: Tensor) -> Tensor:
         """The attention map α in (0, 1), shape (B, 1, H, W)."""
@@ -62,54 +50,52 @@ class UNet(nn.Module):
     """The plain U-Net for one grey channel and one class.
 
     Args:
-        channels: Channels a level, from the first to the bottom; n of them mean n − 1 poolings, so
-            that height and width must be multiples of space_to_depth · 2ⁿ⁻¹.
-        norm: What follows each convolution: `batch` or `instance` normalisation, or `none`.
-        space_to_depth: Side of the square of pixels that the first level sees as channels of one
-            (Shi et al. 2016); 1 is the published network, 2 runs it at half the resolution.
+        encoder: Images → the features of each level, of which the finest has height and width of
+            the image divided by `stride`, each further one half of those before.
+        channels: Channels of the decoder's levels, from the finest on.
+        norm: What follows each convolution of the decoder, as in `PlainEncoder`.
+        stride: Of the encoder's first level.
     """
 
-    def __init__(self, channels: list[int], norm: str = "batch", space_to_depth: int = 1) -> None:
+    def __init__(
+        self, encoder: PlainEncoder | EfficientNetLite0, channels: list[int], norm: str, stride: int
+    ) -> None:
         super().__init__()
-        folded = space_to_depth**2
-        down = list(zip([folded, *channels], channels, strict=False))  # (1, 16), (16, 32), …
-        up = list(zip(channels[::-1], channels[-2::-1], strict=False))  # (256, 128), (128, 64), …
-        self.fold, self.unfold = nn.PixelUnshuffle(space_to_depth), nn.PixelShuffle(space_to_depth)
-        self.encoders = nn.ModuleList(double_conv(i, o, norm) for i, o in down)
-        self.pool = nn.MaxPool2d(2)
-        self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in up)
-        self.decoders = nn.ModuleList(double_conv(2 * o, o, norm) for _, o in up)
-        self.head = nn.Conv2d(channels[0], folded, 1)
+        self.encoder = encoder
+        *skips, bottom = encoder.channels
+        below = [*channels[1:], bottom]
+        # From the coarsest level to the finest: channels of the signal from the level below, of the
+        # skip connection, and of the result.
+        up = list(zip(below, skips, channels, strict=True))[::-1]
+        self.upsamplers = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, _, o in up)
+        self.decoders = nn.ModuleList(double_conv(skip + o, o, norm) for _, skip, o in up)
+        self.head = nn.Conv2d(channels[0], stride**2, 1)
+        self.unfold = nn.PixelShuffle(stride)
         # Tumour is rare: start from a probability of 2% (Lin et al. 2017), not from 50%.
         nn.init.constant_(self.head.bias, -4.0)  # type: ignore[arg-type]
         # Gates last: with the same seed both networks start from the same shared weights.
-        self.gates = nn.ModuleList(self.gate(o) for _, o in up)
+        self.gates = nn.ModuleList(self.gate(skip, o) for _, skip, o in up)
 
-    def gate(self, channels: int) -> nn.Module:
+    def gate(self, skip: int, signal: int) -> nn.Module:
         """What a skip connection of that many channels passes through."""
         return PassSkip()
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes the logits of tumour, (B, 1, H, W), from normalised images, (B, 1, H, W)."""
-        x, skips = self.fold(image), []  # B, S², H/S, W/S; H and W mean these from here on
-        for encoder in self.encoders[:-1]:
-            x = encoder(x)  # B, C, H, W
-            skips.append(x)
-            x = self.pool(x)  # B, C, H/2, W/2
-        x = self.encoders[-1](x)  # the bottom: B, 256, H/16, W/16
+        *skips, x = self.encoder(image)  # B, C, H/S, W/S …; the bottom: B, 256, H/16S, W/16S
         for upsample, gate, decoder in zip(self.upsamplers, self.gates, self.decoders, strict=True):
             x = upsample(x)  # B, C, 2H', 2W'
             skip = gate(skips.pop(), x)  # B, C, 2H', 2W'
             x = decoder(torch.cat([skip, x], dim=1))  # B, C, 2H', 2W'
-        return self.unfold(self.head(x))  # B, 1, S·H, S·W
+        return self.unfold(self.head(x))  # B, 1, H, W
 
 
 class AttentionUNet(UNet):
     """The Attention U-Net: a U-Net with an additive attention gate on every skip connection."""
 
-    def gate(self, channels: int) -> nn.Module:
+    def gate(self, skip: int, signal: int) -> nn.Module:
         """An attention gate."""
-        return AttentionGate(channels)
+        return AttentionGate(skip, signal)
 
 
 class Probabilities(nn.Module):
@@ -138,4 +124,7 @@ CLASSES = dict(zip(NETWORKS, (UNet, AttentionUNet), strict=True))
 
 def build_network(name: str, params: NetworkParams) -> UNet:
     """Builds `unet` or `attention_unet` from its section of params.yaml."""
-    return CLASSES[name](list(params.channels), params.norm, params.space_to_depth)
+    channels, norm, stride = list(params.channels), params.norm, params.space_to_depth
+    if params.encoder == "efficientnet_lite0":
+        return CLASSES[name](EfficientNetLite0(), channels, norm, stride)
+    return CLASSES[name](PlainEncoder(channels, norm, stride), channels[:-1], norm, stride)

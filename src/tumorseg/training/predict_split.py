@@ -1,5 +1,6 @@
 """From networks and baselines to masks to counts: a row a method, seed and slice."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tumorseg.data.leakage import Thumbnails
 from tumorseg.evaluation import baselines
 from tumorseg.evaluation.calibration import Reliability, best_threshold
 from tumorseg.evaluation.metrics import count, distances, lesions, score
-from tumorseg.evaluation.results import Comparison, Run
+from tumorseg.evaluation.results import ENSEMBLE, Comparison, Run
 from tumorseg.imaging.preprocess import Mask, to_input, to_native
 from tumorseg.training.networks import Probabilities, build_network
 
@@ -96,20 +97,34 @@ def score_masks(
     return score(pd.DataFrame(table).astype({"seed": "Int64"}))
 
 
+def split_probabilities(
+    networks: dict[tuple[str, int], Probabilities], slices: dict[str, Slices]
+) -> Iterator[tuple[Run, dict[str, NDArray[np.float32]]]]:
+    """Each run's probabilities on validation and test, and at last the mean of all runs'."""
+    evaluated = ("valid", "test")
+    total = {split: np.zeros(slices[split].images.shape, np.float32) for split in evaluated}
+    for run, network in networks.items():
+        found = {split: probabilities(network, slices[split].images) for split in evaluated}
+        yield run, found
+        for split in evaluated:
+            total[split] += found[split]
+    mean = {split: maps / np.float32(len(networks)) for split, maps in total.items()}
+    yield (ENSEMBLE, None), mean
+
+
 def compare(
-    networks: dict[Run, Probabilities],
+    networks: dict[tuple[str, int], Probabilities],
     slices: dict[str, Slices],
     manifest: pd.DataFrame,
     thumbnails: Thumbnails,
     params: EvaluateParams,
 ) -> Comparison:
-    """Scores the networks on the validation and test splits, the baselines on the test split."""
+    """Scores networks and their mean on validation and test, the baselines on test alone."""
     rows = {split: manifest[manifest["split"] == split] for split in coco.SPLITS}
     unit = "mm" if rows["test"]["spacing_mm"].ne("").all() else "pixels"
     tables, thresholds = [], {}
-    reliability = {name: Reliability() for name, _ in networks}
-    for (name, seed), network in networks.items():
-        found = {split: probabilities(network, slices[split].images) for split in ("valid", "test")}
+    reliability: dict[str, Reliability] = defaultdict(Reliability)
+    for (name, seed), found in split_probabilities(networks, slices):
         threshold = params.threshold
         if threshold == "validation":
             native = at_native_size(found["valid"], rows["valid"])

@@ -1,6 +1,7 @@
 """A network with its loss, optimiser, schedule and validation figures, as Lightning needs them."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from tumorseg.core.errors import InputError
 from tumorseg.core.params import CommonTrainParams
 from tumorseg.evaluation.metrics import dice
 from tumorseg.training.datasets import Batch
+from tumorseg.training.encoders import EfficientNetLite0
 from tumorseg.training.loss import bce_dice_loss
 from tumorseg.training.networks import UNet
 
@@ -106,20 +108,23 @@ class Segmenter(lightning.LightningModule):
         lowers the rate when the validation loss stops falling.
         """
         common = self.params
-        # Biases and the scales of normalisation are not decayed.
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.network.parameters() if p.ndim > 1]},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        pretrained = isinstance(self.network.encoder, EfficientNetLite0)
+        groups = defaultdict[tuple[float, float], list[Tensor]](list)
+        for name, parameter in self.network.named_parameters():
+            slower = pretrained and name.startswith("encoder.")
+            rate = common.learning_rate * (common.encoder_rate if slower else 1.0)
+            # Biases and the scales of normalisation are not decayed.
+            decay = common.weight_decay if parameter.ndim > 1 else 0.0
+            groups[rate, decay].append(parameter)
         optimizer = torch.optim.AdamW(
-            groups, lr=common.learning_rate, weight_decay=common.weight_decay, fused=True
+            [{"params": own, "lr": r, "weight_decay": d} for (r, d), own in groups.items()],
+            fused=True,
         )
         if common.schedule == "one_cycle":
             steps = int(self.trainer.estimated_stepping_batches)
             cycle = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer,
-                common.learning_rate,
+                [group["lr"] for group in optimizer.param_groups],
                 total_steps=steps,
                 # PyTorch divides by the number of warm-up steps minus one.
                 pct_start=common.warm_up if common.warm_up * steps > 1.5 else 0.0,

@@ -30,6 +30,7 @@ from tumorseg.core.params import CommonTrainParams, TrainParams
 from tumorseg.data.arrays import Slices
 from tumorseg.training.augmentation import Policy
 from tumorseg.training.datasets import EpochSampler, LoaderContext, TrainingSlices, ValidationSlices
+from tumorseg.training.encoders import EfficientNetLite0
 from tumorseg.training.networks import build_network
 from tumorseg.training.segmenter import Segmenter
 
@@ -63,7 +64,7 @@ class History(callbacks.Callback):
         self.seconds += time.monotonic() - self.started
         row = {"epoch": trainer.current_epoch + 1}
         row |= {name: round(float(value), 5) for name, value in trainer.callback_metrics.items()}
-        row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["learning_rate"] = trainer.optimizers[0].param_groups[-1]["lr"]  # the decoder's
         self.rows.append(row)
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
@@ -137,7 +138,11 @@ def train(
     _check(name, params, slices)
     common = params.common
     lightning.seed_everything(seed, workers=True, verbose=False)
-    module = Segmenter(build_network(name, params.network(name)), common)
+    network = build_network(name, params.network(name))
+    if isinstance(network.encoder, EfficientNetLite0):
+        weights = params.encoder_weights
+        network.encoder.load_pretrained(None if weights is None else Path(weights))
+    module = Segmenter(network, common)
     if common.compile:
         module.network.compile()
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,9 +197,9 @@ def train(
         return {}
     with atomic_path(folder / "history.csv") as temporary:
         pd.DataFrame(history.rows).to_csv(temporary, index=False)
-    weights = save({k: v.contiguous() for k, v in module.best["weights"].items()})
+    saved = save({k: v.contiguous() for k, v in module.best["weights"].items()})
     with atomic_path(folder / "weights.safetensors") as temporary:
-        temporary.write_bytes(weights)
+        temporary.write_bytes(saved)
     (row_of_best,) = (row for row in history.rows if row["epoch"] == module.best["epoch"])
     drawn = len(history.rows) * len(slices["train"].images)
     return {
@@ -212,7 +217,7 @@ def train(
         "hardware": hardware(),
         "precision": precision(common),
         "deterministic": common.deterministic,
-        "weights_digest": hashlib.sha256(weights).hexdigest(),
+        "weights_digest": hashlib.sha256(saved).hexdigest(),
     }
 
 
@@ -273,7 +278,7 @@ def _check(name: str, params: TrainParams, slices: dict[str, Slices]) -> None:
                 f"at least {processes(common)}, one a process (train.common.devices × nodes)"
             )
     chosen, side = params.network(name), slices["train"].images.shape[-1]
-    step = chosen.space_to_depth * 2 ** (len(chosen.channels) - 1)
+    step = chosen.stride
     if side % step or (side == step and chosen.norm != "none"):
         raise InputError(
             f"augment.image_size is {side}, but train.{name} (channels, space_to_depth) needs a "
