@@ -8,3 +8,4 @@ POLICY = Path("artifacts/augment/policy.json")
 TRAINED = Path("artifacts/train")
 CANDIDATE = Path("artifacts/register/candidate.json")
 DECISION = Path("artifacts/promote/decision.json")
+CROSSVALIDATION = REPORTS / "crossvalidation.json"

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from pipelines._flow import command, stage, step
-from pipelines._paths import DATA, REPORTS, TRAINED
+from pipelines._paths import CROSSVALIDATION, DATA, REPORTS, TRAINED
 from tumorseg.core.files import atomic_path, write_json
 from tumorseg.core.params import NETWORKS, EvaluateParams, RegisterParams, TrainParams, load_params
 from tumorseg.data.arrays import load_slices
@@ -79,11 +79,21 @@ def evaluate() -> None:
         lineage=lineage(),
         data=DATA,
         gated=gated,
+        crossvalidation=crossvalidation(),
     )
     step(write_report)(data, REPORTS / "report.html")
     step(write_cards)(data, REPORTS / "model_card.md", REPORTS / "data_card.md")
     print("\n" + summary(result, parts))
     report_split_optimism(result, split)
+
+
+def crossvalidation() -> dict[str, Any] | None:
+    """The figures of the last cross-validation, if there was one of the same data and recipe."""
+    if not CROSSVALIDATION.exists():
+        return None
+    figures: dict[str, Any] = json.loads(CROSSVALIDATION.read_text())
+    same = (figures["data_md5"], figures["recipe"]) == (lineage()["data_md5"], recipe())
+    return figures if same else None
 
 
 def report_split_optimism(figures: dict[str, Any], split: dict[str, Any]) -> None:

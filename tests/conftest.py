@@ -180,6 +180,7 @@ TINY_TRAIN = {
         "bce_weight": 1.0,
         "dice_weight": 1.0,
         "dice_over": "batch",
+        "best_epoch": "loss",
         "early_stopping_patience": 5,
         "workers": 0,
         "devices": 1,

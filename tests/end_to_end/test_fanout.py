@@ -27,6 +27,7 @@ from tumorseg.core.params import SegmentParams, load_params
 from tumorseg.core.prefect_server import free_port
 
 SECRET = "SMITH-JOHN"
+METHODS = ("unet", "attention_unet", "ensemble", "copy")  # that a fold is judged for
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,8 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
 
     root: Path = place.root
     (root / "artifacts" / "split").mkdir(parents=True)
+    (root / "artifacts" / "validate").mkdir()
+    np.save(root / "artifacts" / "validate" / "thumbnails.npy", workplace["thumbnails"])
     workplace["manifest"].to_parquet(root / "artifacts" / "split" / "manifest.parquet")
     shutil.copytree(workplace["folder"] / "arrays", root / "artifacts" / "augment" / "arrays")
     shutil.copy(workplace["folder"] / "policy.json", root / "artifacts" / "augment")
@@ -204,13 +207,16 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
     table = pd.read_csv(root / "reports" / "crossvalidation.csv")
     assert table["fold"].tolist() == [1, 1, 2, 2]
     assert table["network"].tolist() == 2 * ["unet", "attention_unet"]
-    assert table.drop_duplicates("fold")["valid_slices"].sum() == 17
+    assert table.drop_duplicates("fold")["slices"].sum() == 22
     for row in table.itertuples():
         (folder,) = (root / ".state" / "crossvalidate" / f"{row.network}-{row.fold}").iterdir()
         assert {p.name for p in folder.iterdir()} >= {"run.json", "weights.safetensors"}
-        assert json.loads((folder / "run.json").read_text())["val_dice"] == row.val_dice
+        run = json.loads((folder / "run.json").read_text())
+        assert run["best_epoch"] == run["epochs"] == row.epochs
     page = (root / "reports" / "crossvalidation.md").read_text()
-    assert "attention_unet − unet |" in page and page.count("\n| ") == 8
+    assert "Attention U-Net and U-Net" in page or "Attention U-Net minus U-Net" in page
+    scored = pd.read_csv(root / "reports" / "crossvalidation_slices.csv")
+    assert scored.groupby("method").size().to_dict() == dict.fromkeys(sorted(METHODS), 22)
     weights = sorted((root / ".state" / "crossvalidate").rglob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in weights]
     weights[0].with_name("run.json").unlink()  # as if it had been killed at its very end

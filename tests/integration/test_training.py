@@ -53,12 +53,13 @@ def test_arrays_follow_the_manifest(workplace, phantom) -> None:
         assert np.array_equal(slices.masks[index], mask_to_grid(mask, 64))
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.7])
-def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging) -> None:
+@pytest.mark.parametrize(
+    ("averaging", "best"), [(0.0, "loss"), (0.7, "loss"), (0.0, "dice"), (0.0, "last")]
+)
+def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging, best) -> None:
     # A rate so high that the best epoch is seldom the last.
-    params = params_with(
-        epochs=5, learning_rate=0.05, weight_averaging=averaging, dice_over="slice"
-    )
+    rates = {"learning_rate": 0.05, "weight_averaging": averaging}
+    params = params_with(epochs=5, dice_over="slice", best_epoch=best, **rates)
     summary = fit(workplace, "unet", params, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "history.csv",
@@ -67,7 +68,8 @@ def test_the_weights_are_those_of_the_best_epoch(workplace, tmp_path, averaging)
     ]
     history = pd.read_csv(tmp_path / "history.csv").set_index("epoch")
     assert history.index.tolist() == [1, 2, 3, 4, 5] and history["val_loss"].nunique() == 5
-    assert summary["epochs"] == 5 and summary["best_epoch"] == history["val_loss"].idxmin()
+    expected = {"loss": history["val_loss"].idxmin(), "dice": history["val_dice"].idxmax()}
+    assert summary["epochs"] == 5 and summary["best_epoch"] == (expected | {"last": 5})[best]
     assert summary["val_dice"] == history.loc[summary["best_epoch"], "val_dice"]
     network = load_network("unet", params, tmp_path / "weights.safetensors", EVALUATE)
     valid = workplace["slices"]["valid"]
@@ -194,7 +196,7 @@ def test_comparison_and_pictures(workplace, trained, phantom, tmp_path) -> None:
     assert by_category.splitlines()[0].count(" guessed group") == len(kinds)
     assert all("| mean of all networks | 0." in part for part in (overall, by_category))
     known = reduce(comparison, SPLIT | {"patients_known": True}, EVALUATE)
-    assert "5 slices of 5 patients" in table(known) and "5 patients" in verdicts(known)[0]
+    assert "5 slices of 5 patients" in table(known, "test") and "5 patients" in verdicts(known)[0]
 
     figures.augmentation_gallery(
         workplace["slices"]["train"], workplace["policy"], tmp_path / "augmentation.png"

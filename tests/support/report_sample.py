@@ -153,4 +153,5 @@ def make_report_data(workplace: dict, data: Path, folder: Path) -> ReportData:
         lineage={"git_sha": "c0de" * 10, "data_md5": "da7a.dir", "lock_digest": "10cc" * 16},
         data=data,
         gated=gated.eval(),
+        crossvalidation=None,
     )

@@ -3,17 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tumorseg.core.errors import InputError
-from tumorseg.core.params import CrossvalidateParams
+from tumorseg.core.params import CrossvalidateParams, EvaluateParams
 from tumorseg.data import coco
 from tumorseg.data.splits import NO_PATIENTS
+from tumorseg.evaluation.results import crossvalidated
+from tumorseg.evaluation.strata import strata
 from tumorseg.training.crossvalidation import (
     divide,
     fold_slices,
     make_folds,
     page,
     pool,
+    score_fold,
     tabulate,
     train_fold,
 )
@@ -59,19 +63,13 @@ def test_named_patients_exclude_no_slice() -> None:
     assert [fold.excluded for fold in divide(pool(named), 3, seed=0)] == [0, 0, 0]
 
 
-def test_test_slices_take_no_part() -> None:
-    some = table()
-    some.loc[some["split_group"] == 3, "split"] = "test"
-    assert 3 not in set(pool(some)["split_group"]) and len(pool(some)) == 55
-
-
 def test_given_folds_validate_all_slices_that_have_one() -> None:
     named = table()
     named.loc[named["split_group"] == 3, "split"] = "test"
     named["group"] = [f"patient {number}" for number in named["split_group"]]
     named["fold"] = (named["split_group"] % 3 + 2).astype("Int64")
     named.loc[named["split_group"] == 11, "fold"] = pd.NA
-    slices = pool(named, coco.SPLITS)
+    slices = pool(named)
     folds = make_folds(named, "given", seed=0)
     assert [fold.number for fold in folds] == [2, 3, 4] and "test" in set(slices["split"])
     for fold in folds:
@@ -79,12 +77,6 @@ def test_given_folds_validate_all_slices_that_have_one() -> None:
         assert set(slices["fold"][fold.train]) == {2, 3, 4} - {fold.number}
         assert len(fold.train) + len(fold.valid) == 55 and fold.excluded == 5
     assert [fold.groups for fold in folds] == [4, 4, 3]
-    kept = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
-    found = tabulate(folds, {(n, "unet"): dict.fromkeys(kept, n / 9) for n in (2, 3, 4)})
-    assert found["valid_slices"].tolist() == [20, 20, 15]
-    assert "3 folds over the 55 slices of train, valid and test" in page(
-        found, 64, patients=True, given=True
-    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +103,7 @@ def test_fewer_groups_than_folds_are_one_sentence() -> None:
 @pytest.mark.parametrize("folds", [2, "given"])
 def test_a_fold_holds_the_slices_that_its_table_names(workplace, folds) -> None:
     manifest = workplace["manifest"].assign(fold=np.arange(22) % 2)
-    slices = pool(manifest, coco.SPLITS)
+    slices = pool(manifest)
     (fold, _) = make_folds(manifest, folds, seed=0)
     parts = fold_slices(fold, workplace["folder"] / "arrays")
     whole = np.concatenate([workplace["slices"][split].masks for split in coco.SPLITS])
@@ -135,20 +127,88 @@ def test_a_fold_is_trained_once(workplace, train_params, tmp_path) -> None:
     assert (tmp_path / "unet-1" / "weights.safetensors").stat().st_mtime_ns == written
 
 
-def test_the_page_compares_networks_fold_by_fold() -> None:
-    folds = divide(pool(table()), 2, seed=0)
-    kept = dict.fromkeys(("parameters", "epochs", "best_epoch", "val_loss", "seconds"), 1)
-    dice = {(1, "unet"): 0.5, (1, "attention_unet"): 0.7, (2, "unet"): 0.6}
-    dice[2, "attention_unet"] = 0.5
-    found = tabulate(folds, {key: kept | {"val_dice": value} for key, value in dice.items()})
-    assert "Each patient is in one part." in page(found, 64, patients=True, given=False)
-    text = page(found, 64, patients=False, given=False)
-    assert NO_PATIENTS in text
-    assert "attention_unet − unet |" in text and "64²" in text
-    rows = [line.strip("| ").replace("|", " ").split() for line in text.splitlines()[-6:-2]]
-    assert rows == [
-        ["1", "0.500", "0.700", "0.200"],
-        ["2", "0.600", "0.500", "-0.100"],
-        ["mean", "0.550", "0.600", "0.050"],
-        ["SD", "0.071", "0.141", "0.212"],
-    ]
+class Answer(torch.nn.Module):
+    """Finds what is brighter than a level, whatever the slice."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(20 * (image - self.level))
+
+
+@pytest.fixture(scope="module")
+def judged(workplace) -> dict:
+    """Two folds over the workplace's slices, judged, and their figures."""
+    manifest = workplace["manifest"]
+    folds = make_folds(manifest, 2, seed=0)
+    params = EvaluateParams(
+        threshold="validation",
+        test_time_flips=False,
+        surface_tolerance=5.0,
+        lesion_overlap=0.1,
+        bootstrap_samples=50,
+        seed=0,
+    )
+    networks = {"unet": Answer(1.0), "attention_unet": Answer(2.0)}
+    places = (workplace["folder"] / "arrays", pool(manifest), workplace["thumbnails"], params)
+    scored = pd.concat([score_fold(fold, networks, *places) for fold in folds], ignore_index=True)
+    figures = crossvalidated(scored, False, params)
+    return {"folds": folds, "scored": scored, "figures": figures}
+
+
+def test_every_slice_is_judged_once_by_each_method(workplace, judged) -> None:
+    scored, slices = judged["scored"], pool(workplace["manifest"])
+    for method in ("unet", "attention_unet", "ensemble", "copy"):
+        own = scored[scored["method"] == method]
+        assert sorted(own["path"]) == sorted(slices["path"])
+    for fold in judged["folds"]:
+        own = scored[scored["fold"] == fold.number]
+        assert set(own["path"]) == set(slices["path"][fold.valid])
+    # Masks are compared with the slices' own.
+    own = scored[scored["method"] == "copy"].set_index("path")
+    sizes = slices.set_index("path").eval("tumour_fraction * width * height")
+    assert np.allclose(own["tp"] + own["fn"], sizes.loc[own.index])
+
+
+def test_the_page_has_the_figures_of_folds_and_of_all_slices(judged) -> None:
+    scored, figures = judged["scored"], judged["figures"]
+    text = page_of(judged)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    means = scored.groupby(["fold", "method"])["dice"].mean()
+    for fold in judged["folds"]:
+        cells = [cell.strip() for cell in rows[str(fold.number)].split("|")][2:-1]
+        assert cells[:3] == [str(len(fold.train)), str(len(fold.valid)), str(fold.groups)]
+        assert cells[3] == f"{means[fold.number, 'unet']:.3f}"
+        assert cells[4] == f"{means[fold.number, 'attention_unet']:.3f}"
+    both = means[:, "unet"]
+    assert f"{both.mean():.3f}" in rows["mean"] and f"{both.std():.3f}" in rows["SD"]
+    every = scored[scored["method"] == "unet"]["dice"].mean()
+    assert figures["test"]["unet"]["mean_dice"] == pytest.approx(every, abs=1e-5)
+    assert f"| U-Net | {every:.3f} (" in text
+
+
+def page_of(judged: dict) -> str:
+    scored = judged["scored"]
+    return page(judged["folds"], judged["figures"], strata(scored, samples=50, seed=0))
+
+
+def test_the_page_says_whether_groups_are_patients(judged) -> None:
+    assert NO_PATIENTS in page_of(judged)
+    known = judged | {"figures": judged["figures"] | {"split": {"patients_known": True}}}
+    assert "Each patient is in one fold." in page_of(known)
+    assert NO_PATIENTS not in page_of(known)
+
+
+def test_a_row_for_each_training(judged) -> None:
+    runs = {
+        (fold.number, name): {"parameters": 3, "epochs": fold.number, "seconds": 7.5}
+        for fold in judged["folds"]
+        for name in ("unet", "attention_unet")
+    }
+    found = tabulate(judged["folds"], runs, judged["figures"]).set_index(["fold", "network"])
+    assert len(found) == 4 and found["epochs"].tolist() == [1, 1, 2, 2]
+    for (fold, name), row in found.iterrows():
+        assert row["mean_dice"] == judged["figures"]["folds"][str(fold)][name]
+    assert found.groupby("fold")["slices"].first().sum() == 22

@@ -64,7 +64,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     styles = "".join(re.findall(r"<style>.*?</style>|style=\"[^\"]*\"", page, re.DOTALL))
     assert "@import" not in styles and "url(" not in styles
     anchors = {link[1:] for link in links if link[0] == "#"}
-    assert anchors == set(re.findall(r'<h2 id="(\w+)"', page)) and len(anchors) == 8
+    assert anchors == set(re.findall(r'<h2 id="(\w+)"', page)) and len(anchors) == 9
 
 
 def test_every_method_has_its_own_figures(page: str, report: ReportData) -> None:
@@ -178,6 +178,18 @@ def test_the_model_card_has_all_figures_of_the_winner_and_its_limits(report, tmp
     assert "cut at 0.450" in facts["output"][1] and "not for diagnosis" in model
     listed = model.split("## Limits")[1].split("##")[0].strip().splitlines()
     assert listed == [f"- {one}" for one in caveats(report) + limits(report)]
+
+
+def test_a_cross_validation_is_shown_where_there_was_one(report, page, tmp_path) -> None:
+    assert "python -m pipelines.crossvalidate" in page
+    folds = {str(fold): {"unet": 0.1 * fold, "attention_unet": 0.15 * fold} for fold in (1, 2)}
+    kept = {name: report.figures[name] for name in ("split", "test", "paired")}
+    write_report(replace(report, crossvalidation=kept | {"folds": folds}), tmp_path / "page.html")
+    shown = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "python -m pipelines.crossvalidate" not in shown
+    assert ["1", "0.100", "0.150"] in rows(shown) and ["2", "0.200", "0.300"] in rows(shown)
+    assert ["mean", "0.150", "0.225"] in rows(shown) and ["SD", "0.071", "0.106"] in rows(shown)
+    assert len(rows(shown)) > len(rows(page)) + 5
 
 
 def test_unknown_patients_are_said_with_the_figures(report, page, tmp_path) -> None:

@@ -136,6 +136,9 @@ class CommonTrainParams(Section):
     bce_weight: float = Field(ge=0)
     dice_weight: float = Field(ge=0)
     dice_over: Literal["batch", "slice"]  # which pixels the Dice loss pools
+    # Whose weights are kept: of the epoch with the lowest validation loss, the highest validation
+    # Dice, or the last one, which nothing stops early then.
+    best_epoch: Literal["loss", "dice", "last"]
     early_stopping_patience: PositiveInt
     workers: int = Field(ge=0)
     devices: PositiveInt  # processes on this node, one a GPU or so many on its CPU
@@ -293,9 +296,9 @@ class SegmentParams(FannedOutParams):
 
 
 class CrossvalidateParams(FannedOutParams):
-    """The folds over train and valid, or over all slices."""
+    """The folds over the slices of all splits."""
 
-    # How many to divide train and valid into, or `given`: those that the data name.
+    # How many to divide them into, or `given`: those that the data name.
     folds: Annotated[int, Field(ge=2)] | Literal["given"]
     networks: Annotated[
         list[Literal["unet", "attention_unet"]], Field(min_length=1), AfterValidator(_distinct)

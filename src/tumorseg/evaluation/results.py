@@ -93,6 +93,42 @@ def reduce(comparison: Comparison, split: dict[str, Any], params: EvaluateParams
     return figures | {"winner": winner, "winner_seed": best}
 
 
+def crossvalidated(
+    scored: pd.DataFrame, patients_known: bool, params: EvaluateParams
+) -> dict[str, Any]:
+    """The figures of a cross-validation, in which each slice was judged once.
+
+    Args:
+        scored: Of all folds, from `tumorseg.training.crossvalidation.score_fold`.
+        patients_known: Whether the groups are patients, all of them given.
+        params: The evaluate section.
+
+    Returns:
+        split: whether patients are known; test: method → figure, over the slices of all folds;
+        folds: fold → method → mean Dice; paired: the networks with each other and with the copy
+        baseline.
+    """
+    each = scored.groupby(["fold", "method"], sort=False)["dice"].mean().round(5).unstack()
+    methods = [str(method) for method in scored["method"].unique()]
+    networks = [name for name in methods if name in NETWORKS]
+    pairs = [(other, networks[0]) for other in networks[1:]] + [(n, "copy") for n in networks]
+    return {
+        "split": {"patients_known": patients_known},
+        "test": {
+            name: _defined(summarise(part, params.bootstrap_samples, params.seed) | detection(part))
+            for name, part in scored.groupby("method", sort=False)
+        },
+        "folds": {str(fold): row.to_dict() for fold, row in each[methods].iterrows()},
+        "paired": comparisons(scored, pairs, params.bootstrap_samples, params.seed),
+    }
+
+
+def fold_table(figures: dict[str, Any]) -> pd.DataFrame:
+    """The mean Dice of each method (columns) on each fold, their mean and SD (rows)."""
+    dice = pd.DataFrame(figures["folds"]).T
+    return pd.concat([dice, dice.agg(["mean", "std"]).rename({"std": "SD"})])
+
+
 def _figures(scored: pd.DataFrame, params: EvaluateParams) -> dict[str, Any]:
     if (scored["split"] == "valid").all():  # where no distances are measured
         scored = scored.drop(columns=["hd95", "surface_dice"])
@@ -140,21 +176,23 @@ def split_optimism(
     return gaps
 
 
-def summary(figures: dict[str, Any], strata: pd.DataFrame) -> str:
-    """The comparison on the test split in Markdown: two tables and the verdicts.
+def summary(figures: dict[str, Any], strata: pd.DataFrame, of: str | None = None) -> str:
+    """A comparison in Markdown: two tables and the verdicts.
 
     Args:
-        figures: From `reduce`.
+        figures: From `reduce` or `crossvalidated`.
         strata: From `tumorseg.evaluation.strata.strata`.
+        of: What was judged; by default the test slices of the split.
     """
-    return "\n\n".join([table(figures), category_table(figures, strata), *verdicts(figures)])
+    of = of or f"{figures['split']['method']} split, test"
+    return "\n\n".join([table(figures, of), category_table(figures, strata), *verdicts(figures)])
 
 
-def table(figures: dict[str, Any]) -> str:
-    """A row a method, over all test slices."""
+def table(figures: dict[str, Any], of: str) -> str:
+    """A row a method, over all slices that were judged."""
     group = group_name(figures["split"]["patients_known"])
     lines = [
-        f"| {figures['split']['method']} split, test: {rests_on(figures, 'test')} | mean Dice "
+        f"| {of}: {rests_on(figures, 'test')} | mean Dice "
         f"(95% CI) | mean by {group} (95% CI) | micro Dice (95% CI) | mean IoU | found / Dice 0 |",
         "|---|---|---|---|---|---|",
     ]
@@ -185,7 +223,7 @@ def category_table(figures: dict[str, Any], strata: pd.DataFrame) -> str:
 
 def rests_on(figures: dict[str, Any], split: str) -> str:
     """The slices and patients, or guessed groups, that the figures of a split come from."""
-    row = figures[split][NETWORKS[0]]
+    row = next(iter(figures[split].values()))
     return counted(row["slices"], row["groups"], figures["split"]["patients_known"])
 
 

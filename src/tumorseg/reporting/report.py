@@ -21,7 +21,7 @@ from tumorseg.data.shapes import RECTANGLE_FILL
 from tumorseg.data.splits import EXCLUDED, NO_PATIENTS
 from tumorseg.evaluation.metrics import group_name
 from tumorseg.evaluation.paired import FEWEST_GROUPS
-from tumorseg.evaluation.results import TITLES, rests_on, verdicts
+from tumorseg.evaluation.results import TITLES, fold_table, rests_on, verdicts
 from tumorseg.reporting import figures
 from tumorseg.reporting.report_data import LEAKS, ReportData, caveats, limits, over_seeds
 from tumorseg.reporting.wording import fill
@@ -64,6 +64,7 @@ def page_values(report: ReportData) -> dict[str, Any]:
         "lower": int((gaps < 0).sum()),
         "equal": int((gaps == 0).sum()),
         "strata": report.strata.to_dict("records"),
+        "folds": folds(report.crossvalidation),
         "charts": {
             "scatter": figures.svg_url(figures.scatter(dice, "unet", "attention_unet")),
             "training": figures.svg_url(figures.training_curves(report.histories)),
@@ -73,6 +74,19 @@ def page_values(report: ReportData) -> dict[str, Any]:
         "worst": figures.worst_cases(report),
         "attention": figures.attention_cases(report),
         "parameters": yaml.safe_dump(report.params, sort_keys=False, allow_unicode=True),
+    }
+
+
+def folds(crossvalidation: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the section on cross-validation shows, if there was one."""
+    if crossvalidation is None:
+        return None
+    dice = fold_table(crossvalidation)
+    return crossvalidation | {
+        "methods": list(dice),
+        "rows": dice.T.to_dict(),
+        "rests_on": rests_on(crossvalidation, "test"),
+        "verdicts": verdicts(crossvalidation),
     }
 
 

@@ -43,6 +43,7 @@ class ReportData:
         lineage: From `tumorseg.registry.runs.lineage`.
         data: The folder to which the manifest's paths are relative.
         gated: The Attention U-Net of the winner's seed, in evaluation mode.
+        crossvalidation: reports/crossvalidation.json; None if there was no cross-validation.
     """
 
     figures: dict[str, Any]
@@ -58,6 +59,7 @@ class ReportData:
     lineage: dict[str, str]
     data: Path
     gated: UNet
+    crossvalidation: dict[str, Any] | None
 
     @property
     def test(self) -> pd.DataFrame:

@@ -1,13 +1,13 @@
-"""Cross-validation over the slices of train and valid: folds, the training of one, and the table.
+"""Cross-validation over the slices of all splits: folds, the training of one, and the figures.
 
 Groups are never divided: patients where the data name them, elsewhere guessed from equal, nearly
-equal and neighbouring slices. Test slices take no part, except in folds that the data name
-(`crossvalidate.folds: given`), a published protocol in which every slice is validated once.
+equal and neighbouring slices. Each slice is judged once, by networks that saw none of its group,
+and on whose training its fold had no influence: not even their last epoch was chosen there.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +20,21 @@ from numpy.typing import NDArray
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.files import write_json
-from tumorseg.core.params import FannedOutParams, TrainParams
+from tumorseg.core.params import EvaluateParams, FannedOutParams, TrainParams
 from tumorseg.data.arrays import Slices, load_slices
+from tumorseg.data.audit import copied_masks
 from tumorseg.data.coco import SPLITS
-from tumorseg.data.leakage import neighbours_elsewhere
+from tumorseg.data.leakage import Thumbnails, neighbours_elsewhere
 from tumorseg.data.splits import NO_PATIENTS, assign_splits, strata
+from tumorseg.evaluation.metrics import group_name
+from tumorseg.evaluation.results import ENSEMBLE, TITLES, fold_table, summary
+from tumorseg.imaging.preprocess import Mask
 from tumorseg.training.augmentation import load_policy
+from tumorseg.training.networks import Probabilities
+from tumorseg.training.predict_split import at_native_size, probabilities, score_masks
 from tumorseg.training.trainer import train
 
-POOLED = ("train", "valid")  # splits whose slices are divided anew
+THRESHOLD = 0.5  # of the probabilities; a better one could only be chosen on what is judged
 
 
 @dataclass(frozen=True)
@@ -51,28 +57,26 @@ class Fold:
     excluded: int
 
 
-def pool(manifest: pd.DataFrame, splits: Sequence[str] = POOLED) -> pd.DataFrame:
-    """The slices of train, then of valid, and of test if asked for, in the order of their arrays.
+def pool(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The slices of train, then of valid, then of test, in the order of their arrays.
 
     Args:
         manifest: As the split stage writes it.
-        splits: The first two or all of `SPLITS`.
     """
-    return pd.concat([manifest[manifest["split"] == split] for split in splits], ignore_index=True)
+    return pd.concat([manifest[manifest["split"] == split] for split in SPLITS], ignore_index=True)
 
 
 def make_folds(manifest: pd.DataFrame, folds: int | Literal["given"], seed: int) -> list[Fold]:
     """The folds that crossvalidate.folds asks for: see `divide` and `given_folds`."""
-    if folds == "given":
-        return given_folds(pool(manifest, SPLITS))
-    return divide(pool(manifest), folds, seed)
+    table = pool(manifest)
+    return given_folds(table) if folds == "given" else divide(table, folds, seed)
 
 
 def given_folds(table: pd.DataFrame) -> list[Fold]:
     """The folds that the data name: each is validated by a network trained on all others.
 
     Args:
-        table: From `pool`, of all splits.
+        table: From `pool`.
 
     Raises:
         InputError: The data name fewer than two folds, or divide a patient.
@@ -118,8 +122,8 @@ def divide(table: pd.DataFrame, count: int, seed: int) -> list[Fold]:
     found = len(np.unique(groups))
     if found < count:
         raise InputError(
-            f"crossvalidate.folds is {count}, but the slices of train and valid form {found} "
-            "groups that must not be divided; ask for fewer folds"
+            f"crossvalidate.folds is {count}, but the slices form {found} groups that "
+            "must not be divided; ask for fewer folds"
         )
     shares = {str(number): 1 / count for number in range(1, count + 1)}
     chosen = np.array(assign_splits([str(group) for group in groups], strata(table), shares, seed))
@@ -187,64 +191,101 @@ def train_fold(
 
 def fold_slices(fold: Fold, arrays: Path) -> dict[str, Slices]:
     """The slices of both parts of a fold, in memory."""
-    parts = [load_slices(split, arrays) for split in SPLITS]  # those of test are last in any case
+    parts = [load_slices(split, arrays) for split in SPLITS]
     images = np.concatenate([part.images for part in parts])
     masks = np.concatenate([part.masks for part in parts])
     rows_of = {"train": fold.train, "valid": fold.valid}
     return {split: Slices(images[rows], masks[rows]) for split, rows in rows_of.items()}
 
 
-def tabulate(
-    folds: Sequence[Fold], summaries: Mapping[tuple[int, str], dict[str, Any]]
+@torch.inference_mode()
+def score_fold(
+    fold: Fold,
+    networks: Mapping[str, Probabilities],
+    arrays: Path,
+    table: pd.DataFrame,
+    thumbnails: Thumbnails,
+    params: EvaluateParams,
 ) -> pd.DataFrame:
-    """A row a fold and network: sizes of its parts, best epoch, its loss and Dice, and time.
+    """Scores the networks of a fold, their mean and the copy baseline on its slices.
+
+    Args:
+        fold: Of the slices of `arrays`.
+        networks: Name → the network that was trained on it.
+        arrays: The folder of the arrays.
+        table: From `pool`.
+        thumbnails: Of all slices, as the validate stage writes them.
+        params: The evaluate section.
+
+    Returns:
+        A row a method and slice: fold, and the columns of `score_masks` without masks.
+    """
+    images = fold_slices(fold, arrays)["valid"].images
+    found = {name: probabilities(network, images) for name, network in networks.items()}
+    if len(found) > 1:
+        found[ENSEMBLE] = np.mean(list(found.values()), axis=0)
+    trained, judged = table.iloc[fold.train], table.iloc[fold.valid]
+    masks: dict[str, Iterator[Mask]] = {
+        name: (one >= THRESHOLD for one in at_native_size(maps, judged))
+        for name, maps in found.items()
+    }
+    masks["copy"] = copied_masks(thumbnails, trained, judged)
+    scored = [score_masks(name, answers, judged, params) for name, answers in masks.items()]
+    without = pd.concat(scored, ignore_index=True).drop(columns=["mask_rle", "truth_rle"])
+    return without.assign(fold=fold.number)
+
+
+def tabulate(
+    folds: Sequence[Fold],
+    summaries: Mapping[tuple[int, str], dict[str, Any]],
+    figures: Mapping[str, Any],
+) -> pd.DataFrame:
+    """A row a fold and network: sizes of its parts, mean Dice, and what its training took.
 
     Args:
         folds: From `make_folds`.
         summaries: Number of the fold and network → what `train_fold` returned.
+        figures: From `tumorseg.evaluation.results.crossvalidated`.
     """
-    columns = ("parameters", "epochs", "best_epoch", "val_loss", "val_dice", "seconds")
-    rows = []
     numbered = {fold.number: fold for fold in folds}
-    for (number, network), summary in summaries.items():
+    rows = []
+    for (number, network), run in summaries.items():
         fold = numbered[number]
         row = {"fold": number, "network": network, "train_slices": len(fold.train)}
-        row |= {"valid_slices": len(fold.valid), "valid_groups": fold.groups}
-        rows.append(row | {"excluded": fold.excluded} | {name: summary[name] for name in columns})
+        row |= {"slices": len(fold.valid), "groups": fold.groups, "excluded": fold.excluded}
+        row["mean_dice"] = figures["folds"][str(number)][network]
+        rows.append(row | {name: run[name] for name in ("parameters", "epochs", "seconds")})
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame, side: int, *, patients: bool, given: bool) -> str:
-    """The table as Markdown: Dice of each fold and network, differences in pairs, mean and SD.
+def page(folds: Sequence[Fold], figures: dict[str, Any], strata: pd.DataFrame) -> str:
+    """The figures as Markdown: Dice of each fold, mean and SD, over all slices, by category.
 
     Args:
-        table: From `tabulate`.
-        side: Of the grid, in pixels.
-        patients: Whether the groups are patients, all of them given.
-        given: Whether the folds are those that the data name.
+        folds: From `make_folds`.
+        figures: From `tumorseg.evaluation.results.crossvalidated`.
+        strata: From `tumorseg.evaluation.strata.strata`.
     """
-    over = "train and valid; test slices took no part."
-    if given:
-        over = "train, valid and test for which the data name one, so that none is left for a test."
-    sizes = table.drop_duplicates("fold").set_index("fold")
-    sizes = sizes[["train_slices", "valid_slices", "valid_groups"]]
-    first, *others = dict.fromkeys(table["network"])
-    dice = table.pivot(index="fold", columns="network", values="val_dice")[[first, *others]]
-    for other in others:
-        dice[f"{other} − {first}"] = dice[other] - dice[first]
-    dice = pd.concat([dice, dice.agg(["mean", "std"]).rename({"std": "SD"})])
+    known = figures["split"]["patients_known"]
+    dice = fold_table(figures).rename(columns=TITLES).map("{:.3f}".format)
+    for place, (title, sizes) in enumerate(
+        {
+            "trained on": [len(fold.train) for fold in folds],
+            "judged slices": [len(fold.valid) for fold in folds],
+            f"their {group_name(known)}s": [fold.groups for fold in folds],
+        }.items()
+    ):
+        dice.insert(place, title, [*map(str, sizes), "", ""])
     return f"""# Cross-validation
 
-{len(sizes)} folds over the {sizes["valid_slices"].sum()} slices of {over} \
-{"Each patient is in one part." if patients else NO_PATIENTS}
+{"Each patient is in one fold." if known else NO_PATIENTS} Each fold is judged by networks that \
+were trained on the others: those of the last epoch, at a threshold of {THRESHOLD}, so that \
+nothing was chosen on what is judged. Mean Dice over slices, at each image's own size:
 
-{sizes.to_markdown()}
+{dice.rename_axis("fold").to_markdown(disable_numparse=True)}
 
-Mean Dice over the slices that a fold is validated on, on the grid of {side}² pixels, at threshold \
-0.5. The epoch is the one with the lowest loss on the same slices, which flatters a little, all \
-networks alike.
+Folds share most of what they train on: their SD is no confidence interval. Intervals and tests \
+below resample {group_name(known)}s.
 
-{dice.rename_axis("fold").to_markdown(floatfmt=".3f")}
-
-Folds share most of what they train on: their spread is no confidence interval.
+{summary(figures, strata, "cross-validation")}
 """

@@ -25,7 +25,8 @@ class Segmenter(lightning.LightningModule):
         params: The section train.common.
 
     Attributes:
-        best: Number (`epoch`), validation `loss` and `weights` of the best epoch so far.
+        best: Number (`epoch`), `score` and `weights` of the best epoch so far; the highest score is
+            the best.
     """
 
     def __init__(self, network: UNet, params: CommonTrainParams) -> None:
@@ -33,7 +34,7 @@ class Segmenter(lightning.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params = params
         self.resumed_plateau: dict[str, Any] | None = None
-        self.best: dict[str, Any] = {"epoch": 0, "loss": float("inf"), "weights": {}}
+        self.best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and loss of one batch."""
@@ -98,8 +99,10 @@ class Segmenter(lightning.LightningModule):
             raise InputError(
                 f"epoch {epoch}: the validation loss is {found}; lower train.common.learning_rate"
             )
-        if found < self.best["loss"]:
-            self.best = {"epoch": epoch, "loss": found, "weights": self.validated}
+        scores = {"loss": -found, "dice": float(means["val_dice"]), "last": epoch}
+        if scores[self.params.best_epoch] > self.best["score"]:
+            score = scores[self.params.best_epoch]
+            self.best = {"epoch": epoch, "score": score, "weights": self.validated}
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with one of two schedules.

@@ -119,7 +119,7 @@ def train(
         params: The train section.
         slices: `train` and `valid`.
         policy: The augmentation, applied anew to every slice in every epoch.
-        folder: Receives `weights.safetensors` (of the epoch with the lowest validation loss) and
+        folder: Receives `weights.safetensors` (of the epoch that best_epoch asks for) and
             `history.csv` (a row an epoch).
         checkpoints: Holds `last.ckpt`, the end of the last epoch; if it is there already, training
             resumes from it. The caller removes the folder, once it has stored the summary.
@@ -149,6 +149,12 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     history = History()
     average = callbacks.EMAWeightAveraging(decay=common.weight_averaging)
+    patience = common.early_stopping_patience
+    stopping = {
+        "loss": [ResumableEarlyStopping("val_loss", patience=patience)],
+        "dice": [ResumableEarlyStopping("val_dice", patience=patience, mode="max")],
+        "last": [],
+    }[common.best_epoch]
     alone = processes(common) == 1
     trainer = lightning.Trainer(
         devices=common.devices,
@@ -164,7 +170,7 @@ def train(
         logger=logger or False,
         callbacks=[
             *([average] if common.weight_averaging else []),
-            ResumableEarlyStopping("val_loss", patience=common.early_stopping_patience),
+            *stopping,
             history,
             callbacks.ModelCheckpoint(
                 checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False
