@@ -1,6 +1,6 @@
 """Speed of our networks beside MONAI's, all in one run, and their Dice after equal time.
 
-    python benchmarks/speed.py [--seconds 90] [--rates 1e-3 3e-3] [--compile] [--phantom]
+    python benchmarks/speed.py [--seconds 90 300] [--rates 1e-3 3e-3] [--compile] [--phantom]
 
 Takes the slices that `dvc repro augment` left, or a phantom where there are none. Speeds are
 measured in turns, round after round, so that noise of the machine hits all alike. Prints Markdown:
@@ -10,8 +10,9 @@ measured in turns, round after round, so that noise of the machine hits all alik
   run in both memory layouts and are shown in their faster one.
 - step efficiency: FLOP/s of a training step over those of the fastest 3×3 convolution found.
 - PyTorch ms, ONNX Runtime ms: for one image, the former in its faster layout.
-- Dice: of the validation slices, after equal seconds of training, one network after the other,
-  drawing included, with the learning rate falling linearly to zero; with the best of `--rates`.
+- Dice: mean / micro of the validation slices, after equal seconds of training, one network after
+  the other, drawing included, with the learning rate falling linearly to zero; with the best of
+  `--rates`. The pretrained encoders start from ImageNet's weights.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -44,6 +45,8 @@ from tumorseg.core import environment
 from tumorseg.core.params import (
     NETWORKS,
     AugmentParams,
+    CommonTrainParams,
+    NetworkParams,
     TrainParams,
     ValidateParams,
     load_params,
@@ -55,8 +58,10 @@ from tumorseg.evaluation.metrics import dice
 from tumorseg.registry.export import export_onnx
 from tumorseg.training.augmentation import Policy, load_policy, save_policy
 from tumorseg.training.datasets import Batch, EpochSampler, TrainingSlices, ValidationSlices
+from tumorseg.training.encoders import EfficientNetLite0
 from tumorseg.training.loss import bce_dice_loss
 from tumorseg.training.networks import build_network
+from tumorseg.training.segmenter import parameter_groups
 from tumorseg.training.trainer import precision
 
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # of the ONNX exporter
@@ -72,13 +77,13 @@ COLUMNS = (
     "step efficiency",
     "PyTorch ms",
     "ONNX Runtime ms",
-    "mean Dice",
-    "micro Dice",
-    "epochs",
-    "learning rate",
 )
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TITLES = {"unet": "our U-Net", "attention_unet": "our Attention U-Net"}
+# As the set two_cores has it; what is compared with it are the plain networks of params.yaml.
+PRETRAINED = NetworkParams(
+    encoder="efficientnet_lite0", channels=[16, 24, 40, 112], norm="batch", space_to_depth=2
+)
 
 Key = tuple[str, ...]
 
@@ -102,9 +107,14 @@ class Rival:
 
 
 def rivals(params: TrainParams) -> list[Rival]:
-    """Our two networks as params.yaml has them, and MONAI's residual and Attention U-Net."""
+    """Our networks, plain and pretrained, and MONAI's residual and Attention U-Net."""
+    layout = ("channels_last",)
     ours = [
-        Rival(TITLES[name], partial(build_network, name, params.network(name)), ("channels_last",))
+        Rival(TITLES[name], partial(build_network, name, params.network(name)), layout)
+        for name in NETWORKS
+    ]
+    ours += [
+        Rival(f"{TITLES[name]}, pretrained", partial(build_network, name, PRETRAINED), layout)
         for name in NETWORKS
     ]
     shape: dict[str, Any] = {
@@ -136,9 +146,14 @@ def _expecting_little(build: Callable[[], nn.Module]) -> nn.Module:
 class Setting:
     """How everything in one run is computed."""
 
+    common: CommonTrainParams
     device: torch.device
     bf16: bool
     compiled: bool
+
+    def with_rate(self, rate: float) -> "Setting":
+        """The same with another learning rate."""
+        return replace(self, common=self.common.model_copy(update={"learning_rate": rate}))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision, where this run has it."""
@@ -153,11 +168,13 @@ class Setting:
 class Training:
     """A network with the loss and the optimiser that all have in common."""
 
-    def __init__(self, network: nn.Module, layout: str, setting: Setting, rate: float) -> None:
+    def __init__(self, network: nn.Module, layout: str, setting: Setting) -> None:
         self.setting, self.layout = setting, LAYOUTS[layout]
         self.network = network.to(setting.device, memory_format=self.layout).train()
         self.forward = torch.compile(self.network) if setting.compiled else self.network
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=rate, fused=True)
+        groups = parameter_groups(self.network, setting.common)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
+        self.rates = [group["lr"] for group in groups]
 
     def loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """The loss of one batch, float32, each (B, 1, S, S)."""
@@ -181,14 +198,12 @@ class Course:
         slices: `train` and `valid`.
         policy: The augmentation.
         batch: Slices a step.
-        seconds: The training's own time, drawing included.
         average: Decay a step of the moving average of weights that is scored; 0 for none.
     """
 
     slices: dict[str, Slices]
     policy: Policy
     batch: int
-    seconds: float
     average: float
 
     def batches(self) -> Iterator[Batch]:
@@ -201,15 +216,24 @@ class Course:
             sampler.set_epoch(epoch)
             yield from loader
 
-    def run(self, rival: Rival, layout: str, setting: Setting, rate: float) -> dict[str, float]:
+    def run(self, rival: Rival, layout: str, setting: Setting, seconds: float) -> dict[str, float]:
         """Trains anew, the rate falling linearly to zero, and scores the validation slices.
+
+        Args:
+            rival: The network.
+            layout: Of its weights and images.
+            setting: How it is computed, and with which rates.
+            seconds: The training's own time, drawing included.
 
         Returns:
             `mean` and `micro` Dice on the grid at a probability of 0.5, the learning `rate`, and
             `epochs` seen.
         """
         torch.manual_seed(0)
-        training = Training(rival.build(), layout, setting, rate)
+        network = rival.build()
+        if isinstance(encoder := getattr(network, "encoder", None), EfficientNetLite0):
+            encoder.load_pretrained(None)
+        training = Training(network, layout, setting)
         scored: nn.Module = training.network
         if self.average:
             decayed = get_ema_multi_avg_fn(self.average)
@@ -218,10 +242,10 @@ class Course:
         training.loss(*next(drawn)[:2]).backward()  # compiles, without a step
         steps, started = 0, time.perf_counter()
         for images, masks, _ in drawn:
-            elapsed = (time.perf_counter() - started) / self.seconds
+            elapsed = (time.perf_counter() - started) / seconds
             if elapsed >= 1:
                 break
-            for group in training.optimizer.param_groups:
+            for group, rate in zip(training.optimizer.param_groups, training.rates, strict=True):
                 group["lr"] = rate * (1 - elapsed)
             training.step(images, masks)
             if self.average:
@@ -230,6 +254,7 @@ class Course:
             steps += 1
         mean, micro = self.score(scored, training)
         epochs = steps * self.batch / len(self.slices["train"].images)
+        rate = setting.common.learning_rate
         return {"mean": mean, "micro": micro, "rate": rate, "epochs": epochs}
 
     @torch.inference_mode()
@@ -347,7 +372,7 @@ def measure(
     answering: dict[Key, Entry] = {}
     for rival in networks:
         for layout in rival.layouts:
-            step = partial(Training(rival.build(), layout, setting, 1e-3).step, images, masks)
+            step = partial(Training(rival.build(), layout, setting).step, images, masks)
             training[rival.title, layout] = Entry(step, chosen.batch)
         for runtime, entry in inference(rival, side, setting, scratch).items():
             answering[rival.title, runtime] = entry
@@ -359,7 +384,8 @@ def measure(
         return max(rival.layouts, key=lambda layout: median(trained[rival.title, layout]))
 
     reference = next(trained[r.title, best_layout(r)] for r in networks if r.title == REFERENCE)
-    head(*COLUMNS, numbers=len(COLUMNS) - 2)
+    after = [f"Dice after {seconds:g} s (epochs, rate)" for seconds in chosen.seconds]
+    head(*COLUMNS, *after, numbers=len(COLUMNS) + len(after) - 2)
     for rival in networks:
         layout = best_layout(rival)
         parameters, flop = rival.size(side)
@@ -376,14 +402,18 @@ def measure(
             f"{1000 / eager:.1f}",
             f"{1000 / median(answered[rival.title, 'onnx']):.1f}",
         ]
-        scores = [course.run(rival, layout, setting, rate) for rate in chosen.rates]
-        top = max(scores, key=lambda one: one["mean"])
-        cells += [f"{top['mean']:.3f}", f"{top['micro']:.3f}"]
-        row(*cells, f"{top['epochs']:.1f}", f"{top['rate']:g}")
+        for seconds in chosen.seconds:
+            scores = [
+                course.run(rival, layout, setting.with_rate(rate), seconds) for rate in chosen.rates
+            ]
+            top = max(scores, key=lambda one: one["mean"])
+            shown = f"{top['mean']:.3f} / {top['micro']:.3f}"
+            cells.append(f"{shown} ({top['epochs']:.1f}, {top['rate']:g})")
+        row(*cells)
     drawing = median(trained["drawing",])
-    ours = (f"{drawing / median(trained[r.title, best_layout(r)]):.1f}" for r in networks[:2])
+    ours = (f"{drawing / median(trained[r.title, best_layout(r)]):.1f}" for r in networks[:4])
     print(f"\nbest convolution, {words}: {peak / 1e9:.1f} GFLOP/s forward and backward")
-    print(f"drawing alone: {drawing:.1f} images/s, {' and '.join(ours)} times our two trainings'")
+    print(f"drawing alone: {drawing:.1f} images/s, {', '.join(ours)} times our trainings'")
 
 
 def find_slices(chosen: argparse.Namespace, scratch: Path) -> tuple[dict[str, Slices], Policy, str]:
@@ -411,7 +441,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn", type=float, default=3, help="seconds of a turn of training")
-    parser.add_argument("--seconds", type=float, default=90, help="of training before Dice")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[90], help="of training")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="best of these")
     parser.add_argument("--average", type=float, default=0, help="decay of averaged weights")
     parser.add_argument("--phantom", type=int, nargs="?", const=240, help="so many train slices")
@@ -423,7 +453,8 @@ def main() -> None:
     os.environ |= environment.SILENT
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
-    bf16 = precision(load_params(TrainParams, chosen.params).common) == "bf16-mixed"
+    common = load_params(TrainParams, chosen.params).common
+    bf16 = precision(common) == "bf16-mixed"
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         slices, policy, whose = find_slices(chosen, scratch)
@@ -433,8 +464,8 @@ def main() -> None:
             f"{chosen.threads} threads, {'bf16' if bf16 else 'float32'}, "
             f"{'compiled' if chosen.compile else 'eager'}, PyTorch {torch.__version__}\n"
         )
-        course = Course(slices, policy, chosen.batch, chosen.seconds, chosen.average)
-        measure(chosen, course, Setting(device, bf16, chosen.compile), side, scratch)
+        course = Course(slices, policy, chosen.batch, chosen.average)
+        measure(chosen, course, Setting(common, device, bf16, chosen.compile), side, scratch)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tumorseg.core.errors import InputError
 from tumorseg.core.params import CommonTrainParams
@@ -111,18 +111,7 @@ class Segmenter(lightning.LightningModule):
         lowers the rate when the validation loss stops falling.
         """
         common = self.params
-        pretrained = isinstance(self.network.encoder, EfficientNetLite0)
-        groups = defaultdict[tuple[float, float], list[Tensor]](list)
-        for name, parameter in self.network.named_parameters():
-            slower = pretrained and name.startswith("encoder.")
-            rate = common.learning_rate * (common.encoder_rate if slower else 1.0)
-            # Biases and the scales of normalisation are not decayed.
-            decay = common.weight_decay if parameter.ndim > 1 else 0.0
-            groups[rate, decay].append(parameter)
-        optimizer = torch.optim.AdamW(
-            [{"params": own, "lr": r, "weight_decay": d} for (r, d), own in groups.items()],
-            fused=True,
-        )
+        optimizer = torch.optim.AdamW(parameter_groups(self.network, common), fused=True)
         if common.schedule == "one_cycle":
             steps = int(self.trainer.estimated_stepping_batches)
             cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -164,3 +153,19 @@ class Segmenter(lightning.LightningModule):
             print(f"going on after epoch {self.current_epoch}")
         if self.resumed_plateau is not None:
             self.plateau.load_state_dict(self.resumed_plateau)
+
+
+def parameter_groups(network: nn.Module, common: CommonTrainParams) -> list[dict[str, Any]]:
+    """The parameters as an optimiser takes them: a pretrained encoder's have a rate of their own.
+
+    Biases and the scales of normalisation are not decayed.
+    """
+    slower = set[Tensor]()
+    if isinstance(encoder := getattr(network, "encoder", None), EfficientNetLite0):
+        slower.update(encoder.parameters())
+    groups = defaultdict[tuple[float, float], list[Tensor]](list)
+    for parameter in network.parameters():
+        rate = common.learning_rate * (common.encoder_rate if parameter in slower else 1.0)
+        decay = common.weight_decay if parameter.ndim > 1 else 0.0
+        groups[rate, decay].append(parameter)
+    return [{"params": own, "lr": r, "weight_decay": d} for (r, d), own in groups.items()]
