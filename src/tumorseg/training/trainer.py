@@ -138,6 +138,8 @@ def train(
     _check(name, params, slices)
     common = params.common
     lightning.seed_everything(seed, workers=True, verbose=False)
+    # Deterministic mode would fill memory that is overwritten anyway.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     network = build_network(name, params.network(name))
     if isinstance(network.encoder, EfficientNetLite0):
         weights = params.encoder_weights
