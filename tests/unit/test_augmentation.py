@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -41,6 +43,23 @@ def test_image_and_mask_move_together(tmp_path, pair) -> None:
         assert ((image > 120) != mask).mean() < 0.01
         moved += not np.array_equal(mask, pair[1])
     assert moved == 30
+
+
+@pytest.mark.parametrize("name", ["elastic", "bias_field", "blur", "low_resolution"])
+def test_degradations_change_the_image_and_only_elastic_ones_the_mask(tmp_path, pair, name) -> None:
+    policy = policy_of(tmp_path, **STILL, **{f"{name}_probability": 1.0})
+    image, mask = policy(*pair, 1)
+    assert np.abs(image.astype(int) - pair[0]).max() > 3
+    assert np.array_equal(mask, pair[1]) != (name == "elastic")
+    assert ((image > 120) != mask).mean() < 0.05
+    off = policy_of(tmp_path, **STILL, **{f"{name}_probability": 0.0})
+    assert np.array_equal(off(*pair, 1)[0], pair[0])
+
+
+def test_what_is_off_leaves_the_others_as_they_were(tmp_path) -> None:
+    save_policy(PARAMS, tmp_path / "policy.json")
+    names = json.loads((tmp_path / "policy.json").read_text())["transform"]["transforms"]
+    assert [one["__class_fullname__"] for one in names][-1] == "GaussNoise" and len(names) == 6
 
 
 def test_the_seed_decides(tmp_path, pair) -> None:

@@ -116,6 +116,10 @@ class AugmentParams(Section):
     gamma: float = Field(ge=0, lt=1)  # 0.2 is an exponent of 0.8 to 1.2
     noise: Fraction  # standard deviation, of full scale
     intensity_probability: Fraction
+    elastic_probability: Fraction
+    bias_field_probability: Fraction
+    blur_probability: Fraction
+    low_resolution_probability: Fraction
 
 
 class CommonTrainParams(Section):

@@ -45,10 +45,24 @@ def save_policy(params: AugmentParams, path: Path) -> None:
                 p=params.intensity_probability,
             ),
             A.GaussNoise(std_range=(0.0, params.noise), p=params.intensity_probability),
+            # One that is off is left out, so that the others' draws stay what they were without it.
+            *(further for further in _degradations(params) if further.p),
         ]
     )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(policy.to_dict(), indent=2) + "\n")
+
+
+def _degradations(params: AugmentParams) -> list[A.BasicTransform]:
+    """Elastic deformation, and the ways in which nnU-Net (Isensee et al. 2021) degrades images."""
+    side = params.image_size
+    smooth = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+    return [
+        A.ElasticTransform(alpha=side, sigma=side / 16, p=params.elastic_probability),
+        A.Illumination("gaussian", (0.05, 0.2), p=params.bias_field_probability),
+        A.GaussianBlur(sigma_limit=(0.5, 1.5), p=params.blur_probability),
+        A.Downscale((0.5, 0.95), smooth, p=params.low_resolution_probability),
+    ]
 
 
 def load_policy(path: Path) -> Policy:
