@@ -211,12 +211,12 @@ def test_folds_are_trained_once_each_and_tabulated(place, workplace) -> None:
     for row in table.itertuples():
         (folder,) = (root / ".state" / "crossvalidate" / f"{row.network}-{row.fold}").iterdir()
         assert {p.name for p in folder.iterdir()} >= {"run.json", "weights.safetensors"}
-        run = json.loads((folder / "run.json").read_text())
-        assert run["best_epoch"] == run["epochs"] == row.epochs
+        trained = json.loads((folder / "run.json").read_text())
+        assert trained["best_epoch"] == trained["epochs"] == row.epochs
     page = (root / "reports" / "crossvalidation.md").read_text()
     assert "Attention U-Net and U-Net" in page or "Attention U-Net minus U-Net" in page
     scored = pd.read_csv(root / "reports" / "crossvalidation_slices.csv")
-    assert scored.groupby("method").size().to_dict() == dict.fromkeys(sorted(METHODS), 22)
+    assert scored.groupby("method").size().to_dict() == dict.fromkeys(METHODS, 22)
     weights = sorted((root / ".state" / "crossvalidate").rglob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in weights]
     weights[0].with_name("run.json").unlink()  # as if it had been killed at its very end

@@ -30,6 +30,10 @@ def test_every_set_is_valid_and_treats_both_networks_alike(name: str) -> None:
     assert params["train"]["seeds"] == [7]
 
 
+def test_one_set_after_another_leaves_nothing_of_the_one_before() -> None:
+    assert len({frozenset(values) for values in SETS.values()}) == 1
+
+
 def test_without_changes_dvc_reproduces() -> None:
     assert experiments.command(None, []) == ["repro"]
 
