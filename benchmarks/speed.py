@@ -80,7 +80,7 @@ COLUMNS = (
 )
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TITLES = {"unet": "our U-Net", "attention_unet": "our Attention U-Net"}
-# As the set two_cores has it; what is compared with it are the plain networks of params.yaml.
+# As the set two_cores_pretrained has it; the plain networks are those of params.yaml.
 PRETRAINED = NetworkParams(
     encoder="efficientnet_lite0", channels=[16, 24, 40, 112], norm="batch", space_to_depth=2
 )

@@ -198,7 +198,6 @@ def fold_slices(fold: Fold, arrays: Path) -> dict[str, Slices]:
     return {split: Slices(images[rows], masks[rows]) for split, rows in rows_of.items()}
 
 
-@torch.inference_mode()
 def score_fold(
     fold: Fold,
     networks: Mapping[str, Probabilities],
