@@ -32,9 +32,10 @@ def work(tmp_path) -> Work:
 
 
 def masks(folder: Path) -> dict[str, bytes]:
+    """The masks by their names; without those that are being written, which begin with a dot."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*_mask.*"))
+        for path in sorted(folder.rglob("[!.]*_mask.*"))
     }
 
 
