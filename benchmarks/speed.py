@@ -18,6 +18,7 @@ measured in turns, round after round, so that noise of the machine hits all alik
 import argparse
 import copy
 import itertools
+import json
 import os
 import tempfile
 import time
@@ -42,14 +43,15 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from tumorseg.core import environment
+from tumorseg.core.experiments import apply
 from tumorseg.core.params import (
     NETWORKS,
     AugmentParams,
     CommonTrainParams,
-    NetworkParams,
     TrainParams,
     ValidateParams,
     load_params,
+    read_document,
 )
 from tumorseg.data.arrays import ARRAYS, Slices, build_arrays, load_slices
 from tumorseg.data.manifest import build_manifest
@@ -80,10 +82,7 @@ COLUMNS = (
 )
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TITLES = {"unet": "our U-Net", "attention_unet": "our Attention U-Net"}
-# As the set two_cores_pretrained has it; the plain networks are those of params.yaml.
-PRETRAINED = NetworkParams(
-    encoder="efficientnet_lite0", channels=[16, 24, 40, 112], norm="batch", space_to_depth=2
-)
+SETS = {"two_cores_plain": "", "two_cores": ", pretrained"}  # of experiments.yaml
 
 Key = tuple[str, ...]
 
@@ -106,17 +105,17 @@ class Rival:
         return parameters, counter.get_total_flops()
 
 
-def rivals(params: TrainParams) -> list[Rival]:
+def rivals(params: Path) -> list[Rival]:
     """Our networks, plain and pretrained, and MONAI's residual and Attention U-Net."""
-    layout = ("channels_last",)
-    ours = [
-        Rival(TITLES[name], partial(build_network, name, params.network(name)), layout)
-        for name in NETWORKS
-    ]
-    ours += [
-        Rival(f"{TITLES[name]}, pretrained", partial(build_network, name, PRETRAINED), layout)
-        for name in NETWORKS
-    ]
+    ours, sets = [], read_document(Path(__file__).parents[1] / "experiments.yaml")
+    for chosen, ending in SETS.items():
+        document = read_document(params)
+        for key, value in sets[chosen].items():
+            apply(f"{key}={json.dumps(value)}", document)
+        trained = TrainParams.model_validate(document["train"])
+        for name in NETWORKS:
+            build = partial(build_network, name, trained.network(name))
+            ours.append(Rival(TITLES[name] + ending, build, ("channels_last",)))
     shape: dict[str, Any] = {
         "spatial_dims": 2,
         "in_channels": 1,
@@ -361,7 +360,7 @@ def measure(
     chosen: argparse.Namespace, course: Course, setting: Setting, side: int, scratch: Path
 ) -> None:
     """Measures everything and prints the table and what it rests on."""
-    networks = rivals(load_params(TrainParams, chosen.params))
+    networks = rivals(chosen.params)
     drawn = course.batches()
     images, masks, _ = next(drawn)
     words, layer, sweep = best_convolution(side, setting)
