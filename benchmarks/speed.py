@@ -18,7 +18,6 @@ measured in turns, round after round, so that noise of the machine hits all alik
 import argparse
 import copy
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -43,7 +42,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from tumorseg.core import environment
-from tumorseg.core.experiments import apply
+from tumorseg.core.experiments import EXPERIMENTS, apply, changes_of
 from tumorseg.core.params import (
     NETWORKS,
     AugmentParams,
@@ -107,11 +106,11 @@ class Rival:
 
 def rivals(params: Path) -> list[Rival]:
     """Our networks, plain and pretrained, and MONAI's residual and Attention U-Net."""
-    ours, sets = [], read_document(Path(__file__).parents[1] / "experiments.yaml")
+    ours = []
     for chosen, ending in SETS.items():
         document = read_document(params)
-        for key, value in sets[chosen].items():
-            apply(f"{key}={json.dumps(value)}", document)
+        for change in changes_of(chosen, Path(__file__).parents[1] / EXPERIMENTS):
+            apply(change, document)
         trained = TrainParams.model_validate(document["train"])
         for name in NETWORKS:
             build = partial(build_network, name, trained.network(name))

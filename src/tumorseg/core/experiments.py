@@ -25,10 +25,7 @@ def command(name: str | None, changes: list[str]) -> list[str]:
     """
     document = read_document(PARAMS)
     if name:
-        sets = read_document(EXPERIMENTS)
-        if not isinstance(sets.get(name), dict):
-            raise InputError(f"{EXPERIMENTS}: has no set {name!r}; it has {', '.join(sets)}")
-        changes = [f"{key}={json.dumps(value)}" for key, value in sets[name].items()] + changes
+        changes = changes_of(name) + changes
     for change in changes:
         apply(change, document)
     check(document, f"{PARAMS} with these values" if changes else PARAMS)
@@ -38,6 +35,18 @@ def command(name: str | None, changes: list[str]) -> list[str]:
     print(f"{PARAMS} will hold these values; `git checkout {PARAMS}` takes them back", flush=True)
     named = ["--force", "--name", name] if name else []
     return ["exp", "run", *named, *(word for change in changes for word in ("--set-param", change))]
+
+
+def changes_of(name: str, path: Path = EXPERIMENTS) -> list[str]:
+    """The changes of a set, as for `apply`.
+
+    Raises:
+        InputError: There is no such set.
+    """
+    sets = read_document(path)
+    if not isinstance(sets.get(name), dict):
+        raise InputError(f"{path}: has no set {name!r}; it has {', '.join(sets)}")
+    return [f"{key}={json.dumps(value)}" for key, value in sets[name].items()]
 
 
 def apply(change: str, document: dict[str, Any]) -> None:
