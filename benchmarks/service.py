@@ -569,6 +569,8 @@ def main() -> None:
     chosen = parser.parse_args()
     environment.set_up()
     os.environ |= environment.SILENT
+    for name in environment.TRAINING:
+        del os.environ[name]
     try:
         with tempfile.TemporaryDirectory(prefix="tumorseg-bench-") as scratch:
             fine = measure(chosen, Path(scratch))

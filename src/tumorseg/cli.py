@@ -149,6 +149,8 @@ def serve(
     packaged = ensure_current_bento()
     defaults = environment.SERVING | {"TUMORSEG_STATISTICS": str(environment.STATISTICS.resolve())}
     os.environ |= defaults | os.environ
+    for name in environment.TRAINING:  # the service gives memory back
+        os.environ.pop(name, None)
     command = [sys.executable, "-m", "bentoml", "serve", packaged["tag"], "--host", host]
     # A client that does not read its answer must not keep a stopping service.
     command += ["--port", str(port), "--timeout-graceful-shutdown", "135"]
